@@ -1,0 +1,41 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or newer, make and pip.
+PYTHON ?= python3
+TORCH  := torch==2.13.0
+BIN    := .venv/bin
+
+.PHONY: demo test setup lint pytest clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.lab  ## train a small Llama on Shakespeare with AMUSE, about 90 seconds
+	$(BIN)/amuse-lab train shakespeare
+
+test: export OMP_NUM_THREADS = 1
+test: lint pytest  ## everything the gate checks
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+pytest: .venv/.dev
+	$(BIN)/pytest -q
+
+setup: .venv/.dev  ## the development environment alone
+
+# torch first and by exact version: a CPU build that the machine holds is then used as it is.
+.venv/.torch: Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	touch $@
+
+.venv/.lab: .venv/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lab]'
+	touch $@
+
+.venv/.dev: .venv/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ .venv/.lab
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

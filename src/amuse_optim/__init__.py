@@ -1,0 +1,26 @@
+"""AMUSE: anytime Muon with stable gradient evaluation (arXiv 2605.22432).
+
+Optimizer, parameter groups and everything needed to read the averaged model, for PyTorch alone.
+"""
+
+from .evaluation import Attachment, attach, averaged, averaged_state_dict, refresh_batch_norm
+from .optimizer import AMUSE, OptimizerModeError
+from .orthogonalize import orthogonalize
+from .reference import AMUSEReference
+from .routing import param_groups, report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AMUSE",
+    "AMUSEReference",
+    "Attachment",
+    "OptimizerModeError",
+    "attach",
+    "averaged",
+    "averaged_state_dict",
+    "orthogonalize",
+    "param_groups",
+    "refresh_batch_norm",
+    "report",
+]

@@ -1,0 +1,167 @@
+"""Reading the average x: for evaluation, for shipping, for BatchNorm statistics."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .optimizer import AMUSE
+from .state import averaged_value
+
+
+@contextlib.contextmanager
+def averaged(optimizer: AMUSE) -> Iterator[None]:
+    """Let the parameters hold the average x inside the block, and exactly what they held before after it.
+
+    Args:
+        optimizer: In either mode; blocks may be nested.
+
+    Raises:
+        OptimizerModeError: From `optimizer.step()` inside the block.
+
+    Example:
+        >>> import torch
+        >>> from amuse_optim import AMUSE, averaged
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = AMUSE([weight], direction="sgd", warmup_steps=2)
+        >>> with averaged(optimizer):
+        ...     norm = weight.norm()
+    """
+    before = optimizer.mode
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        if before == "train":
+            optimizer.train()
+
+
+@torch.no_grad()
+def averaged_state_dict(model: nn.Module, optimizer: AMUSE) -> dict[str, Tensor]:
+    """The model's state dict with the average x in place of its parameters: the model to ship.
+
+    Neither the model nor the optimizer is touched. Parameters that are not in the optimizer, and buffers,
+    are copied as they are; parameters shared under several names stay shared.
+
+    Args:
+        model: Whose parameters the optimizer trains.
+        optimizer: In either mode.
+
+    Returns:
+        New tensors under the names of `model.state_dict()`, in the parameters' dtypes.
+
+    Raises:
+        ValueError: If none of the model's parameters is in the optimizer.
+    """
+    trained = {p: state for p, state in optimizer.state.items() if "z" in state}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if not any(parameter in trained for parameter in named.values()):
+        raise ValueError(
+            "none of the model's parameters is in the optimizer: is it another model's optimizer?"
+        )
+
+    copies: dict[Tensor, Tensor] = {}
+    shipped: dict[str, Any] = {}
+    for name, value in model.state_dict().items():
+        parameter = named.get(name)
+        if parameter is None:
+            shipped[name] = value.clone() if isinstance(value, Tensor) else value
+        else:
+            if parameter not in copies:
+                at_y = parameter in trained and optimizer.mode == "train"
+                copies[parameter] = (
+                    averaged_value(parameter, trained[parameter]) if at_y else parameter.detach().clone()
+                )
+            shipped[name] = copies[parameter]
+    return shipped
+
+
+@torch.no_grad()
+def refresh_batch_norm(
+    model: nn.Module, batches: Iterable[Any], *, forward: Callable[[Any], object] | None = None
+) -> None:
+    """Compute BatchNorm's running statistics anew at the current parameters.
+
+    The statistics a model gathers in training belong to y; call this inside `averaged(optimizer)` before
+    evaluating x. They become the plain mean over the batches. Momentum, training flags and the random
+    state are left as they were, and if anything raises, so are the statistics. Only the BatchNorm layers
+    are put into training mode.
+
+    Args:
+        model: Does nothing for one without BatchNorm layers that track statistics.
+        batches: What `forward` takes; a tuple or list stands for (inputs, ...).
+        forward: Runs the model on a batch; by default on the batch, or its first element.
+
+    Raises:
+        ValueError: If `batches` is empty.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return
+    run = forward or (lambda batch: model(batch[0] if isinstance(batch, (tuple, list)) else batch))
+    before = [(m.training, m.momentum, {k: v.clone() for k, v in m.named_buffers()}) for m in layers]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    seen = 0
+    try:
+        with torch.random.fork_rng(devices=devices):
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # torch's name for the plain mean over batches
+                layer.training = True
+            for batch in batches:
+                run(batch)
+                seen += 1
+        if not seen:
+            raise ValueError("batches must not be empty: there is nothing to compute statistics from")
+    except BaseException:
+        for layer, (_, _, buffers) in zip(layers, before, strict=True):
+            for name, value in buffers.items():
+                layer.get_buffer(name).copy_(value)
+        raise
+    finally:
+        for layer, (training, momentum, _) in zip(layers, before, strict=True):
+            layer.training, layer.momentum = training, momentum
+
+
+class Attachment:
+    """What `attach` returns; `remove()` unties model and optimizer."""
+
+    def __init__(self, optimizer: AMUSE, model: nn.Module) -> None:
+        self._optimizer, self._model = optimizer, model
+        vars(model)["train"] = self._switch
+
+    def _switch(self, mode: bool = True) -> nn.Module:
+        type(self._model).train(self._model, mode)
+        if mode:
+            self._optimizer.train()
+        else:
+            self._optimizer.eval()
+        return self._model
+
+    def remove(self) -> None:
+        """Let `model.train()` and `model.eval()` leave the optimizer alone again."""
+        vars(self._model).pop("train", None)
+
+
+def attach(optimizer: AMUSE, model: nn.Module) -> Attachment:
+    """Tie the optimizer's mode to the model's: `model.eval()` and `model.train()` switch both.
+
+    Args:
+        optimizer: The optimizer of the model's parameters.
+        model: The model. A copy made of it (`copy.deepcopy`) comes with a copy of the optimizer.
+
+    Returns:
+        A handle whose `remove()` unties them.
+
+    Raises:
+        ValueError: If this model is attached already.
+    """
+    if "train" in vars(model):
+        raise ValueError("this model is attached to an optimizer already; remove() that handle first")
+    attachment = Attachment(optimizer, model)
+    if not model.training:
+        optimizer.eval()
+    return attachment

@@ -1,0 +1,81 @@
+r"""Layout: which matrices a parameter is made of.
+
+A parameter is cut into blocks, each a stack (n, rows, cols) of equally shaped matrices that are
+orthogonalized one by one. Convolution kernels (out, in, *k) are one (out, in * prod(k)) matrix per group.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one parameter decomposes into matrices.
+
+    Args:
+        shape: The parameter's shape.
+        blocks: (n, rows, cols) of every block, in the order of the parameter's rows.
+        stacked: Whether leading dimensions count matrices (and `blocks` is then a single one).
+    """
+
+    shape: tuple[int, ...]
+    blocks: tuple[tuple[int, int, int], ...]
+    stacked: bool = False
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """The blocks of a tensor of this shape, in any memory format; views where possible."""
+        if self.stacked:
+            return [tensor.reshape(self.blocks[0])]
+        rows = tensor.reshape(self.shape[0], -1)
+        sizes = [n * r for n, r, _ in self.blocks]
+        parts = torch.split(rows, sizes) if len(sizes) > 1 else (rows,)
+        return [part.reshape(block) for part, block in zip(parts, self.blocks, strict=True)]
+
+    def join(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        if len(blocks) == 1:
+            return blocks[0].reshape(self.shape)
+        return torch.cat([block.reshape(-1, block.shape[-1]) for block in blocks]).reshape(self.shape)
+
+
+def matrix_layout(
+    shape: Sequence[int],
+    *,
+    split_rows: Sequence[int] | None = None,
+    num_heads: int | None = None,
+    conv_groups: int = 1,
+    stacked: bool = False,
+) -> Layout:
+    """The layout of a parameter of this shape.
+
+    Args:
+        shape: The parameter's shape, at least two dimensions.
+        split_rows: Row counts of fused projections (query, key, value; gate, up), orthogonalized apart.
+        num_heads: Cuts the rows of every (split) matrix into this many equal heads.
+        conv_groups: Groups of a grouped convolution: one matrix each.
+        stacked: Leading dimensions count matrices, as in experts of shape (E, rows, cols).
+
+    Raises:
+        ValueError: If the shape does not allow it; the message names the option.
+    """
+    shape = tuple(shape)
+    if len(shape) < 2:
+        raise ValueError(f"the 'muon' direction needs at least two dimensions, got shape {shape}")
+    if stacked:
+        if split_rows is not None or num_heads is not None or conv_groups != 1:
+            raise ValueError("stacked cannot be combined with split_rows, num_heads or conv_groups")
+        return Layout(shape, ((math.prod(shape[:-2]), shape[-2], shape[-1]),), stacked=True)
+
+    rows, cols = shape[0], math.prod(shape[1:])
+    sizes = (rows,) if split_rows is None else tuple(split_rows)
+    if sum(sizes) != rows or any(size < 1 for size in sizes):
+        raise ValueError(f"split_rows must be positive and sum to {rows} for shape {shape}, got {sizes}")
+    parts = conv_groups * (num_heads or 1)
+    if any(size % parts for size in sizes):
+        option = "num_heads" if num_heads else "conv_groups"
+        raise ValueError(f"{option} must divide the rows {sizes} of shape {shape}, got {parts}")
+    return Layout(shape, tuple((parts, size // parts, cols) for size in sizes))

@@ -1,0 +1,376 @@
+"""The optimizer: groups, state and modes. The algebra lives in the modules it calls."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any, Literal, Never, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from . import directions, sequences, settings
+from .directions import Direction, Scale
+from .orthogonalize import Method, orthogonalize_all
+from .schedule import BetaClock, Clock, Coefficients, Parity
+from .sequences import DecayAt
+from .settings import Group
+from .state import (
+    State,
+    advanced_clock,
+    averaged_value,
+    check_fits,
+    function_name,
+    gradients_usable,
+    initial_state,
+    synchronize,
+    warn_of_differences,
+)
+
+Mode = Literal["train", "eval"]
+
+
+class OptimizerModeError(RuntimeError):
+    """A call that the optimizer's present mode does not allow."""
+
+
+class AMUSE(torch.optim.Optimizer):
+    r"""Anytime Muon with stable gradient evaluation: no schedule, no horizon, a finished model at any step.
+
+    One step of a group, with t counting the group's steps:
+
+    .. code-block:: text
+
+        d    = direction(g)                                   # orthogonalized momentum, AdamW's, or g
+        z   <- z - lr_t d - lr_t weight_decay z               # the fast sequence
+        x   <- (1 - c_t) x + c_t z                            # the average: the model
+        y   <- (1 - beta_t) z + beta_t x                      # where the next gradient is taken
+
+    While training the parameters hold y; `averaged(optimizer)` (or `eval()`) puts x there. Only z is
+    stored beside a float32 or float64 parameter; one in lower precision keeps z and x in float32.
+
+    Args:
+        params: `param_groups(model)`, or any iterable of parameters, named parameters or group dicts with
+            a `direction`.
+        lr: Learning rate; `group["lr"]` is read at every step, so torch's schedulers work.
+        warmup_steps: Steps of linear learning-rate warm-up.
+        t0_steps: Steps for which beta stays at `beta1`; `warmup_steps` by default. At least 2 and
+            greater than `c_warmup_steps` + 1, unless `rho` is 0.
+        c_warmup_steps: Steps for which x follows z before the averaging begins.
+        total_steps: Only needed where the three lengths are given as fractions of it.
+        beta1: The interpolation coefficient at the start, in (0, 1).
+        rho: How fast it rises towards 1; 0 keeps it (plain Schedule-Free).
+        beta_clock: "window" (the averaging window drives beta, as in the released code) or "steps"
+            (the paper's equation 5).
+        r: Power of t in the averaging weights.
+        weight_lr_power: Power of the largest learning rate so far in the averaging weights.
+        momentum: Muon's momentum, in [0, 1).
+        nesterov: Whether Muon's momentum looks one step ahead.
+        beta2: Decay of the second moment of the "adamw" direction, in [0, 1).
+        eps: Added to the root of the second moment.
+        auxiliary_momentum: First moment of the "adamw" direction; 0 keeps none.
+        weight_decay: Decoupled decay, multiplied by the learning rate.
+        weight_decay_at: "z" or "y".
+        direction: "muon", "adamw" or "sgd" for groups that do not say their own.
+        scale: "match_rms" or "spectral", see `directions.update_scale`.
+        orthogonalize: "quintic", "polar_express", "exact", or a function on stacks (n, rows, cols).
+        orthogonalize_steps: Iterations of the polynomial.
+        orthogonalize_dtype: What it computes in; chosen by device and parameter dtype if None.
+        split_rows: Row counts of fused projections in this group, orthogonalized apart.
+        num_heads: Orthogonalizes every head's rows apart.
+        conv_groups: Groups of grouped convolutions, one matrix each.
+        stacked: Leading dimensions count matrices (experts).
+        nonfinite: What an infinite or NaN gradient does: "raise" (FloatingPointError, nothing changed),
+            "skip" (the whole step is skipped and counted in `group["skipped_steps"]`) or "ignore".
+        parity: "exact", or "published" for the released code's averaging (algorithmic detail in
+            `docs/algorithm.md`).
+
+    Raises:
+        ValueError: For a value out of range, an unknown group key, a missing direction, or a parameter
+            the direction cannot take.
+        TypeError: For an unknown option or a value of the wrong kind.
+
+    Example:
+        >>> import torch
+        >>> from amuse_optim import AMUSE, averaged, param_groups
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> optimizer = AMUSE(param_groups(model), lr=0.01, warmup_steps=10)
+        >>> for _ in range(3):
+        ...     loss = model(torch.ones(2, 4)).square().mean()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> with averaged(optimizer):
+        ...     value = model(torch.ones(2, 4))
+
+    References:
+        arXiv 2605.22432; Schedule-Free: arXiv 2405.15682; Muon: https://kellerjordan.github.io/posts/muon/.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.01,
+        *,
+        warmup_steps: int | float,
+        t0_steps: int | float | None = None,
+        c_warmup_steps: int | float = 0,
+        total_steps: int | None = None,
+        beta1: float = 0.6,
+        rho: float = 0.8,
+        beta_clock: BetaClock = "window",
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        beta2: float = 0.999,
+        eps: float = 1e-10,
+        auxiliary_momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        weight_decay_at: DecayAt = "z",
+        direction: Direction | None = None,
+        scale: Scale = "match_rms",
+        orthogonalize: Method | Callable[[Tensor], Tensor] = "quintic",
+        orthogonalize_steps: int = 5,
+        orthogonalize_dtype: torch.dtype | None = None,
+        split_rows: tuple[int, ...] | None = None,
+        num_heads: int | None = None,
+        conv_groups: int = 1,
+        stacked: bool = False,
+        nonfinite: Literal["raise", "skip", "ignore"] = "raise",
+        parity: Parity = "exact",
+        **unknown: Never,
+    ) -> None:
+        for name in unknown:
+            raise TypeError(settings.unknown_name("option", name, settings.OPTIONS))
+        given = locals()
+        super().__init__(params, {name: given[name] for name in settings.OPTIONS})
+
+    # --- groups and state -------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group at any time and in any mode; its clock starts at 0. Nothing changes if it raises.
+
+        Args:
+            param_group: "params" and any of the options; the others take the optimizer's own.
+
+        Raises:
+            ValueError: As on construction, and for parameters that are in a group already.
+            TypeError: As on construction.
+        """
+        group = settings.complete_group(param_group, self.defaults)
+        group.update(asdict(Clock()), lr_t=0.0, c_t=1.0, beta_t=group["beta1"], skipped_steps=0)
+        group["mode"] = self.mode
+        super().add_param_group(group)
+        for parameter in group["params"]:
+            self.state[parameter] = initial_state(parameter, group)
+
+    @property
+    def mode(self) -> Mode:
+        """What the parameters hold: y in "train", x in "eval"."""
+        mode: Mode = self.param_groups[0]["mode"] if self.param_groups else "train"
+        return mode
+
+    def _each(self) -> Iterable[tuple[Group, Tensor, State]]:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                yield group, parameter, self.state[parameter]
+
+    # --- modes ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the average x into the parameters; `train()` brings back y bit for bit. Idempotent."""
+        if self.mode == "eval":
+            return
+        for _, parameter, state in self._each():
+            x = averaged_value(parameter, state)
+            state["y"] = parameter.clone()
+            parameter.copy_(x)
+        for group in self.param_groups:
+            group["mode"] = "eval"
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the gradient point y back into the parameters. Idempotent."""
+        if self.mode == "train":
+            return
+        for _, parameter, state in self._each():
+            y = state.pop("y")
+            if state["step"] > 0:
+                parameter.copy_(y)
+        for group in self.param_groups:
+            group["mode"] = "train"
+
+    # --- the step ---------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step with the gradients in `p.grad`, which are read and not written.
+
+        Parameters without a gradient keep everything they have; a group's clock advances when at least
+        one of its parameters has a gradient.
+
+        Args:
+            closure: Evaluates the model again and returns the loss; optional.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            OptimizerModeError: If the parameters hold the average.
+            FloatingPointError: For a gradient that is not finite, unless `nonfinite` says otherwise.
+            TypeError: For a sparse gradient.
+            ValueError: For a learning rate that is negative or not finite.
+        """
+        if self.mode == "eval":
+            raise OptimizerModeError(
+                "step() in eval mode: the parameters hold the average x, not the gradient point y. "
+                "Call optimizer.train() first, or leave the `with averaged(optimizer):` block"
+            )
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
+        schedules = [advanced_clock(group) for group in active]
+        if not gradients_usable(active):
+            for group in active:
+                group["skipped_steps"] += 1
+            return loss
+        for group, (clock, now) in zip(active, schedules, strict=True):
+            self._step_group(group, now)
+            group.update(asdict(clock), lr_t=now.lr, c_t=now.c, beta_t=now.beta)
+        return loss
+
+    def _step_group(self, group: Group, now: Coefficients) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        states = [self.state[p] for p in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            synchronize(parameter, state)
+            state["step"] += 1
+        gradients = [p.grad.to(state["z"].dtype) for p, state in zip(parameters, states, strict=True)]
+        moves = _directions(group, parameters, gradients, states)
+        for parameter, state, direction in zip(parameters, states, moves, strict=True):
+            _move(parameter, state, direction, group, now)
+
+    # --- the state dict ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a run needs to continue: z, momenta, clocks, modes and options of every group.
+
+        A function given as `orthogonalize` is named, not stored, so that the dict loads with
+        `torch.load(..., weights_only=True)`.
+        """
+        for _, parameter, state in self._each():
+            synchronize(parameter, state)
+        whole = super().state_dict()
+        for group in whole["param_groups"]:
+            if callable(group["orthogonalize"]):
+                group["orthogonalize"] = f"function {function_name(group['orthogonalize'])}"
+        return whole
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`, in the mode it was taken in: load the model saved beside it too.
+
+        Loaded options win over the present ones, as in torch; differences are warned of once. Tensors
+        are copied, and keep their own precision.
+
+        Raises:
+            ValueError: If it does not fit these parameter groups, or was not made by AMUSE. Nothing
+                has changed then.
+        """
+        check_fits(state_dict, self.param_groups)
+        functions = [group["orthogonalize"] for group in self.param_groups]
+        warn_of_differences(state_dict["param_groups"], self.param_groups)
+        super().load_state_dict(state_dict)
+        for group, function in zip(self.param_groups, functions, strict=True):
+            if isinstance(group["orthogonalize"], str) and group["orthogonalize"].startswith("function "):
+                group["orthogonalize"] = function
+        saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
+        for (_, parameter, state), i in zip(self._each(), saved_ids, strict=True):
+            for key, value in state_dict["state"][i].items():
+                # torch casts to the parameter's dtype and may alias; state keeps its own and is a copy.
+                state[key] = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
+
+
+def _directions(
+    group: Group, parameters: list[Tensor], gradients: list[Tensor], states: list[State]
+) -> list[Tensor]:
+    """The direction d of every parameter of a group; updates the momenta."""
+    if group["direction"] == "sgd":
+        return gradients
+    if group["direction"] == "adamw":
+        return [
+            directions.adamw_direction(
+                gradient,
+                state["exp_avg_sq"],
+                state["step"],
+                beta2=group["beta2"],
+                eps=group["eps"],
+                first_moment=state.get("exp_avg"),
+                momentum=group["auxiliary_momentum"],
+            )
+            for gradient, state in zip(gradients, states, strict=True)
+        ]
+    layouts = [settings.layout_of(group, parameter) for parameter in parameters]
+    blocks: list[Tensor] = []
+    for layout, gradient, state in zip(layouts, gradients, states, strict=True):
+        update = directions.momentum_average_(
+            state["momentum_buffer"], gradient, group["momentum"], nesterov=group["nesterov"]
+        )
+        blocks += layout.split(update)
+    orthogonal = iter(
+        orthogonalize_all(
+            blocks,
+            method=group["orthogonalize"],
+            steps=group["orthogonalize_steps"],
+            dtype=group["orthogonalize_dtype"],
+        )
+    )
+    return [
+        layout.join(
+            [
+                next(orthogonal) * directions.update_scale(rows, cols, group["scale"])
+                for _, rows, cols in layout.blocks
+            ]
+        )
+        for layout in layouts
+    ]
+
+
+def _move(parameter: Tensor, state: State, direction: Tensor, group: Group, now: Coefficients) -> None:
+    """Move z, x and y of one parameter."""
+    # The released code decodes x with the new beta from a y that was built with the old one.
+    decode = now.beta if group["parity"] == "published" else state["beta"]
+    y, z = parameter, state["z"]
+    if "x" in state:
+        x = state["x"]
+        if decode != state["beta"]:
+            x.copy_(sequences.interpolate(z, x, state["beta"] / decode))
+        at = y.to(z.dtype)
+        sequences.descend_(
+            z, at, direction, lr=now.lr, weight_decay=group["weight_decay"], at=group["weight_decay_at"]
+        )
+        x.copy_(sequences.average(x, z, now.c))
+        y.copy_(sequences.interpolate(z, x, now.beta))
+    else:
+        sequences.advance_(
+            y,
+            z,
+            direction,
+            lr=now.lr,
+            weight_decay=group["weight_decay"],
+            at=group["weight_decay_at"],
+            beta=decode,
+            c=now.c,
+            beta_next=now.beta,
+        )
+    state["beta"] = now.beta
