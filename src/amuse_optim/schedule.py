@@ -71,8 +71,8 @@ def step_ratio(t: int, t0_steps: int) -> float:
 
 
 def interpolation_coefficient(beta1: float, rho: float, s: float) -> float:
-    """beta_t = 1 - S_t^rho * (1 - beta1)."""
-    return float(1.0 - s**rho * (1.0 - beta1))
+    """beta_t = 1 - S_t^rho * (1 - beta1), in the form that rounding cannot take below beta1."""
+    return float(beta1 + (1.0 - s**rho) * (1.0 - beta1))
 
 
 def advance(

@@ -1,0 +1,207 @@
+"""The iteration against the singular value decomposition, its symmetries, and torch's own."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz
+
+from amuse_optim import orthogonalize
+from amuse_optim.orthogonalize import (
+    POLAR_EXPRESS,
+    QUINTIC,
+    Method,
+    coefficients,
+    orthogonalize_all,
+    working_dtype,
+)
+
+METHODS: list[Method] = ["quintic", "polar_express", "exact"]
+
+
+def with_spectrum(rows: int, cols: int, values: Tensor, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.linalg.qr(torch.randn(rows, rows, generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(cols, cols, generator=generator, dtype=torch.float64)).Q
+    count = min(rows, cols)
+    return (left[:, :count] * values) @ right[:, :count].T
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 8), (8, 3), (1, 6), (6, 1), (2, 4, 3), (2, 3, 4, 5)])
+@pytest.mark.parametrize("method", ["quintic", "polar_express"])
+def test_applies_its_polynomial_to_the_singular_values(shape: tuple[int, ...], method: Method) -> None:
+    """U p(S / ||S||) V^T, with the SVD and the polynomial evaluated in NumPy."""
+    matrices = random(*shape).numpy()
+    u, s, vh = np.linalg.svd(matrices, full_matrices=False)
+    s = s / np.sqrt((s**2).sum(-1, keepdims=True))
+    for a, b, c in coefficients(method, 5):
+        s = a * s + b * s**3 + c * s**5
+    expected = np.einsum("...ij,...j,...jk->...ik", u, s, vh)
+    result = orthogonalize(torch.tensor(matrices), method=method).numpy()
+    np.testing.assert_allclose(result, expected, atol=1e-12)
+
+
+def test_exact_is_the_polar_factor() -> None:
+    u, _, vh = np.linalg.svd(random(4, 7).numpy(), full_matrices=False)
+    np.testing.assert_allclose(orthogonalize(random(4, 7), method="exact").numpy(), u @ vh, atol=1e-13)
+
+
+def test_exact_keeps_the_null_space() -> None:
+    """A matrix of rank 2 has a polar factor with two singular values 1 and the others 0."""
+    low_rank = random(6, 2) @ random(2, 5, seed=1)
+    values = torch.linalg.svdvals(orthogonalize(low_rank, method="exact"))
+    torch.testing.assert_close(values, torch.tensor([1.0, 1, 0, 0, 0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "low", "high"),
+    [("quintic", 5, 0.681, 1.135), ("polar_express", 5, 0.87, 1.124), ("polar_express", 8, 0.9999, 1.0001)],
+)
+def test_interval_of_singular_values(method: Method, steps: int, low: float, high: float) -> None:
+    """Shares of the norm from 1e-2 up end in the documented interval."""
+    values = torch.logspace(-2, 0, 24, dtype=torch.float64)
+    values = values / values.norm()
+    values = values[values >= 1e-2]
+    rest = (1 - (values**2).sum()).clamp(min=0).sqrt()
+    matrix = with_spectrum(len(values) + 1, 40, torch.cat([values, rest.reshape(1)]))
+    out = torch.linalg.svdvals(orthogonalize(matrix, method=method, steps=steps))[: len(values)]
+    assert low <= float(out.min()) <= float(out.max()) <= high
+
+
+def test_torch_iterates_the_same_quintic() -> None:
+    """torch.optim.Muon's iteration runs in bfloat16; so can ours, and only rounding differs."""
+    matrix = random(24, 60).float()
+    theirs = _zeropower_via_newtonschulz(matrix, QUINTIC, 5, 1e-7).float()
+    ours = orthogonalize(matrix, dtype=torch.bfloat16)
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+    exact = orthogonalize(matrix, dtype=torch.float64)
+    assert float((exact - theirs).norm() / theirs.norm()) < 0.02
+
+
+def best_odd_quintic(low: float, high: float) -> tuple[np.ndarray, float]:
+    """Remez exchange: the (a, b, c) with the smallest max |1 - p| on [low, high], and that maximum."""
+    points = low + (high - low) * np.array([0, 0.25, 0.75, 1])
+    for _ in range(100):
+        signs = np.array([1, -1, 1, -1])
+        a, b, c, error = np.linalg.solve(np.stack([points, points**3, points**5, signs], 1), np.ones(4))
+        turning = np.sort(np.sqrt(np.roots([5 * c, 3 * b, a]).real))
+        points = np.array([low, *turning, high])
+    return np.array([a, b, c]), abs(error)
+
+
+def test_polar_express_table_follows_from_its_definition() -> None:
+    """arXiv 2505.16932, algorithm 1: greedy minimax quintics from [1e-3, 1], with the paper's cushion."""
+    low, high = 1e-3, 1.0
+    for triple in POLAR_EXPRESS[:7]:
+        cushioned = max(low, 0.02407327424182761 * high)
+        best, error = best_odd_quintic(cushioned, high)
+        if cushioned > low:  # centre on 1 over the whole interval
+            best *= 2 / (best @ [low, low**3, low**5] + 1 + error)
+        np.testing.assert_allclose(triple, best, rtol=1e-9)
+        low = float(best @ [low, low**3, low**5])
+        high = 2 - low
+    assert POLAR_EXPRESS[7] == (15 / 8, -10 / 8, 3 / 8)  # the limit: p(1) = 1, p'(1) = p''(1) = 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_commutes_with_transposition(method: Method) -> None:
+    matrix = random(7, 4)
+    torch.testing.assert_close(
+        orthogonalize(matrix.T, method=method), orthogonalize(matrix, method=method).T, atol=1e-12, rtol=0
+    )
+
+
+@given(exponent=st.integers(-30, 30), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_does_not_depend_on_the_scale(exponent: int, dtype: torch.dtype) -> None:
+    matrix = random(6, 9).to(dtype).double()
+    scaled = (matrix * 10.0**exponent).to(dtype)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+    for method in METHODS:
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        result = orthogonalize(scaled, method=method, dtype=compute)
+        expected = orthogonalize(matrix.to(dtype), method=method, dtype=compute)
+        assert float((result - expected).double().abs().max()) < tolerance
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 1000), method=st.sampled_from(METHODS), tall=st.booleans())
+def test_commutes_with_orthogonal_changes_of_basis(seed: int, method: Method, tall: bool) -> None:
+    shape = (7, 4) if tall else (4, 7)
+    matrix = random(*shape, seed=seed)
+    left = torch.linalg.qr(random(shape[0], shape[0], seed=seed + 1)).Q
+    right = torch.linalg.qr(random(shape[1], shape[1], seed=seed + 2)).Q
+    torch.testing.assert_close(
+        orthogonalize(left @ matrix @ right, method=method),
+        left @ orthogonalize(matrix, method=method) @ right,
+        atol=1e-7,  # small singular values are magnified 485-fold and more
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_zero_maps_to_zero_also_inside_a_stack(method: Method, dtype: torch.dtype) -> None:
+    stack = torch.stack([torch.zeros(3, 4), torch.ones(3, 4)]).to(dtype)
+    result = orthogonalize(stack, method=method)
+    assert result.dtype == dtype
+    assert bool((result[0] == 0).all())
+    assert bool(result[1].isfinite().all())
+    assert float(result[1].abs().max()) > 0
+
+
+def test_input_is_not_changed_and_empty_input_is_empty() -> None:
+    matrix = random(4, 3)
+    copy = matrix.clone()
+    orthogonalize(matrix)
+    assert torch.equal(matrix, copy)
+    assert orthogonalize(torch.zeros(0, 3)).shape == (0, 3)
+
+
+def test_together_equals_one_by_one() -> None:
+    stacks = [random(2, 3, 4), random(1, 5, 2, seed=1), random(3, 3, 4, seed=2), random(1, 4, 3, seed=3)]
+    together = orthogonalize_all(stacks, method="quintic", steps=5, dtype=None)
+    for stack, result in zip(stacks, together, strict=True):
+        torch.testing.assert_close(result, orthogonalize(stack), atol=1e-13, rtol=0)
+
+
+def test_large_stacks_are_cut_into_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The package exports a function of the module's name, so the module is taken from its function.
+    monkeypatch.setitem(orthogonalize_all.__globals__, "BATCH_ENTRIES", 24)
+    sizes = []
+
+    def record(stack: Tensor) -> Tensor:
+        sizes.append(len(stack))
+        return stack
+
+    stacks = [random(5, 3, 4), random(2, 3, 4)]
+    result = orthogonalize_all(stacks, method=record, steps=5, dtype=None)
+    assert sizes == [2, 2, 2, 1]
+    assert all(torch.equal(a, b) for a, b in zip(result, stacks, strict=True))
+
+
+def test_working_dtype() -> None:
+    assert working_dtype(torch.zeros(300, 300, dtype=torch.float64)) == torch.float64
+    assert working_dtype(torch.zeros(16, 300)) == torch.float32  # bfloat16 does not pay for small ones
+    assert working_dtype(torch.zeros(16, 300, dtype=torch.float16)) == torch.float32
+    assert working_dtype(torch.zeros(300, 300)) in (torch.float32, torch.bfloat16)
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least two dimensions"):
+        orthogonalize(torch.zeros(3))
+    with pytest.raises(TypeError, match="real floating point"):
+        orthogonalize(torch.zeros(3, 3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="steps must be"):
+        orthogonalize(torch.zeros(3, 3), steps=0)
+    with pytest.raises(ValueError, match="float16"):
+        orthogonalize(torch.zeros(3, 3), dtype=torch.float16)
+    with pytest.raises(ValueError, match="method must be"):
+        orthogonalize(torch.zeros(3, 3), method="cubic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must keep the shape"):
+        orthogonalize(torch.zeros(3, 3), method=lambda stack: stack[:, :1])

@@ -1,0 +1,150 @@
+"""The numbers of a step: theorems about them, and the published runs' end values."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amuse_optim.schedule import BetaClock, Clock, Coefficients, Parity, advance
+
+
+def run(
+    steps: int,
+    *,
+    lr: float | list[float] = 0.01,
+    warmup_steps: int = 10,
+    t0_steps: int | None = None,
+    c_warmup_steps: int = 0,
+    beta1: float = 0.6,
+    rho: float = 0.8,
+    beta_clock: BetaClock = "window",
+    r: float = 0.0,
+    weight_lr_power: float = 2.0,
+    parity: Parity = "exact",
+) -> list[Coefficients]:
+    clock, path = Clock(), []
+    for step in range(steps):
+        clock, now = advance(
+            clock,
+            lr[step] if isinstance(lr, list) else lr,
+            warmup_steps=warmup_steps,
+            t0_steps=warmup_steps if t0_steps is None else t0_steps,
+            c_warmup_steps=c_warmup_steps,
+            beta1=beta1,
+            rho=rho,
+            beta_clock=beta_clock,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            parity=parity,
+        )
+        path.append(now)
+    return path
+
+
+@given(
+    beta1=st.floats(0.05, 0.95),
+    rho=st.floats(0.0, 3.0),
+    warmup_steps=st.integers(2, 40),
+    hold=st.integers(0, 40),
+    r=st.floats(0.0, 3.0),
+    power=st.floats(0.0, 3.0),
+    lr=st.floats(1e-5, 10.0),
+    beta_clock=st.sampled_from(["window", "steps"]),
+)
+def test_beta_rises_monotonically_inside_its_interval(
+    beta1: float,
+    rho: float,
+    warmup_steps: int,
+    hold: int,
+    r: float,
+    power: float,
+    lr: float,
+    beta_clock: BetaClock,
+) -> None:
+    t0 = warmup_steps + hold
+    path = run(
+        150,
+        lr=lr,
+        warmup_steps=warmup_steps,
+        t0_steps=t0,
+        beta1=beta1,
+        rho=rho,
+        r=r,
+        weight_lr_power=power,
+        beta_clock=beta_clock,
+    )
+    betas = [now.beta for now in path]
+    assert all(beta == beta1 for beta in betas[:t0])
+    assert all(beta1 <= beta < 1 for beta in betas)
+    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(betas))
+
+
+@given(
+    lrs=st.lists(st.sampled_from([0.0, 1e-3, 0.01, 0.05, 0.5]), min_size=60, max_size=60),
+    rho=st.floats(0.0, 2.0),
+    parity=st.sampled_from(["exact", "published"]),
+)
+def test_beta_stays_in_its_interval_for_any_learning_rates(
+    lrs: list[float], rho: float, parity: Parity
+) -> None:
+    """Without the clamp a learning rate raised after the warm-up drives beta below 0."""
+    path = run(60, lr=lrs, warmup_steps=3, rho=rho, parity=parity)
+    assert all(0.6 <= now.beta <= 1 for now in path)
+    assert all(0 <= now.c <= 1 for now in path)
+    if parity == "exact":
+        assert all(now.beta < 1 for now in path)
+
+
+def test_learning_rate_warm_up_is_linear_and_may_be_absent() -> None:
+    assert [now.lr for now in run(5, lr=1.0, warmup_steps=4)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [now.lr for now in run(3, lr=1.0, warmup_steps=0, t0_steps=2)] == [1.0, 1.0, 1.0]
+
+
+def test_first_coefficient_is_one_and_equal_weights_give_one_over_t() -> None:
+    path = run(50, weight_lr_power=0.0)
+    assert [now.c for now in path] == pytest.approx([1 / t for t in range(1, 51)], rel=1e-14)
+
+
+def test_the_clocks_agree_for_equal_weights() -> None:
+    window = [now.beta for now in run(300, weight_lr_power=0.0, beta_clock="window")]
+    steps = [now.beta for now in run(300, weight_lr_power=0.0, beta_clock="steps")]
+    assert window == pytest.approx(steps, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup_steps", "beta1", "rho", "by_window", "by_steps"),
+    [
+        (16_000, 6_000, 0.6, 0.8, 0.905, 0.818),  # Llama 124M
+        (16_000, 2_000, 0.4, 0.8, 0.949, 0.886),  # Llama 720M
+        (24_800, 2_000, 0.4, 0.8, 0.965, 0.920),  # Llama 1.3B
+        (117_300, 5_859, 0.8, 0.3, 0.941, 0.919),  # CIFAR-10
+    ],
+)
+def test_end_values_of_the_published_runs(
+    steps: int, warmup_steps: int, beta1: float, rho: float, by_window: float, by_steps: float
+) -> None:
+    ends = [
+        run(steps, warmup_steps=warmup_steps, beta1=beta1, rho=rho, beta_clock=clock)[-1].beta
+        for clock in ("window", "steps")
+    ]
+    assert [round(end, 3) for end in ends] == [by_window, by_steps]
+
+
+def test_x_follows_z_during_the_c_warm_up() -> None:
+    path = run(20, warmup_steps=10, c_warmup_steps=6)
+    assert [now.c for now in path[:7]] == [1.0] * 7  # the sum of weights starts after C
+    assert path[7].c < 1.0
+
+
+def test_zero_learning_rates_do_no_harm() -> None:
+    """A scheduler that starts at 0: x follows z, and T0's window is the first positive one."""
+    path = run(40, lr=[0.0] * 15 + [0.1] * 25, warmup_steps=5)
+    assert all(now.c == 1.0 for now in path[:16])
+    assert all(math.isfinite(now.beta) and 0.6 <= now.beta < 1 for now in path)
+    assert path[-1].beta > 0.6
+
+
+def test_rho_zero_keeps_beta_whatever_t0_is() -> None:
+    assert {now.beta for now in run(30, rho=0.0, warmup_steps=0, t0_steps=0)} == {0.6}
