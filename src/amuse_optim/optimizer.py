@@ -142,6 +142,8 @@ class AMUSE(torch.optim.Optimizer):
     ) -> None:
         for name in unknown:
             raise TypeError(settings.unknown_name("option", name, settings.OPTIONS))
+        if isinstance(params, (set, frozenset)):
+            raise TypeError(settings.UNORDERED)
         given = locals()
         super().__init__(params, {name: given[name] for name in settings.OPTIONS})
 
@@ -163,6 +165,8 @@ class AMUSE(torch.optim.Optimizer):
         super().add_param_group(group)
         for parameter in group["params"]:
             self.state[parameter] = initial_state(parameter, group)
+            if self.mode == "eval":
+                self.state[parameter]["y"] = parameter.detach().clone()
 
     @property
     def mode(self) -> Mode:

@@ -16,7 +16,7 @@ Override = tuple[str, str | Mapping[str, Any]]
 
 # Names that mean an output head wherever they stand, and names that mean one only at a model's top.
 _HEADS = frozenset({"lm_head", "classifier", "embed_out", "unembed", "logits", "score", "qa_outputs"})
-_TOP_LEVEL_HEADS = _HEADS | {"head", "heads", "fc", "output", "out", "decoder", "readout"}
+_TOP_LEVEL_HEADS = _HEADS | {"head", "heads", "fc", "output", "out", "readout"}
 _WRAPPERS = frozenset({"module", "_orig_mod", "model", "net", "network"})
 _LOOKED_UP = re.compile(r"embed|(^|_)emb($|_)|token|(^|_)pos($|_)|position", re.IGNORECASE)
 

@@ -44,6 +44,7 @@ _COUNTS = ("orthogonalize_steps", "num_heads", "conv_groups", "total_steps")
 _FLAGS = ("nesterov", "stacked")
 
 OPTIONS = (*_RANGES, *_CHOICES, *_LENGTHS, *_COUNTS, *_FLAGS, "orthogonalize_dtype", "split_rows")
+UNORDERED = "params must be an ordered collection, got a set: its order differs between runs"
 # What torch itself and its learning-rate schedulers put beside the options of a group.
 FOREIGN_KEYS = ("params", "param_names", "initial_lr")
 
@@ -181,7 +182,7 @@ def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
         if key not in OPTIONS and key not in FOREIGN_KEYS:
             raise ValueError(unknown_name("parameter group key", key, (*OPTIONS, *FOREIGN_KEYS)))
     if isinstance(group["params"], (set, frozenset)):
-        raise TypeError("params must be an ordered collection, got a set: its order differs between runs")
+        raise TypeError(UNORDERED)
 
     complete = {**defaults, **group}
     tensors, names = _named(complete["params"])
