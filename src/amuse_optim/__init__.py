@@ -8,6 +8,7 @@ from .optimizer import AMUSE, OptimizerModeError
 from .orthogonalize import orthogonalize
 from .reference import AMUSEReference
 from .routing import param_groups, report
+from .telemetry import telemetry
 
 __version__ = "0.1.0"
 
@@ -23,4 +24,5 @@ __all__ = [
     "param_groups",
     "refresh_batch_norm",
     "report",
+    "telemetry",
 ]

@@ -6,6 +6,7 @@ Every function changes only the state buffers it is given; gradients are read, n
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Direction = Literal["muon", "adamw", "sgd"]
@@ -68,3 +69,18 @@ def adamw_direction(
         return gradient.div(denominator)
     first_moment.lerp_(gradient, 1.0 - momentum)
     return first_moment.div(1.0 - momentum**step).div_(denominator)
+
+
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """Euclidean norm over all entries of all tensors, on the first one's device."""
+    if not tensors:
+        return torch.tensor(0.0)
+    norms = torch._foreach_norm(tensors)
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return total
+
+
+def root_mean_square(tensors: list[Tensor]) -> Tensor:
+    """Root mean square over all entries of all tensors, on the first one's device."""
+    entries = sum(tensor.numel() for tensor in tensors)
+    return total_norm(tensors) / math.sqrt(max(1, entries))

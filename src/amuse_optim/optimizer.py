@@ -10,7 +10,8 @@ from torch.optim.optimizer import ParamsT
 
 from . import directions, sequences, settings
 from .directions import Direction, Scale
-from .orthogonalize import Method, orthogonalize_all
+from .layout import Layout
+from .orthogonalize import Method, orthogonality_error, orthogonalize_all
 from .schedule import BetaClock, Clock, Coefficients, Parity
 from .sequences import DecayAt
 from .settings import Group
@@ -105,6 +106,9 @@ class AMUSE(torch.optim.Optimizer):
     References:
         arXiv 2605.22432; Schedule-Free: arXiv 2405.15682; Muon: https://kellerjordan.github.io/posts/muon/.
     """
+
+    # What `telemetry` asked to be measured at every step, by the identity of the group; None: nothing.
+    measurements: dict[int, dict[str, Tensor]] | None = None
 
     def __init__(
         self,
@@ -260,7 +264,20 @@ class AMUSE(torch.optim.Optimizer):
             synchronize(parameter, state)
             state["step"] += 1
         gradients = [p.grad.to(state["z"].dtype) for p, state in zip(parameters, states, strict=True)]
-        moves = _directions(group, parameters, gradients, states)
+        measured: dict[str, Tensor] = {}
+        if group["direction"] == "muon":
+            layouts = [settings.layout_of(group, parameter) for parameter in parameters]
+            stacks = _orthogonal_stacks(group, layouts, gradients, states)
+            if self.measurements is not None:
+                measured["orthogonality_error"] = orthogonality_error(stacks)
+            moves = _scaled(group, layouts, stacks)
+        elif group["direction"] == "adamw":
+            moves = _adamw(group, gradients, states)
+        else:
+            moves = gradients
+        if self.measurements is not None:
+            measured["update_rms"] = directions.root_mean_square(moves)
+            self.measurements[id(group)] = measured
         for parameter, state, direction in zip(parameters, states, moves, strict=True):
             _move(parameter, state, direction, group, now)
 
@@ -305,44 +322,47 @@ class AMUSE(torch.optim.Optimizer):
                 state[key] = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
 
 
-def _directions(
-    group: Group, parameters: list[Tensor], gradients: list[Tensor], states: list[State]
+def _adamw(group: Group, gradients: list[Tensor], states: list[State]) -> list[Tensor]:
+    """The AdamW directions of a group; updates the moments."""
+    return [
+        directions.adamw_direction(
+            gradient,
+            state["exp_avg_sq"],
+            state["step"],
+            beta2=group["beta2"],
+            eps=group["eps"],
+            first_moment=state.get("exp_avg"),
+            momentum=group["auxiliary_momentum"],
+        )
+        for gradient, state in zip(gradients, states, strict=True)
+    ]
+
+
+def _orthogonal_stacks(
+    group: Group, layouts: list[Layout], gradients: list[Tensor], states: list[State]
 ) -> list[Tensor]:
-    """The direction d of every parameter of a group; updates the momenta."""
-    if group["direction"] == "sgd":
-        return gradients
-    if group["direction"] == "adamw":
-        return [
-            directions.adamw_direction(
-                gradient,
-                state["exp_avg_sq"],
-                state["step"],
-                beta2=group["beta2"],
-                eps=group["eps"],
-                first_moment=state.get("exp_avg"),
-                momentum=group["auxiliary_momentum"],
-            )
-            for gradient, state in zip(gradients, states, strict=True)
-        ]
-    layouts = [settings.layout_of(group, parameter) for parameter in parameters]
+    """The orthogonalized momentum of a group, block by block; updates the momentum."""
     blocks: list[Tensor] = []
     for layout, gradient, state in zip(layouts, gradients, states, strict=True):
         update = directions.momentum_average_(
             state["momentum_buffer"], gradient, group["momentum"], nesterov=group["nesterov"]
         )
         blocks += layout.split(update)
-    orthogonal = iter(
-        orthogonalize_all(
-            blocks,
-            method=group["orthogonalize"],
-            steps=group["orthogonalize_steps"],
-            dtype=group["orthogonalize_dtype"],
-        )
+    return orthogonalize_all(
+        blocks,
+        method=group["orthogonalize"],
+        steps=group["orthogonalize_steps"],
+        dtype=group["orthogonalize_dtype"],
     )
+
+
+def _scaled(group: Group, layouts: list[Layout], stacks: list[Tensor]) -> list[Tensor]:
+    """The Muon directions of a group: every block times the scale of its matrices, put together."""
+    remaining = iter(stacks)
     return [
         layout.join(
             [
-                next(orthogonal) * directions.update_scale(rows, cols, group["scale"])
+                next(remaining) * directions.update_scale(rows, cols, group["scale"])
                 for _, rows, cols in layout.blocks
             ]
         )

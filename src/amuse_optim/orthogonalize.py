@@ -213,3 +213,14 @@ def orthogonalize_all(
         for i, part in zip(indices, torch.split(whole, [len(stacks[i]) for i in indices]), strict=True):
             results[i] = part
     return results
+
+
+def orthogonality_error(stacks: list[Tensor]) -> Tensor:
+    """Root mean square over matrices of ||O O^T - I||_F / sqrt(rows), on the side with fewer rows."""
+    squares = []
+    for stack in stacks:
+        short = stack.mT if stack.shape[-2] > stack.shape[-1] else stack
+        gram = torch.matmul(short, short.mT)
+        gram.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        squares.append(gram.square().sum((-2, -1)) / short.shape[-2])
+    return torch.cat([square.to(squares[0].device) for square in squares]).mean().sqrt()
