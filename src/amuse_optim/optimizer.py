@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import directions, sequences, settings
-from .directions import Direction, Scale
-from .layout import Layout
-from .orthogonalize import Method, orthogonality_error, orthogonalize_all
-from .schedule import BetaClock, Clock, Coefficients, Parity
+from . import moves, settings
+from .directions import Direction, Scale, root_mean_square
+from .moves import Member
+from .orthogonalize import Method, orthogonality_error
+from .precision import StatePrecision
+from .schedule import BetaClock, Clock, Parity
 from .sequences import DecayAt
 from .settings import Group
 from .state import (
@@ -23,6 +24,7 @@ from .state import (
     function_name,
     gradients_usable,
     initial_state,
+    interpolated_value,
     synchronize,
     warn_of_differences,
 )
@@ -47,7 +49,7 @@ class AMUSE(torch.optim.Optimizer):
         y   <- (1 - beta_t) z + beta_t x                      # where the next gradient is taken
 
     While training the parameters hold y; `averaged(optimizer)` (or `eval()`) puts x there. Only z is
-    stored beside a float32 or float64 parameter; one in lower precision keeps z and x in float32.
+    stored beside a float32 or float64 parameter; one in lower precision has z and x beside it.
 
     Args:
         params: `param_groups(model)`, or any iterable of parameters, named parameters or group dicts with
@@ -84,6 +86,9 @@ class AMUSE(torch.optim.Optimizer):
             "skip" (the whole step is skipped and counted in `group["skipped_steps"]`) or "ignore".
         parity: "exact", or "published" for the released code's averaging (algorithmic detail in
             `docs/algorithm.md`).
+        state_precision: "full" keeps state in float32 (float64 for float64 parameters), 8 bytes for each
+            float32 parameter; "lean" in bfloat16 with stochastic rounding, 4 bytes. Parameters below
+            float32 keep x as well: 12 and 6 bytes. Read when a group is added.
 
     Raises:
         ValueError: For a value out of range, an unknown group key, a missing direction, or a parameter
@@ -142,6 +147,7 @@ class AMUSE(torch.optim.Optimizer):
         stacked: bool = False,
         nonfinite: Literal["raise", "skip", "ignore"] = "raise",
         parity: Parity = "exact",
+        state_precision: StatePrecision = "full",
         **unknown: Never,
     ) -> None:
         for name in unknown:
@@ -199,13 +205,18 @@ class AMUSE(torch.optim.Optimizer):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put the gradient point y back into the parameters. Idempotent."""
+        """Put the gradient point y back into the parameters. Idempotent.
+
+        A checkpoint of eval mode that went through `torch.distributed.checkpoint` into an optimizer in train
+        mode lacks y, because only what the present state has is read; y is then interpolated anew, which
+        rounds. Call `eval()` before `get_state_dict` to read all of it.
+        """
         if self.mode == "train":
             return
         for _, parameter, state in self._each():
-            y = state.pop("y")
+            y = state.pop("y", None)
             if state["step"] > 0:
-                parameter.copy_(y)
+                parameter.copy_(interpolated_value(parameter, state) if y is None else y)
         for group in self.param_groups:
             group["mode"] = "train"
 
@@ -252,34 +263,64 @@ class AMUSE(torch.optim.Optimizer):
             for group in active:
                 group["skipped_steps"] += 1
             return loss
+        early = self._directions_that_may_raise(active)
         for group, (clock, now) in zip(active, schedules, strict=True):
-            self._step_group(group, now)
+            members = self._members(group)
+            found = early.get(id(group)) or self._directions(group, members)
+            for member, direction in zip(members, found, strict=True):
+                moves.move(member, direction, group, now)
             group.update(asdict(clock), lr_t=now.lr, c_t=now.c, beta_t=now.beta)
         return loss
 
-    def _step_group(self, group: Group, now: Coefficients) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        states = [self.state[p] for p in parameters]
-        for parameter, state in zip(parameters, states, strict=True):
-            synchronize(parameter, state)
-            state["step"] += 1
-        gradients = [p.grad.to(state["z"].dtype) for p, state in zip(parameters, states, strict=True)]
+    def _members(self, group: Group) -> list[Member]:
+        """The parameters of a group that have a gradient."""
+        index = next(i for i, other in enumerate(self.param_groups) if other is group)
+        return [
+            Member(parameter, parameter.grad, self.state[parameter], (index, i))
+            for i, parameter in enumerate(group["params"])
+            if parameter.grad is not None
+        ]
+
+    def _directions(self, group: Group, members: list[Member]) -> list[Tensor]:
+        """The direction d of every member; counts the step and updates the momenta."""
+        for member in members:
+            synchronize(member.parameter, member.state)
+            member.state["step"] += 1
         measured: dict[str, Tensor] = {}
         if group["direction"] == "muon":
-            layouts = [settings.layout_of(group, parameter) for parameter in parameters]
-            stacks = _orthogonal_stacks(group, layouts, gradients, states)
+            layouts = [settings.layout_of(group, member.parameter) for member in members]
+            stacks = moves.orthogonal_stacks(group, layouts, members)
             if self.measurements is not None:
                 measured["orthogonality_error"] = orthogonality_error(stacks)
-            moves = _scaled(group, layouts, stacks)
+            found = moves.scaled(group, layouts, stacks)
         elif group["direction"] == "adamw":
-            moves = _adamw(group, gradients, states)
+            found = [moves.adamw(group, member) for member in members]
         else:
-            moves = gradients
+            found = [member.working_gradient() for member in members]
         if self.measurements is not None:
-            measured["update_rms"] = directions.root_mean_square(moves)
+            measured["update_rms"] = root_mean_square(found)
             self.measurements[id(group)] = measured
-        for parameter, state, direction in zip(parameters, states, moves, strict=True):
-            _move(parameter, state, direction, group, now)
+        return found
+
+    def _directions_that_may_raise(self, groups: list[Group]) -> dict[int, list[Tensor]]:
+        """Directions that depend on a user's function or on a decomposition, before anything has moved.
+
+        If one raises, the momenta and counters are put back and the step has not happened.
+        """
+        fallible = [g for g in groups if callable(g["orthogonalize"]) or g["orthogonalize"] == "exact"]
+        fallible = [group for group in fallible if group["direction"] == "muon"]
+        before = [
+            (member.state, member.state["step"], member.state["momentum_buffer"].clone())
+            for group in fallible
+            for member in self._members(group)
+        ]
+        try:
+            return {id(group): self._directions(group, self._members(group)) for group in fallible}
+        except BaseException:
+            for state, step, momentum in before:
+                state["step"] = step
+                state["momentum_buffer"].copy_(momentum)
+            raise
 
     # --- the state dict ---------------------------------------------------------------------------
 
@@ -320,81 +361,3 @@ class AMUSE(torch.optim.Optimizer):
             for key, value in state_dict["state"][i].items():
                 # torch casts to the parameter's dtype and may alias; state keeps its own and is a copy.
                 state[key] = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-
-
-def _adamw(group: Group, gradients: list[Tensor], states: list[State]) -> list[Tensor]:
-    """The AdamW directions of a group; updates the moments."""
-    return [
-        directions.adamw_direction(
-            gradient,
-            state["exp_avg_sq"],
-            state["step"],
-            beta2=group["beta2"],
-            eps=group["eps"],
-            first_moment=state.get("exp_avg"),
-            momentum=group["auxiliary_momentum"],
-        )
-        for gradient, state in zip(gradients, states, strict=True)
-    ]
-
-
-def _orthogonal_stacks(
-    group: Group, layouts: list[Layout], gradients: list[Tensor], states: list[State]
-) -> list[Tensor]:
-    """The orthogonalized momentum of a group, block by block; updates the momentum."""
-    blocks: list[Tensor] = []
-    for layout, gradient, state in zip(layouts, gradients, states, strict=True):
-        update = directions.momentum_average_(
-            state["momentum_buffer"], gradient, group["momentum"], nesterov=group["nesterov"]
-        )
-        blocks += layout.split(update)
-    return orthogonalize_all(
-        blocks,
-        method=group["orthogonalize"],
-        steps=group["orthogonalize_steps"],
-        dtype=group["orthogonalize_dtype"],
-    )
-
-
-def _scaled(group: Group, layouts: list[Layout], stacks: list[Tensor]) -> list[Tensor]:
-    """The Muon directions of a group: every block times the scale of its matrices, put together."""
-    remaining = iter(stacks)
-    return [
-        layout.join(
-            [
-                next(remaining) * directions.update_scale(rows, cols, group["scale"])
-                for _, rows, cols in layout.blocks
-            ]
-        )
-        for layout in layouts
-    ]
-
-
-def _move(parameter: Tensor, state: State, direction: Tensor, group: Group, now: Coefficients) -> None:
-    """Move z, x and y of one parameter."""
-    # The released code decodes x with the new beta from a y that was built with the old one.
-    decode = now.beta if group["parity"] == "published" else state["beta"]
-    y, z = parameter, state["z"]
-    if "x" in state:
-        x = state["x"]
-        if decode != state["beta"]:
-            x.copy_(sequences.interpolate(z, x, state["beta"] / decode))
-        at = y.to(z.dtype)
-        sequences.descend_(
-            z, at, direction, lr=now.lr, weight_decay=group["weight_decay"], at=group["weight_decay_at"]
-        )
-        x.copy_(sequences.average(x, z, now.c))
-        y.copy_(sequences.interpolate(z, x, now.beta))
-    else:
-        sequences.advance_(
-            y,
-            z,
-            direction,
-            lr=now.lr,
-            weight_decay=group["weight_decay"],
-            at=group["weight_decay_at"],
-            beta=decode,
-            c=now.c,
-            beta_next=now.beta,
-        )
-    state["beta"] = now.beta

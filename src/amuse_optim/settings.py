@@ -11,6 +11,7 @@ from torch import Tensor
 from .directions import Direction, Scale
 from .layout import Layout, matrix_layout
 from .orthogonalize import Method
+from .precision import StatePrecision
 from .schedule import BetaClock, Parity
 from .sequences import DecayAt
 
@@ -38,6 +39,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "orthogonalize": get_args(Method),
     "nonfinite": NONFINITE,
     "parity": get_args(Parity),
+    "state_precision": get_args(StatePrecision),
 }
 _LENGTHS = ("warmup_steps", "t0_steps", "c_warmup_steps")
 _COUNTS = ("orthogonalize_steps", "num_heads", "conv_groups", "total_steps")
@@ -132,6 +134,11 @@ def _check_parameters(group: Group) -> None:
             raise TypeError(
                 f"{describe(group, index)} is {parameter.dtype}: only real floating-point parameters can be "
                 "optimized; view complex ones with torch.view_as_real"
+            )
+        if group["state_precision"] == "lean" and parameter.dtype == torch.float64:
+            raise ValueError(
+                f"{describe(group, index)} is torch.float64: state_precision='lean' keeps its state in "
+                "bfloat16 and is for float32 and below; use 'full'"
             )
         if group["direction"] == "muon":
             try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import sequences
+from .precision import state_dtype, working
 from .schedule import Clock, Coefficients, advance
 from .settings import OPTIONS, Group, check_lr, describe
 
@@ -30,10 +31,9 @@ SCHEDULE_KEYS = (
 
 def initial_state(parameter: Tensor, group: Group) -> State:
     """State of a parameter before its first step: all tensors exist, so checkpoints are complete."""
-    low_precision = torch.finfo(parameter.dtype).bits < 32
-    z = parameter.detach().to(torch.float32 if low_precision else parameter.dtype, copy=True)
+    z = parameter.detach().to(state_dtype(parameter.dtype, group["state_precision"]), copy=True)
     state: State = {"step": 0, "beta": group["beta1"], "z": z}
-    if low_precision:
+    if torch.finfo(parameter.dtype).bits < 32:  # a rounded y could not give x back
         state["x"] = z.clone()
     if group["direction"] == "muon":
         state["momentum_buffer"] = torch.zeros_like(z)
@@ -60,7 +60,13 @@ def averaged_value(parameter: Tensor, state: State) -> Tensor:
     if "x" in state:
         x: Tensor = state["x"]
         return x.to(parameter.dtype, copy=True)
-    return sequences.recover(parameter.detach(), state["z"], state["beta"])
+    return sequences.recover(parameter.detach(), working(state["z"]), state["beta"])
+
+
+def interpolated_value(parameter: Tensor, state: State) -> Tensor:
+    """The gradient point y of a parameter that holds x; a new tensor."""
+    x = working(state["x"] if "x" in state else parameter.detach())
+    return sequences.interpolate(working(state["z"]), x, state["beta"])
 
 
 def advanced_clock(group: Group) -> tuple[Clock, Coefficients]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .directions import total_norm
 from .optimizer import AMUSE
+from .precision import working
 from .schedule import averaging_window
 from .state import averaged_value
 
@@ -46,7 +47,7 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
             state = optimizer.state[parameter]
             y = state["y"] if optimizer.mode == "eval" else parameter.detach()
             x = parameter.detach() if optimizer.mode == "eval" else averaged_value(parameter, state)
-            differences_xz.append(x - state["z"])
+            differences_xz.append(x - working(state["z"]))
             differences_yx.append(y - x)
         measured: dict[str, Any] = {
             "lr": group["lr_t"],

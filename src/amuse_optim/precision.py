@@ -1,0 +1,64 @@
+"""Precision: which dtype state is kept in, and bfloat16 storage that stays right on average.
+
+bfloat16 keeps 8 bits: 1 - 1e-3 rounds back to 1, and an average stalls once its coefficient is below 2^-8.
+Two remedies: state in float32 ("full"), or bfloat16 with stochastic rounding ("lean"), where a value is
+rounded up or down with the probability that makes the expectation exact.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+StatePrecision = Literal["full", "lean"]
+
+_RANDOM_BITS = 16  # what float32 has more than bfloat16
+
+
+def state_dtype(parameter_dtype: torch.dtype, precision: StatePrecision) -> torch.dtype:
+    """The dtype of z, x and the momenta of a parameter."""
+    if precision == "lean":
+        return torch.bfloat16
+    return parameter_dtype if torch.finfo(parameter_dtype).bits >= 32 else torch.float32
+
+
+def working(tensor: Tensor) -> Tensor:
+    """The tensor itself where it is float32 or float64, else a float32 copy to compute with."""
+    return tensor if torch.finfo(tensor.dtype).bits >= 32 else tensor.float()
+
+
+def rounding_generator(device: torch.device, *key: int) -> torch.Generator:
+    """A generator that depends on `key` alone, so that rounding repeats itself in a resumed run.
+
+    Args:
+        device: Where the random bits are needed.
+        key: Non-negative numbers below 2^20: the step, the parameter's place.
+    """
+    seed = 0
+    for number in key:
+        seed = (seed * 1_000_003 + number + 1) % (2**63)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def stochastic_round(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Round float32 to bfloat16, up or down with the probability that keeps the expectation.
+
+    Adds 16 random bits below the bits that bfloat16 keeps, and cuts. Values that bfloat16 holds, infinities
+    and NaN stay what they are.
+
+    Args:
+        value: float32.
+        generator: Source of the bits, on the same device.
+    """
+    noise = torch.empty_like(value, dtype=torch.int32).random_(0, 2**_RANDOM_BITS, generator=generator)
+    bits = value.view(torch.int32).add(noise).bitwise_and_(-(2**_RANDOM_BITS))
+    return torch.where(value.isfinite(), bits.view(torch.float32), value).to(torch.bfloat16)
+
+
+def store_(target: Tensor, value: Tensor, generator: torch.Generator | None) -> None:
+    """Write a value back to where it is kept; rounds stochastically where that is bfloat16."""
+    if value is target:
+        return
+    if target.dtype == torch.bfloat16 and generator is not None:
+        value = stochastic_round(value, generator)
+    target.copy_(value)
