@@ -112,6 +112,7 @@ def run_against_oracle(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("optimizer_class", [AMUSE, AMUSEReference])
+@pytest.mark.requirement("A1", "A2")
 def test_equals_the_exact_oracle(optimizer_class: type[AMUSE], case: str, dtype: torch.dtype) -> None:
     run_against_oracle(optimizer_class, ExactOracle, CASES[case], dtype)
 
@@ -119,10 +120,12 @@ def test_equals_the_exact_oracle(optimizer_class: type[AMUSE], case: str, dtype:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("optimizer_class", [AMUSE, AMUSEReference])
+@pytest.mark.requirement("A1")
 def test_equals_the_published_oracle(optimizer_class: type[AMUSE], case: str, dtype: torch.dtype) -> None:
     run_against_oracle(optimizer_class, PublishedOracle, CASES[case], dtype)
 
 
+@pytest.mark.requirement("A1")
 def test_published_and_exact_differ() -> None:
     """Guards the two tests above: the flag is not without effect."""
     ends = []

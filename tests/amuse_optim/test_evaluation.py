@@ -55,6 +55,7 @@ def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.requirement("B8")
 def test_without_train_or_eval_averaged_gives_the_references_x() -> None:
     """A user who never calls train() or eval() gets x inside the block, y after it."""
     model, optimizer = trained()
@@ -81,6 +82,7 @@ def test_averaged_nests_and_restores_after_an_error() -> None:
     assert optimizer.mode == "eval"
 
 
+@pytest.mark.requirement("B8")
 def test_step_inside_averaged_raises() -> None:
     _, optimizer = trained()
     with averaged(optimizer), pytest.raises(OptimizerModeError, match="hold the average"):
@@ -89,6 +91,7 @@ def test_step_inside_averaged_raises() -> None:
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.requirement("B8")
 def test_averaged_state_dict_reads_x_and_touches_nothing(mode: str) -> None:
     model, optimizer = trained()
     with averaged(optimizer):
@@ -133,6 +136,7 @@ def test_averaged_state_dict_of_another_model_is_refused() -> None:
         averaged_state_dict(network(), optimizer)
 
 
+@pytest.mark.requirement("B10")
 def test_batch_norm_statistics_are_the_mean_over_the_batches() -> None:
     model, _ = trained()
     model.eval()
@@ -150,6 +154,7 @@ def test_batch_norm_statistics_are_the_mean_over_the_batches() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+@pytest.mark.requirement("B10")
 def test_batch_norm_refresh_is_undone_when_it_fails() -> None:
     model, _ = trained()
     before = values(model)
@@ -171,6 +176,7 @@ def test_batch_norm_refresh_forwards_what_it_is_told() -> None:
     refresh_batch_norm(nn.Linear(2, 2), iter(()))  # nothing to do
 
 
+@pytest.mark.requirement("B8")
 def test_attach_ties_the_modes() -> None:
     model, optimizer = trained()
     y = values(model)

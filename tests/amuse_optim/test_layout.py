@@ -22,6 +22,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "options", "blocks"), SHAPES)
+@pytest.mark.requirement("C3", "C4")
 def test_blocks_and_their_inverse(shape: tuple[int, ...], options: dict, blocks: tuple) -> None:
     layout = matrix_layout(shape, **options)
     assert layout.blocks == blocks
@@ -36,6 +37,7 @@ def test_blocks_and_their_inverse(shape: tuple[int, ...], options: dict, blocks:
     ("shape", "memory_format"),
     [((8, 3, 3, 3), torch.channels_last), ((8, 3, 2, 2, 2), torch.channels_last_3d)],
 )
+@pytest.mark.requirement("C3")
 def test_memory_format_does_not_matter(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
     layout = matrix_layout(shape)
     tensor = torch.randn(shape)

@@ -55,6 +55,7 @@ def test_it_trains() -> None:
     assert loss() < 0.05 * before
 
 
+@pytest.mark.requirement("A12", "B8")
 def test_modes_are_idempotent_and_restore_y_bit_for_bit() -> None:
     model, optimizer = build()
     train(model, optimizer, 20)
@@ -73,6 +74,7 @@ def test_modes_are_idempotent_and_restore_y_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.requirement("A12")
 def test_evaluating_does_not_change_the_trajectory(dtype: torch.dtype) -> None:
     parameters = [nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4).to(dtype)) for _ in range(2)]
     optimizers = [AMUSE([p], direction="muon", lr=0.01, warmup_steps=3) for p in parameters]
@@ -86,6 +88,7 @@ def test_evaluating_does_not_change_the_trajectory(dtype: torch.dtype) -> None:
         assert torch.equal(parameters[0], parameters[1])
 
 
+@pytest.mark.requirement("B8")
 def test_step_in_eval_mode_names_the_missing_call() -> None:
     model, optimizer = build()
     train(model, optimizer, 3)
@@ -95,6 +98,7 @@ def test_step_in_eval_mode_names_the_missing_call() -> None:
     assert same(before, bits(model, optimizer))
 
 
+@pytest.mark.requirement("A6")
 def test_gradients_are_read_only() -> None:
     model, optimizer = build()
     train(model, optimizer, 2)
@@ -103,6 +107,7 @@ def test_gradients_are_read_only() -> None:
     assert same(before, [p.grad for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.requirement("B9")
 def test_closure_runs_with_gradients_and_its_loss_is_returned() -> None:
     model, optimizer = build()
 
@@ -121,6 +126,7 @@ def test_closure_runs_with_gradients_and_its_loss_is_returned() -> None:
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("through", ["torch.save", "pickle", "deepcopy"])
 @pytest.mark.parametrize("options", [{}, {"auxiliary_momentum": 0.9}, {"parity": "published"}])
+@pytest.mark.requirement("B1", "B3")
 def test_resumed_runs_are_bit_identical(mode: str, through: str, options: dict[str, Any]) -> None:
     model, optimizer = build(**options)
     train(model, optimizer, 20)
@@ -160,6 +166,7 @@ def test_state_dict_is_a_snapshot_for_whoever_loads_it() -> None:
     assert same(before, bits(model, optimizer))
 
 
+@pytest.mark.requirement("B3")
 def test_deepcopy_of_model_and_optimizer_together() -> None:
     model, optimizer = build()
     train(model, optimizer, 10)
@@ -178,6 +185,7 @@ def test_weights_loaded_before_the_first_step_are_followed() -> None:
         assert float((optimizer.state[parameter]["z"] - 0.25).abs().max()) < 0.02
 
 
+@pytest.mark.requirement("B2")
 def test_loaded_options_win_with_one_warning() -> None:
     model, optimizer = build(beta1=0.5)
     train(model, optimizer, 5)
@@ -188,6 +196,7 @@ def test_loaded_options_win_with_one_warning() -> None:
     assert other.param_groups[0]["beta1"] == 0.5
 
 
+@pytest.mark.requirement("B1")
 def test_state_dicts_that_do_not_fit_change_nothing() -> None:
     model, optimizer = build()
     train(model, optimizer, 5)
@@ -237,6 +246,7 @@ def test_parameters_without_gradient_keep_everything() -> None:
     )
 
 
+@pytest.mark.requirement("B7")
 def test_groups_may_be_added_at_any_time_with_a_clock_of_their_own() -> None:
     model, optimizer = build()
     train(model, optimizer, 5)
@@ -250,6 +260,7 @@ def test_groups_may_be_added_at_any_time_with_a_clock_of_their_own() -> None:
     assert torch.equal(optimizer.state[late]["z"], late)  # c_1 = 1: x = z = y
 
 
+@pytest.mark.requirement("B6")
 def test_order_and_names_are_the_callers() -> None:
     tensors = [nn.Parameter(torch.zeros(n)) for n in (3, 1, 2)]
     optimizer = AMUSE(
@@ -291,6 +302,7 @@ def test_order_and_names_are_the_callers() -> None:
         ({"momentun": 0.9}, TypeError, "unknown option 'momentun'; did you mean 'momentum'"),
     ],
 )
+@pytest.mark.requirement("B12")
 def test_bad_options_say_what_is_wrong(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build(**options)
@@ -301,12 +313,14 @@ def test_bad_options_say_what_is_wrong(options: dict[str, Any], error: type[Exce
             AMUSE([group], lr=0.1, warmup_steps=5, total_steps=options.get("total_steps"))
 
 
+@pytest.mark.requirement("A14")
 def test_fractions_of_the_whole_become_steps() -> None:
     _, optimizer = build(warmup_steps=0.05, t0_steps=0.25, c_warmup_steps=0.01, total_steps=1000)
     group = optimizer.param_groups[0]
     assert (group["warmup_steps"], group["t0_steps"], group["c_warmup_steps"]) == (50, 250, 10)
 
 
+@pytest.mark.requirement("A5")
 def test_warm_ups_of_zero_and_one_step_work_with_a_t0() -> None:
     for warmup_steps in (0, 1):
         model, optimizer = build(warmup_steps=warmup_steps, t0_steps=5)
@@ -314,6 +328,7 @@ def test_warm_ups_of_zero_and_one_step_work_with_a_t0() -> None:
         assert 0.6 < optimizer.param_groups[0]["beta_t"] < 1
 
 
+@pytest.mark.requirement("C1")
 def test_parameter_lists_need_a_direction() -> None:
     model, _ = build()
     with pytest.raises(ValueError, match=r"param_groups\(model\)"):
@@ -329,6 +344,7 @@ def test_parameter_lists_need_a_direction() -> None:
         ({"direction": "lion"}, ValueError, "direction must be one of 'muon', 'adamw', 'sgd'"),
     ],
 )
+@pytest.mark.requirement("B12", "C5")
 def test_a_refused_group_leaves_the_optimizer_as_it_was(
     group: dict[str, Any], error: type[Exception], message: str
 ) -> None:
@@ -345,6 +361,7 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was(
     train(model, optimizer, 1, start=5)
 
 
+@pytest.mark.requirement("C7")
 def test_unusable_parameters_are_refused() -> None:
     with pytest.raises(TypeError, match=r"view_as_real"):
         AMUSE([nn.Parameter(torch.ones(2, dtype=torch.complex64))], direction="sgd", warmup_steps=2)
@@ -354,6 +371,7 @@ def test_unusable_parameters_are_refused() -> None:
         AMUSE([1.0], direction="sgd", warmup_steps=2)  # type: ignore[list-item]
 
 
+@pytest.mark.requirement("A8")
 def test_nonfinite_gradients_raise_by_name_and_change_nothing() -> None:
     model, optimizer = build()
     train(model, optimizer, 5)
@@ -365,6 +383,7 @@ def test_nonfinite_gradients_raise_by_name_and_change_nothing() -> None:
     assert optimizer.param_groups[0]["t"] == t
 
 
+@pytest.mark.requirement("A8")
 def test_nonfinite_gradients_can_skip_the_whole_step() -> None:
     model, optimizer = build(nonfinite="skip")
     train(model, optimizer, 5)
@@ -376,6 +395,7 @@ def test_nonfinite_gradients_can_skip_the_whole_step() -> None:
     assert [group["skipped_steps"] for group in optimizer.param_groups] == [1, 1]
 
 
+@pytest.mark.requirement("A8")
 def test_nonfinite_gradients_can_be_ignored() -> None:
     model, optimizer = build(nonfinite="ignore")
     train(model, optimizer, 5)
@@ -384,6 +404,7 @@ def test_nonfinite_gradients_can_be_ignored() -> None:
     assert bool(model[4].bias.isnan()[0])
 
 
+@pytest.mark.requirement("C7")
 def test_bad_learning_rates_and_sparse_gradients_change_nothing() -> None:
     model, optimizer = build()
     train(model, optimizer, 5)
@@ -399,6 +420,7 @@ def test_bad_learning_rates_and_sparse_gradients_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.requirement("A9")
 def test_low_precision_parameters_keep_z_and_x_in_float32(dtype: torch.dtype) -> None:
     """1 - 1e-3 rounds to 1 in bfloat16; the state must move all the same."""
     parameter = nn.Parameter(torch.ones(4, dtype=dtype))
@@ -427,6 +449,7 @@ def test_state_bytes_per_parameter() -> None:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.requirement("A7")
 def test_update_rms_is_the_same_for_every_layout(memory_format: torch.memory_format) -> None:
     """match_rms: entries of d have a root mean square near 0.2, whatever the kernel looks like."""
     shapes: list[tuple[tuple[int, ...], dict[str, Any]]] = [

@@ -118,6 +118,7 @@ def test_commutes_with_transposition(method: Method) -> None:
 
 
 @given(exponent=st.integers(-30, 30), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+@pytest.mark.requirement("A11")
 def test_does_not_depend_on_the_scale(exponent: int, dtype: torch.dtype) -> None:
     matrix = random(6, 9).to(dtype).double()
     scaled = (matrix * 10.0**exponent).to(dtype)
@@ -145,6 +146,7 @@ def test_commutes_with_orthogonal_changes_of_basis(seed: int, method: Method, ta
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.requirement("A11")
 def test_zero_maps_to_zero_also_inside_a_stack(method: Method, dtype: torch.dtype) -> None:
     stack = torch.stack([torch.zeros(3, 4), torch.ones(3, 4)]).to(dtype)
     result = orthogonalize(stack, method=method)
@@ -184,6 +186,7 @@ def test_large_stacks_are_cut_into_batches(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(torch.equal(a, b) for a, b in zip(result, stacks, strict=True))
 
 
+@pytest.mark.requirement("A10")
 def test_working_dtype() -> None:
     assert working_dtype(torch.zeros(300, 300, dtype=torch.float64)) == torch.float64
     assert working_dtype(torch.zeros(16, 300)) == torch.float32  # bfloat16 does not pay for small ones

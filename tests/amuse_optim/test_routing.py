@@ -32,6 +32,7 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.requirement("C2")
 def test_heads_tied_and_untied(tie: bool) -> None:
     expected = {
         "embed.weight": "adamw",
@@ -61,6 +62,7 @@ def test_two_parameters_in_one_memory_are_refused() -> None:
         param_groups(model)
 
 
+@pytest.mark.requirement("C2")
 def test_accessors_of_the_model_name_the_head() -> None:
     class HuggingFaceLike(Tied):
         def __init__(self) -> None:
@@ -89,6 +91,7 @@ def test_accessors_of_the_model_name_the_head() -> None:
     }
 
 
+@pytest.mark.requirement("C3")
 def test_convolutions_of_every_kind() -> None:
     model = nn.ModuleDict(
         {
@@ -110,6 +113,7 @@ def test_convolutions_of_every_kind() -> None:
     assert "4 of 4x18" in report(param_groups(model))
 
 
+@pytest.mark.requirement("C4")
 def test_recurrent_networks_split_their_gates() -> None:
     model = nn.LSTM(5, 8, num_layers=2)
     expected = {
@@ -120,6 +124,7 @@ def test_recurrent_networks_split_their_gates() -> None:
     assert option(nn.GRU(5, 8), "weight_hh_l0", "split_rows") == (8, 8, 8)
 
 
+@pytest.mark.requirement("C4")
 def test_attention_splits_query_key_and_value() -> None:
     model = nn.MultiheadAttention(8, 2, add_bias_kv=True)
     assert directions(model) == {
@@ -133,6 +138,7 @@ def test_attention_splits_query_key_and_value() -> None:
     assert option(model, "in_proj_weight", "split_rows") == (8, 8, 8)
 
 
+@pytest.mark.requirement("C2")
 def test_torch_transformer() -> None:
     model = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
     for name, direction in directions(model).items():
@@ -162,6 +168,7 @@ def test_experts_and_free_parameters() -> None:
     assert option(Model(), "experts", "stacked") is True
 
 
+@pytest.mark.requirement("C2")
 def test_overrides_apply_in_order() -> None:
     groups = param_groups(
         Tied(tie=False),
@@ -178,6 +185,7 @@ def test_overrides_apply_in_order() -> None:
     assert found["lm_head.weight"] == ("muon", None)
 
 
+@pytest.mark.requirement("C6")
 def test_lora_adapters_are_routed_by_override() -> None:
     class Adapted(nn.Module):
         def __init__(self) -> None:
@@ -199,6 +207,7 @@ def test_lora_adapters_are_routed_by_override() -> None:
         ({"auxiliary": "lion"}, "auxiliary must be 'adamw' or 'sgd', got 'lion'"),
     ],
 )
+@pytest.mark.requirement("C2")
 def test_bad_requests(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("*", r"\*")):
         param_groups(Tied(tie=True), **options)
@@ -215,6 +224,7 @@ def test_sgd_as_the_auxiliary_takes_the_spectral_scale() -> None:
     assert {g["weight_decay"] for g in groups} == {0.1}
 
 
+@pytest.mark.requirement("C2")
 def test_every_trainable_parameter_once_and_all_of_them_usable() -> None:
     model = nn.Sequential(
         Tied(tie=True), nn.LSTM(8, 8), nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Linear(4, 2)

@@ -53,6 +53,7 @@ def run(
     lr=st.floats(1e-5, 10.0),
     beta_clock=st.sampled_from(["window", "steps"]),
 )
+@pytest.mark.requirement("A4")
 def test_beta_rises_monotonically_inside_its_interval(
     beta1: float,
     rho: float,
@@ -86,6 +87,7 @@ def test_beta_rises_monotonically_inside_its_interval(
     rho=st.floats(0.0, 2.0),
     parity=st.sampled_from(["exact", "published"]),
 )
+@pytest.mark.requirement("A4")
 def test_beta_stays_in_its_interval_for_any_learning_rates(
     lrs: list[float], rho: float, parity: Parity
 ) -> None:

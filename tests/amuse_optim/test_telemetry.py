@@ -25,6 +25,7 @@ def build(optimizer_class: type[AMUSE]) -> tuple[list[nn.Parameter], AMUSE]:
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.requirement("E1")
 def test_numbers_equal_those_of_the_stored_sequences(mode: str) -> None:
     parameters, optimizer = build(AMUSE)
     references, reference = build(AMUSEReference)
@@ -58,6 +59,7 @@ def test_numbers_equal_those_of_the_stored_sequences(mode: str) -> None:
         assert float(values[f"{label}/window"]) == pytest.approx(1 / group["c_t"] - 1)
 
 
+@pytest.mark.requirement("E1")
 def test_orthogonality_error_is_that_of_the_matrices() -> None:
     """0 for the exact polar factor; the root mean square over matrices otherwise."""
     errors = []
@@ -78,6 +80,7 @@ def test_orthogonality_error_is_that_of_the_matrices() -> None:
         assert value == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.requirement("E1")
 def test_nothing_is_measured_before_it_is_asked_for_and_nothing_is_changed() -> None:
     parameters, optimizer = build(AMUSE)
     others, unobserved = build(AMUSE)

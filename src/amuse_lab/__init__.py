@@ -1,0 +1,1 @@
+"""The laboratory of amuse-optim: trains, compares, records."""

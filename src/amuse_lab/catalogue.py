@@ -1,0 +1,54 @@
+"""What there is to choose from."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amuse_lab.optimizers import OPTIMIZERS
+from amuse_lab.recipes import RECIPES
+from amuse_lab.tasks.lm.data import DATASETS
+
+
+def catalogue(runs: Path = Path("runs")) -> dict[str, list[dict[str, Any]]]:
+    """Collect recipes, studies, data sets and optimizers, in JSON's types.
+
+    Args:
+        runs: Where the runs of each recipe are counted.
+    """
+    return {
+        "recipes": [_recipe(name, runs) for name in RECIPES],
+        "studies": [],
+        "datasets": [{"name": name, "description": data.description} for name, data in DATASETS.items()],
+        "optimizers": [{"name": name, "description": _first_line(kind)} for name, kind in OPTIMIZERS.items()],
+    }
+
+
+def _first_line(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def _recipe(name: str, runs: Path) -> dict[str, Any]:
+    config = RECIPES[name]()
+    with torch.device("meta"):
+        model = config.task.build_model()
+    return {
+        "name": name,
+        "description": _first_line(RECIPES[name]),
+        "task": config.task.name,
+        "optimizer": config.optimizer.name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": config.steps,
+        "runs_here": sum(1 for path in (runs / name).glob("*/config.json")),
+    }
+
+
+def describe(content: dict[str, list[dict[str, Any]]]) -> str:
+    """Lay a catalogue out for people, one line an entry."""
+    lines: list[str] = []
+    for kind, entries in content.items():
+        lines += ["", f"{kind}:"] if lines else [f"{kind}:"]
+        width = max((len(entry["name"]) for entry in entries), default=0)
+        lines += [f"  {entry['name']:{width}}  {entry['description']}" for entry in entries] or ["  none"]
+    return "\n".join(lines)

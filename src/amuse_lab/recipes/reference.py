@@ -1,0 +1,69 @@
+"""Recorded results that a recipe ships, to be printed beside a new run."""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one optimizer came to.
+
+    Attributes:
+        optimizer: Its name.
+        lr: Peak learning rate.
+        mean: Of the recipe's measure over seeds, at x, on all validation data.
+        spread: Standard deviation over seeds.
+        seeds: Which.
+    """
+
+    optimizer: str
+    lr: float
+    mean: float
+    spread: float
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The recorded results of a recipe.
+
+    Attributes:
+        steps: How long the recorded runs were.
+        machine: What they ran on, in words.
+        results: One for each optimizer.
+    """
+
+    steps: int
+    machine: str
+    results: tuple[Result, ...]
+
+
+def load_reference(recipe: str, measure: str) -> Reference | None:
+    """Read `<recipe>_reference.json`, which lies beside this module.
+
+    The file holds "steps", "machine" and "results": a list of objects with "optimizer", "lr",
+    "<measure>_mean", "spread" and "seeds" (a list).
+
+    Args:
+        recipe: Name of the recipe.
+        measure: What its task is judged by.
+
+    Returns:
+        None for a recipe without recorded results.
+    """
+    file = files("amuse_lab.recipes") / f"{recipe.replace('-', '_')}_reference.json"
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    results = tuple(
+        Result(
+            optimizer=result["optimizer"],
+            lr=result["lr"],
+            mean=result[f"{measure}_mean"],
+            spread=result["spread"],
+            seeds=tuple(result["seeds"]),
+        )
+        for result in content["results"]
+    )
+    return Reference(steps=content["steps"], machine=content["machine"], results=results)

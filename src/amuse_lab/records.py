@@ -1,0 +1,133 @@
+"""The run folder: what a run leaves behind. Every file but the growing one appears whole or not at all."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from amuse_lab.config import RunConfig, short_hash, to_json
+from amuse_lab.errors import RecordError
+
+METRICS = "metrics.jsonl"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file atomically: a temporary path beside it takes its place if nothing is raised inside.
+
+    Args:
+        path: The file to create or to replace.
+
+    Yields:
+        The temporary path.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _finite(value: Any) -> Any:
+    """The same, with None in place of every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunFolder:
+    """One run's folder.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, config: RunConfig, environment: Mapping[str, Any]) -> Self:
+        """Create `runs/<recipe>/<UTC time>-<hash>/` with config.json, env.json and an empty metrics.jsonl.
+
+        Args:
+            config: What will be run.
+            environment: From `amuse_lab.environment.describe`.
+
+        Raises:
+            RecordError: If the folder cannot be written; nothing of it is left then.
+        """
+        parent = config.runs / config.recipe
+        name = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{short_hash(config)}"
+        try:
+            folder = cls(_new_folder(parent, name))
+            try:
+                (folder.path / METRICS).touch()
+                folder.write_json("config.json", to_json(config))
+                folder.write_json("env.json", environment)
+            except OSError:
+                shutil.rmtree(folder.path, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise RecordError(
+                f"cannot write a run folder in {parent}: {error.strerror}; choose another place with --runs"
+            ) from error
+        return folder
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as metrics:
+            metrics.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read the lines of metrics.jsonl."""
+        with (self.path / METRICS).open(encoding="utf-8") as metrics:
+            return [json.loads(line) for line in metrics]
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write one object as a file for people and programs."""
+        self.write_text(name, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write a text file."""
+        with replacing(self.path / name) as partial:
+            partial.write_text(content, encoding="utf-8")
+
+    def write_model(self, state: Mapping[str, Tensor]) -> None:
+        """Write model.safetensors."""
+        with replacing(self.path / "model.safetensors") as partial:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
+            shutil.copymode(self.path / METRICS, partial)  # safetensors lets only the owner read
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """Create a folder that did not exist, counting up where runs start within the same second."""
+    parent.mkdir(parents=True, exist_ok=True)
+    path, count = parent / name, 1
+    while True:
+        try:
+            path.mkdir()
+        except FileExistsError:
+            count += 1
+            path = parent / f"{name}-{count}"
+        else:
+            return path

@@ -1,0 +1,1 @@
+"""What can be trained: each task brings its model, data, loss and measures, and knows no optimizer."""

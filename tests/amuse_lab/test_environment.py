@@ -1,0 +1,46 @@
+import json
+import subprocess
+from pathlib import Path
+
+import torch
+
+from amuse_lab.environment import describe, git_state, peak_memory_bytes
+
+CPU = torch.device("cpu")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_describes_versions_machine_and_seed() -> None:
+    described = json.loads(json.dumps(describe(device=CPU, seed=3)))
+    assert described["versions"]["torch"] == torch.__version__
+    assert described["versions"]["amuse-optim"]
+    assert described["threads"] == 1
+    assert described["world_size"] == 1
+    assert described["seed"] == 3
+    assert described["device"] == "cpu"
+    assert described["command"]
+
+
+def test_git_state_of_a_checkout(tmp_path: Path) -> None:
+    source = tmp_path / "module.py"
+    source.write_text("")
+    assert git_state(source) is None
+    git(tmp_path, "init", "--quiet")
+    assert git_state(source) is None  # inside a repository, but not of it
+    git(tmp_path, "add", "module.py")
+    git(tmp_path, "commit", "--quiet", "-m", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert git_state(source) == {"commit": commit, "dirty": False}
+    source.write_text("changed")
+    assert git_state(source) == {"commit": commit, "dirty": True}
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    assert 10**7 < peak_memory_bytes(CPU) < 10**12

@@ -1,0 +1,1 @@
+"""Requirements that have tests of their own, and the table of them in the documentation."""
