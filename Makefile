@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH  := torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test setup lint pytest clean
+.PHONY: demo test setup lint pytest fuzz clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.lab  ## train a small Llama on Shakespeare with AMUSE, about 90 seconds
@@ -19,7 +19,12 @@ lint: .venv/.dev
 	$(BIN)/lint-imports --no-cache
 
 pytest: .venv/.dev
+	$(BIN)/pytest -q --doctest-modules src/amuse_optim
 	$(BIN)/pytest -q
+
+fuzz: export OMP_NUM_THREADS = 1
+fuzz: .venv/.dev  ## 2,000 random lives of the optimizer against its specification; hours
+	$(BIN)/pytest -q tests/requirements/test_state_machine.py --hypothesis-profile nightly
 
 setup: .venv/.dev  ## the development environment alone
 

@@ -1,5 +1,6 @@
 """The optimizers of the laboratory: for each a config and a thin builder over the package it comes from."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from amuse_lab.config import OptimizerConfig
 from amuse_lab.errors import ConfigError
 from amuse_lab.protocols import TrainingOptimizer
 from amuse_lab.schedules import cosine
-from amuse_optim import AMUSE, averaged, param_groups
+from amuse_optim import AMUSE, averaged, param_groups, telemetry
 
 
 class Anytime:
@@ -40,9 +41,16 @@ class Anytime:
             yield
 
     def telemetry(self) -> dict[str, float]:
-        """Return lr, beta and the averaging weight c of the last step."""
+        """Return lr, beta and the averaging weight c of the last step, then the numbers of every group."""
         group = self._optimizer.param_groups[0]
-        return {"lr": group["lr_t"], "beta": group["beta_t"], "c": group["c_t"]}
+        shared = {"lr": group["lr_t"], "beta": group["beta_t"], "c": group["c_t"]}
+        measured = {name: value.item() for name, value in telemetry(self._optimizer).items()}
+        by_group = {
+            name: value
+            for name, value in measured.items()
+            if name.split("/")[1] not in shared and math.isfinite(value)
+        }
+        return shared | by_group
 
 
 class ScheduleFree:
