@@ -52,7 +52,7 @@ ROWS = {
 }
 
 
-def tests_by_row(root: Path) -> dict[str, list[tuple[str, str]]]:
+def rows_to_tests(root: Path) -> dict[str, list[tuple[str, str]]]:
     """Row to (file, test function), found in the source of the tests."""
     found: dict[str, list[tuple[str, str]]] = {row: [] for row in ROWS}
     for path in sorted(root.rglob("test_*.py")):
@@ -75,7 +75,7 @@ def markdown(root: Path) -> str:
         "What people run into with optimizers of this kind, what this one does instead, and its tests.",
         "Written by `python -m tests.requirements`; `pytest -m requirement` runs them and prints the rows.",
     ]
-    found = tests_by_row(root)
+    found = rows_to_tests(root)
     for section, title in SECTIONS.items():
         lines += ["", f"## {section}. {title}", "", "| row | what it does | tests |", "|---|---|---|"]
         for row, promise in ROWS.items():

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from tests.requirements.table import ROWS, markdown, tests_by_row
+from tests.requirements.table import ROWS, markdown, rows_to_tests
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_every_row_has_a_test() -> None:
-    found = tests_by_row(ROOT / "tests")
+    found = rows_to_tests(ROOT / "tests")
     assert [row for row in ROWS if not found[row]] == []
 
 
