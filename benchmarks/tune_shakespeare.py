@@ -5,8 +5,8 @@
 The rule, fixed before the runs: six trials an optimizer, a grid of three learning rates and two values of
 the setting that matters most beside it (T0 for AMUSE), seed 0; the trial with the lowest bits per byte at x
 on all validation text wins; then the winner's settings run with seeds 1, 2 and 3, and these are reported.
-The third learning rate of AMUSE and Muon was first 0.04; it was replaced by 0.005 before it ran, because 0.02
-was already worse than 0.01 for both. Each run has one thread. Runs that are recorded already are not repeated.
+The third learning rate of AMUSE and Muon was first 0.04; it was replaced by 0.005 before it ran, because
+0.02 was already worse than 0.01 for both. Each run has one thread. Recorded runs are not repeated.
 """
 
 import argparse

@@ -11,6 +11,7 @@ USAGE = """\
 usage: amuse-lab COMMAND ...
 
   train RECIPE [--optimizer NAME] [--OPTION VALUE ...]   one run; `train RECIPE --help` lists the options
+  bench [--OPTION VALUE ...]                             times optimizer steps against the installed peers
   list [--json]                                          recipes, studies, data sets and optimizers
 """
 
@@ -41,9 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if command == "train":
             return _train(rest)
+        if command == "bench":
+            return _bench(rest)
         if command == "list":
             return _list(rest)
-        raise unknown("command", command, ("train", "list"))
+        raise unknown("command", command, ("train", "bench", "list"))
     except SystemExit as stop:
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -95,6 +98,13 @@ def _train(arguments: Sequence[str]) -> int:
         reference=reference,
     )
     print(f"run folder: {folder}")
+    return 0
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    from amuse_lab.bench.command import parse, run
+
+    run(parse(arguments))
     return 0
 
 

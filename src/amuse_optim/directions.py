@@ -49,10 +49,11 @@ def adamw_direction(
     eps: float,
     first_moment: Tensor | None = None,
     momentum: float = 0.0,
-) -> Tensor:
-    """Return d = e_hat / (sqrt(v_hat) + eps); e_hat is g itself where there is no first moment.
+) -> tuple[Tensor, float]:
+    """Return d = e_hat / (sqrt(v_hat) + eps) as a tensor and its factor; e_hat is g without a first moment.
 
-    v <- b2 v + (1 - b2) g^2, v_hat = v / (1 - b2^s); e <- b e + (1 - b) g, e_hat = e / (1 - b^s).
+    v <- b2 v + (1 - b2) g^2, v_hat = v / k with k = 1 - b2^s; e <- b e + (1 - b) g, e_hat = e / (1 - b^s).
+    The corrections are numbers, so d = [e / (sqrt(v) + sqrt(k) eps)] * sqrt(k) / (1 - b^s).
 
     Args:
         gradient: g.
@@ -62,13 +63,17 @@ def adamw_direction(
         eps: Added to the root.
         first_moment: e, changed in place, or None.
         momentum: b, used with `first_moment`.
+
+    Returns:
+        The bracket, a new tensor, and the factor behind it.
     """
     second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-    denominator = second_moment.div(1.0 - beta2**step).sqrt_().add_(eps)
+    correction = math.sqrt(1.0 - beta2**step)
+    denominator = second_moment.sqrt().add_(correction * eps)
     if first_moment is None:
-        return gradient.div(denominator)
+        return torch.div(gradient, denominator, out=denominator), correction
     first_moment.lerp_(gradient, 1.0 - momentum)
-    return first_moment.div(1.0 - momentum**step).div_(denominator)
+    return torch.div(first_moment, denominator, out=denominator), correction / (1.0 - momentum**step)
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
@@ -78,9 +83,3 @@ def total_norm(tensors: list[Tensor]) -> Tensor:
     norms = torch._foreach_norm(tensors)
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
     return total
-
-
-def root_mean_square(tensors: list[Tensor]) -> Tensor:
-    """Root mean square over all entries of all tensors, on the first one's device."""
-    entries = sum(tensor.numel() for tensor in tensors)
-    return total_norm(tensors) / math.sqrt(max(1, entries))

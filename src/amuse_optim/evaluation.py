@@ -31,12 +31,14 @@ def averaged(optimizer: AMUSE) -> Iterator[None]:
         ...     norm = weight.norm()
     """
     before = optimizer.mode
-    optimizer.eval()
     try:
+        optimizer.eval()
         yield
     finally:
         if before == "train":
             optimizer.train()
+        else:
+            optimizer.eval()
 
 
 @torch.no_grad()
@@ -54,28 +56,34 @@ def averaged_state_dict(model: nn.Module, optimizer: AMUSE) -> dict[str, Tensor]
         New tensors under the names of `model.state_dict()`, in the parameters' dtypes.
 
     Raises:
-        ValueError: If none of the model's parameters is in the optimizer.
+        ValueError: If none of the model's parameters is in the optimizer, or one that is does not appear in
+            the model's state dict (because a hook changes it): then evaluate inside `averaged(optimizer)`
+            and take the state dict there.
     """
     trained = {p: state for p, state in optimizer.state.items() if "z" in state}
-    named = dict(model.named_parameters(remove_duplicate=False))
-    if not any(parameter in trained for parameter in named.values()):
+    expected = {parameter for parameter in model.parameters() if parameter in trained}
+    if not expected:
         raise ValueError(
             "none of the model's parameters is in the optimizer: is it another model's optimizer?"
         )
 
-    copies: dict[Tensor, Tensor] = {}
+    copies: dict[object, Tensor] = {}
     shipped: dict[str, Any] = {}
-    for name, value in model.state_dict().items():
-        parameter = named.get(name)
-        if parameter is None:
-            shipped[name] = value.clone() if isinstance(value, Tensor) else value
-        else:
-            if parameter not in copies:
-                at_y = parameter in trained and optimizer.mode == "train"
-                copies[parameter] = (
-                    averaged_value(parameter, trained[parameter]) if at_y else parameter.detach().clone()
-                )
-            shipped[name] = copies[parameter]
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            shipped[name] = value
+            continue
+        if value not in copies:
+            at_y = value in expected and optimizer.mode == "train"
+            x = averaged_value(value, trained[value]) if at_y else value.detach().clone()
+            copies[value] = x.to(value.dtype)
+        shipped[name] = copies[value]
+    missing = sum(parameter not in copies for parameter in expected)
+    if missing:
+        raise ValueError(
+            f"{missing} of the optimizer's parameters do not appear in the model's state dict, which a hook "
+            "seems to rewrite: take model.state_dict() inside `with averaged(optimizer):` instead"
+        )
     return shipped
 
 
@@ -162,6 +170,8 @@ def attach(optimizer: AMUSE, model: nn.Module) -> Attachment:
     if "train" in vars(model):
         raise ValueError("this model is attached to an optimizer already; remove() that handle first")
     attachment = Attachment(optimizer, model)
-    if not model.training:
+    if model.training:
+        optimizer.train()
+    else:
         optimizer.eval()
     return attachment

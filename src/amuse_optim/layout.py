@@ -30,7 +30,7 @@ class Layout:
         """The blocks of a tensor of this shape, in any memory format; views where possible."""
         if self.stacked:
             return [tensor.reshape(self.blocks[0])]
-        rows = tensor.reshape(self.shape[0], -1)
+        rows = tensor.reshape(self.shape[0], self.blocks[0][2])
         sizes = [n * r for n, r, _ in self.blocks]
         parts = torch.split(rows, sizes) if len(sizes) > 1 else (rows,)
         return [part.reshape(block) for part, block in zip(parts, self.blocks, strict=True)]
@@ -72,7 +72,7 @@ def matrix_layout(
 
     rows, cols = shape[0], math.prod(shape[1:])
     sizes = (rows,) if split_rows is None else tuple(split_rows)
-    if sum(sizes) != rows or any(size < 1 for size in sizes):
+    if split_rows is not None and (sum(sizes) != rows or any(size < 1 for size in sizes)):
         raise ValueError(f"split_rows must be positive and sum to {rows} for shape {shape}, got {sizes}")
     parts = conv_groups * (num_heads or 1)
     if any(size % parts for size in sizes):

@@ -1,6 +1,6 @@
 """One parameter's part of a step: gradient and state in, momenta, z, x and y moved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,11 +9,14 @@ from torch import Tensor
 
 from . import directions, sequences
 from .layout import Layout
-from .orthogonalize import orthogonalize_all
+from .orthogonalize import BATCH_ENTRIES, orthogonality_errors, orthogonalize_all
 from .precision import rounding_generator, store_, working
 from .schedule import Coefficients
-from .settings import Group
+from .settings import Group, layout_of
 from .state import State
+
+# A direction d as a tensor and its factor.
+Move = tuple[Tensor, float]
 
 # Every tensor of the state is rounded with random bits of its own, by its place in this list.
 _STORED = ("z", "x", "momentum_buffer", "exp_avg_sq", "exp_avg")
@@ -42,8 +45,9 @@ class Member:
         return z.dtype == self.parameter.dtype and "x" not in self.state
 
     def working_gradient(self) -> Tensor:
-        """The gradient in the dtype of the computation."""
-        return working(self.gradient.to(self.parameter.dtype))
+        """The gradient in the dtype of the computation: z's, but at least float32."""
+        kept: Tensor = self.state["z"]
+        return self.gradient.to(kept.dtype if torch.finfo(kept.dtype).bits >= 32 else torch.float32)
 
     def store(self, name: str, value: Tensor) -> None:
         """Write a tensor of the state back in the precision it is kept in."""
@@ -63,7 +67,69 @@ class Member:
             self.store(name, value)
 
 
-def adamw(group: Group, member: Member) -> Tensor:
+class Measurement:
+    """What `telemetry` wants to know of a group's directions, gathered batch by batch."""
+
+    def __init__(self) -> None:
+        self._squares: list[Tensor] = []
+        self._entries = 0
+        self._errors: list[Tensor] = []
+
+    def add(self, found: Sequence[Move], stacks: Sequence[Tensor]) -> None:
+        """Take in the directions of a batch, and its orthogonalized matrices where it has some."""
+        for tensor, scale in found:
+            self._squares.append(torch.linalg.vector_norm(working(tensor)).mul(scale).square())
+            self._entries += tensor.numel()
+        if stacks:
+            self._errors.append(orthogonality_errors(stacks))
+
+    def values(self) -> dict[str, Tensor]:
+        """The root mean squares over all batches."""
+        device = self._squares[0].device
+        mean = torch.stack([square.to(device) for square in self._squares]).sum() / self._entries
+        found = {"update_rms": mean.sqrt()}
+        if self._errors:
+            found["orthogonality_error"] = torch.cat([e.to(device) for e in self._errors]).mean().sqrt()
+        return found
+
+
+def batches(group: Group, members: list[Member]) -> Iterator[list[Member]]:
+    """Cut a group into batches of about `BATCH_ENTRIES` entries, matrices of like shape together.
+
+    Directions exist for one batch at a time, which bounds the memory of a step.
+    """
+    if group["direction"] != "muon":
+        yield from ([member] for member in members)
+        return
+    batch: list[Member] = []
+    entries = 0
+    for member in sorted(members, key=lambda member: sorted(member.parameter.shape)):
+        if batch and entries + member.parameter.numel() > BATCH_ENTRIES:
+            yield batch
+            batch, entries = [], 0
+        batch.append(member)
+        entries += member.parameter.numel()
+    if batch:
+        yield batch
+
+
+def directions_of(group: Group, batch: list[Member], measurement: Measurement | None) -> list[Move]:
+    """The directions of a batch; updates the momenta."""
+    stacks: list[Tensor] = []
+    if group["direction"] == "muon":
+        layouts = [layout_of(group, member.parameter) for member in batch]
+        stacks = orthogonal_stacks(group, layouts, batch)
+        found = scaled(group, layouts, stacks)
+    elif group["direction"] == "adamw":
+        found = [adamw(group, member) for member in batch]
+    else:
+        found = [(member.working_gradient(), 1.0) for member in batch]
+    if measurement is not None:
+        measurement.add(found, stacks)
+    return found
+
+
+def adamw(group: Group, member: Member) -> Move:
     """The AdamW direction of a parameter; updates its moments."""
     with member.unpacked("exp_avg_sq", "exp_avg") as moments:
         return directions.adamw_direction(
@@ -97,23 +163,24 @@ def orthogonal_stacks(group: Group, layouts: list[Layout], members: list[Member]
     )
 
 
-def scaled(group: Group, layouts: list[Layout], stacks: list[Tensor]) -> list[Tensor]:
-    """The Muon directions of a group: every block times the scale of its matrices, put together."""
+def scaled(group: Group, layouts: list[Layout], stacks: list[Tensor]) -> list[Move]:
+    """The Muon directions: every block times the scale of its matrices, put together."""
     remaining = iter(stacks)
-    return [
-        layout.join(
-            [
-                next(remaining) * directions.update_scale(rows, cols, group["scale"])
-                for _, rows, cols in layout.blocks
-            ]
-        )
-        for layout in layouts
-    ]
+    found: list[Move] = []
+    for layout in layouts:
+        scales = [directions.update_scale(rows, cols, group["scale"]) for _, rows, cols in layout.blocks]
+        blocks = [next(remaining) for _ in scales]
+        if len(set(scales)) == 1:
+            found.append((layout.join(blocks), scales[0]))
+        else:
+            found.append((layout.join([b * scale for b, scale in zip(blocks, scales, strict=True)]), 1.0))
+    return found
 
 
-def move(member: Member, direction: Tensor, group: Group, now: Coefficients) -> None:
+def move(member: Member, direction: Move, group: Group, now: Coefficients) -> None:
     """Move z, x and y of one parameter."""
     y, state = member.parameter, member.state
+    tensor, scale = direction
     # The released code decodes x with the new beta from a y that was built with the old one.
     decode = now.beta if group["parity"] == "published" else state["beta"]
     decay, at = group["weight_decay"], group["weight_decay_at"]
@@ -121,7 +188,8 @@ def move(member: Member, direction: Tensor, group: Group, now: Coefficients) -> 
         sequences.advance_(
             y,
             state["z"],
-            direction,
+            tensor,
+            scale=scale,
             lr=now.lr,
             weight_decay=decay,
             at=at,
@@ -136,7 +204,7 @@ def move(member: Member, direction: Tensor, group: Group, now: Coefficients) -> 
                 x = sequences.interpolate(z, working(state["x"]), state["beta"] / decode)
             else:
                 x = sequences.recover(y, z, decode)
-            sequences.descend_(z, working(y), direction, lr=now.lr, weight_decay=decay, at=at)
+            sequences.descend_(z, x, tensor, scale=scale, lr=now.lr, weight_decay=decay, at=at, beta=decode)
         z = working(state["z"])  # as it was stored: y is built from what x will be recovered with
         x = sequences.average(x, z, now.c)
         if "x" in state:

@@ -1,6 +1,6 @@
 """The optimizer: groups, state and modes. The algebra lives in the modules it calls."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, Literal, Never, overload
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import moves, settings
-from .directions import Direction, Scale, root_mean_square
-from .moves import Member
-from .orthogonalize import Method, orthogonality_error
+from . import loading, moves, settings
+from .directions import Direction, Scale
+from .moves import Measurement, Member, Move
+from .orthogonalize import Method
 from .precision import StatePrecision
 from .schedule import BetaClock, Clock, Parity
 from .sequences import DecayAt
@@ -20,13 +20,11 @@ from .state import (
     State,
     advanced_clock,
     averaged_value,
-    check_fits,
-    function_name,
+    check_ready,
     gradients_usable,
     initial_state,
     interpolated_value,
     synchronize,
-    warn_of_differences,
 )
 
 Mode = Literal["train", "eval"]
@@ -112,7 +110,7 @@ class AMUSE(torch.optim.Optimizer):
         arXiv 2605.22432; Schedule-Free: arXiv 2405.15682; Muon: https://kellerjordan.github.io/posts/muon/.
     """
 
-    # What `telemetry` asked to be measured at every step, by the identity of the group; None: nothing.
+    # What `telemetry` asked to be measured at every step, by the index of the group; None: nothing.
     measurements: dict[int, dict[str, Tensor]] | None = None
 
     def __init__(
@@ -196,10 +194,15 @@ class AMUSE(torch.optim.Optimizer):
         """Put the average x into the parameters; `train()` brings back y bit for bit. Idempotent."""
         if self.mode == "eval":
             return
-        for _, parameter, state in self._each():
-            x = averaged_value(parameter, state)
-            state["y"] = parameter.clone()
-            parameter.copy_(x)
+        try:
+            for _, parameter, state in self._each():
+                state["y"] = parameter.detach().clone()
+                parameter.copy_(averaged_value(parameter, state))
+        except BaseException:  # out of memory, say: all parameters hold y again
+            for _, parameter, state in self._each():
+                if "y" in state:
+                    parameter.copy_(state.pop("y"))
+            raise
         for group in self.param_groups:
             group["mode"] = "eval"
 
@@ -247,17 +250,16 @@ class AMUSE(torch.optim.Optimizer):
             TypeError: For a sparse gradient.
             ValueError: For a learning rate that is negative or not finite.
         """
-        if self.mode == "eval":
-            raise OptimizerModeError(
-                "step() in eval mode: the parameters hold the average x, not the gradient point y. "
-                "Call optimizer.train() first, or leave the `with averaged(optimizer):` block"
-            )
+        self._require_train_mode()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            self._require_train_mode()
 
         active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
+        for group in active:
+            check_ready(group, self.state)
         schedules = [advanced_clock(group) for group in active]
         if not gradients_usable(active):
             for group in active:
@@ -265,44 +267,40 @@ class AMUSE(torch.optim.Optimizer):
             return loss
         early = self._directions_that_may_raise(active)
         for group, (clock, now) in zip(active, schedules, strict=True):
-            members = self._members(group)
-            found = early.get(id(group)) or self._directions(group, members)
-            for member, direction in zip(members, found, strict=True):
+            for member, direction in early.get(id(group)) or self._directions(group):
                 moves.move(member, direction, group, now)
             group.update(asdict(clock), lr_t=now.lr, c_t=now.c, beta_t=now.beta)
         return loss
 
-    def _members(self, group: Group) -> list[Member]:
-        """The parameters of a group that have a gradient."""
-        index = next(i for i, other in enumerate(self.param_groups) if other is group)
+    def _require_train_mode(self) -> None:
+        if self.mode == "eval":
+            raise OptimizerModeError(
+                "step() in eval mode: the parameters hold the average x, not the gradient point y. "
+                "Call optimizer.train() first, or leave the `with averaged(optimizer):` block"
+            )
+
+    def _members(self, group: Group, index: int) -> list[Member]:
+        """The parameters of a group, the index-th, that have a gradient."""
         return [
             Member(parameter, parameter.grad, self.state[parameter], (index, i))
             for i, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
 
-    def _directions(self, group: Group, members: list[Member]) -> list[Tensor]:
-        """The direction d of every member; counts the step and updates the momenta."""
-        for member in members:
-            synchronize(member.parameter, member.state)
-            member.state["step"] += 1
-        measured: dict[str, Tensor] = {}
-        if group["direction"] == "muon":
-            layouts = [settings.layout_of(group, member.parameter) for member in members]
-            stacks = moves.orthogonal_stacks(group, layouts, members)
-            if self.measurements is not None:
-                measured["orthogonality_error"] = orthogonality_error(stacks)
-            found = moves.scaled(group, layouts, stacks)
-        elif group["direction"] == "adamw":
-            found = [moves.adamw(group, member) for member in members]
-        else:
-            found = [member.working_gradient() for member in members]
-        if self.measurements is not None:
-            measured["update_rms"] = root_mean_square(found)
-            self.measurements[id(group)] = measured
-        return found
+    def _directions(self, group: Group) -> Iterator[tuple[Member, Move]]:
+        """Every member of a group with its direction, a batch at a time; counts steps, updates momenta."""
+        measurement = None if self.measurements is None else Measurement()
+        index = next(i for i, other in enumerate(self.param_groups) if other is group)
+        for batch in moves.batches(group, self._members(group, index)):
+            for member in batch:
+                synchronize(member.parameter, member.state, group)
+                member.state["step"] += 1
+            directions = moves.directions_of(group, batch, measurement)
+            yield from zip(batch, directions, strict=True)
+        if self.measurements is not None and measurement is not None:
+            self.measurements[index] = measurement.values()
 
-    def _directions_that_may_raise(self, groups: list[Group]) -> dict[int, list[Tensor]]:
+    def _directions_that_may_raise(self, groups: list[Group]) -> dict[int, list[tuple[Member, Move]]]:
         """Directions that depend on a user's function or on a decomposition, before anything has moved.
 
         If one raises, the momenta and counters are put back and the step has not happened.
@@ -310,12 +308,13 @@ class AMUSE(torch.optim.Optimizer):
         fallible = [g for g in groups if callable(g["orthogonalize"]) or g["orthogonalize"] == "exact"]
         fallible = [group for group in fallible if group["direction"] == "muon"]
         before = [
-            (member.state, member.state["step"], member.state["momentum_buffer"].clone())
+            (self.state[p], self.state[p]["step"], self.state[p]["momentum_buffer"].clone())
             for group in fallible
-            for member in self._members(group)
+            for p in group["params"]
+            if p.grad is not None
         ]
         try:
-            return {id(group): self._directions(group, self._members(group)) for group in fallible}
+            return {id(group): list(self._directions(group)) for group in fallible}
         except BaseException:
             for state, step, momentum in before:
                 state["step"] = step
@@ -330,34 +329,43 @@ class AMUSE(torch.optim.Optimizer):
         A function given as `orthogonalize` is named, not stored, so that the dict loads with
         `torch.load(..., weights_only=True)`.
         """
-        for _, parameter, state in self._each():
-            synchronize(parameter, state)
+        for group, parameter, state in self._each():
+            synchronize(parameter, state, group)
         whole = super().state_dict()
         for group in whole["param_groups"]:
-            if callable(group["orthogonalize"]):
-                group["orthogonalize"] = f"function {function_name(group['orthogonalize'])}"
+            group["orthogonalize"] = loading.labelled(group["orthogonalize"])
         return whole
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`, in the mode it was taken in: load the model saved beside it too.
 
-        Loaded options win over the present ones, as in torch; differences are warned of once. Tensors
-        are copied, and keep their own precision.
+        Loaded options win over the present ones, as in torch; differences are warned of once. Options that
+        an older version did not know keep their present values. Tensors are copied, and keep their own
+        precision.
 
         Raises:
             ValueError: If it does not fit these parameter groups, or was not made by AMUSE. Nothing
                 has changed then.
+            TypeError: If an option in it is of the wrong kind; likewise.
         """
-        check_fits(state_dict, self.param_groups)
-        functions = [group["orthogonalize"] for group in self.param_groups]
-        warn_of_differences(state_dict["param_groups"], self.param_groups)
-        super().load_state_dict(state_dict)
-        for group, function in zip(self.param_groups, functions, strict=True):
-            if isinstance(group["orthogonalize"], str) and group["orthogonalize"].startswith("function "):
-                group["orthogonalize"] = function
-        saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
+        given: list[dict[str, Any]] = []
+
+        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            loading.check_fits(loaded, self.param_groups)
+            loading.warn_of_differences(loaded["param_groups"], self.param_groups)
+            given.append(
+                loaded | {"param_groups": loading.completed(loaded["param_groups"], self.param_groups)}
+            )
+            return given[0]
+
+        handle = self.register_load_state_dict_pre_hook(check)  # after those of others
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        saved_ids = (i for group in given[0]["param_groups"] for i in group["params"])
         for (_, parameter, state), i in zip(self._each(), saved_ids, strict=True):
-            for key, value in state_dict["state"][i].items():
-                # torch casts to the parameter's dtype and may alias; state keeps its own and is a copy.
-                state[key] = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
+            # torch casts to the parameter's dtype and may alias; state keeps its own and is a copy.
+            for key, value in given[0]["state"][i].items():
+                state[key] = loading.copied(value, parameter.device)

@@ -97,7 +97,7 @@ def _direction(group: Group, parameter: Tensor, gradient: Tensor, state: State) 
     if group["direction"] == "sgd":
         return gradient
     if group["direction"] == "adamw":
-        return adamw_direction(
+        direction, factor = adamw_direction(
             gradient,
             state["exp_avg_sq"],
             state["step"],
@@ -106,6 +106,7 @@ def _direction(group: Group, parameter: Tensor, gradient: Tensor, state: State) 
             first_moment=state.get("exp_avg"),
             momentum=group["auxiliary_momentum"],
         )
+        return direction * factor
     update = momentum_average_(
         state["momentum_buffer"], gradient, group["momentum"], nesterov=group["nesterov"]
     )

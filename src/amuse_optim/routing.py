@@ -4,19 +4,24 @@ import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .directions import update_scale
+from .directions import Direction, update_scale
 from .settings import OPTIONS, Group, layout_of, unknown_name
 
 Override = tuple[str, str | Mapping[str, Any]]
 
-# Names that mean an output head wherever they stand, and names that mean one only at a model's top.
-_HEADS = frozenset({"lm_head", "classifier", "embed_out", "unembed", "logits", "score", "qa_outputs"})
-_TOP_LEVEL_HEADS = _HEADS | {"head", "heads", "fc", "output", "out", "readout"}
+# Names that mean an output head wherever they stand, those that mean one only at a model's top, and those
+# that mean one there if they name a single layer (a "decoder" of many layers is none).
+_HEADS = frozenset(
+    {"lm_head", "mlp_head", "to_logits", "prediction_head", "classifier", "embed_out", "unembed", "logits"}
+    | {"score", "qa_outputs"}
+)
+_TOP_LEVEL_HEADS = frozenset({"head", "heads", "fc", "readout"})
+_TOP_LEVEL_LAYERS = frozenset({"output", "out", "decoder", "proj_out"})
 _WRAPPERS = frozenset({"module", "_orig_mod", "model", "net", "network"})
 _LOOKED_UP = re.compile(r"embed|(^|_)emb($|_)|token|(^|_)pos($|_)|position", re.IGNORECASE)
 
@@ -44,25 +49,38 @@ def _last_linear(module: nn.Module) -> nn.Module | None:
     return inside[-1] if inside else None
 
 
+def _accessible_heads(module: nn.Module) -> Iterator[nn.Module]:
+    """What the accessors of transformers' and timm's models name."""
+    for accessor in ("get_output_embeddings", "get_classifier"):
+        method = getattr(module, accessor, None)
+        if not callable(method):
+            continue
+        try:
+            found = method()
+        except (AttributeError, NotImplementedError, TypeError):  # it means something else here
+            continue
+        candidates = found if isinstance(found, (tuple, list)) else (found,)
+        yield from (candidate for candidate in candidates if isinstance(candidate, nn.Module))
+
+
 def _heads(model: nn.Module) -> list[nn.Module]:
     """Output heads: by the model's own accessors first, then by name."""
     heads: list[nn.Module | None] = []
     for name, module in model.named_modules():
-        for accessor in ("get_output_embeddings", "get_classifier"):
-            method = getattr(module, accessor, None)
-            if callable(method):
-                try:
-                    head = method()
-                except (AttributeError, NotImplementedError):
-                    continue
-                heads.append(head if isinstance(head, nn.Module) else None)
+        heads += _accessible_heads(module)
         *path, last = name.split(".")
         at_top = all(part in _WRAPPERS for part in path)
-        if last in _HEADS or (last in _TOP_LEVEL_HEADS and at_top):
+        named = last in _HEADS or (at_top and last in _TOP_LEVEL_HEADS)
+        if named or (at_top and last in _TOP_LEVEL_LAYERS and isinstance(module, nn.Linear)):
             heads.append(_last_linear(module))
-        elif isinstance(module, nn.Sequential) and all(part in _WRAPPERS for part in (*path, last) if part):
-            heads.append(_last_linear(module) if isinstance(list(module)[-1:][0], nn.Linear) else None)
+        elif isinstance(module, nn.Sequential) and name in ("", "module", "_orig_mod") and len(module) > 0:
+            last_layer = module[len(module) - 1]  # the model is a plain chain
+            heads.append(last_layer if isinstance(last_layer, nn.Linear) else None)
     return [head for head in heads if head is not None]
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or type(module).__name__.endswith("Embedding")
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -75,7 +93,7 @@ def _settings(owned: _Owned, auxiliary: str) -> dict[str, Any]:
     shape = parameter.shape
     matrix: dict[str, Any] = {"direction": "muon"}
     rest: dict[str, Any] = {"direction": auxiliary}
-    if parameter.ndim < 2 or isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or _is_norm(module):
+    if parameter.ndim < 2 or _is_embedding(module) or _is_norm(module):
         return rest
     if isinstance(module, _ConvNd):
         depthwise = module.groups > 1 and shape[1] == 1
@@ -104,6 +122,11 @@ def _check_overrides(overrides: Sequence[Override], names: Iterable[str]) -> lis
         for key in chosen:
             if key not in OPTIONS:
                 raise ValueError(unknown_name(f"option in the override of {pattern!r}", key, OPTIONS))
+        if chosen.get("direction", "muon") not in get_args(Direction):
+            raise ValueError(
+                f"direction in the override of {pattern!r} must be one of "
+                f"{', '.join(map(repr, get_args(Direction)))}, got {chosen['direction']!r}"
+            )
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise ValueError(
                 f"the override pattern {pattern!r} matches no trainable parameter; "

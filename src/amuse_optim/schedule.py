@@ -120,7 +120,7 @@ def advance(
 
     window = averaging_window(c)
     reference_window = clock.reference_window
-    if t >= t0_steps and reference_window == 0.0:
+    if t >= t0_steps and reference_window == 0.0 and window < float("inf"):
         reference_window = window  # stays 0, and beta at beta1, while every learning rate was 0
 
     if rho == 0.0 or t <= t0_steps or reference_window == 0.0:

@@ -27,22 +27,35 @@ def recover(y: Tensor, z: Tensor, beta: float) -> Tensor:
     return y.sub(z, alpha=1.0 - beta).div_(beta)
 
 
-def descend_(z: Tensor, y: Tensor, direction: Tensor, *, lr: float, weight_decay: float, at: DecayAt) -> None:
-    """Descend in place: z <- z - lr d - lr weight_decay (z or y).
+def descend_(
+    z: Tensor,
+    x: Tensor,
+    direction: Tensor,
+    *,
+    scale: float,
+    lr: float,
+    weight_decay: float,
+    at: DecayAt,
+    beta: float,
+) -> None:
+    """Descend in place: z <- z - lr d - lr weight_decay (z or y), with y = (1 - beta) z + beta x.
 
     Args:
         z: The fast sequence, changed.
-        y: The gradient point, read where the decay is taken at y.
-        direction: d, same shape.
+        x: The average that y was built with.
+        direction: d / scale, same shape; may have a lower precision.
+        scale: A factor of the direction.
         lr: lr_t.
         weight_decay: Decoupled decay coefficient.
         at: Where the decay is taken.
+        beta: The coefficient that y was built with.
     """
-    if weight_decay != 0.0 and at == "y":
-        z.add_(y, alpha=-lr * weight_decay)
-    elif weight_decay != 0.0:
-        z.mul_(1.0 - lr * weight_decay)
-    z.add_(direction, alpha=-lr)
+    decay = lr * weight_decay
+    if decay != 0.0 and at == "y":
+        z.mul_(1.0 - decay * (1.0 - beta)).add_(x, alpha=-decay * beta)
+    elif decay != 0.0:
+        z.mul_(1.0 - decay)
+    z.add_(direction, alpha=-lr * scale)
 
 
 def advance_(
@@ -50,6 +63,7 @@ def advance_(
     z: Tensor,
     direction: Tensor,
     *,
+    scale: float,
     lr: float,
     weight_decay: float,
     at: DecayAt,
@@ -57,26 +71,24 @@ def advance_(
     c: float,
     beta_next: float,
 ) -> None:
-    """Descend, average and interpolate in one pass over y and z, in place, with no x in memory.
+    """Descend, average and interpolate in place, with no memory for x: y becomes x on the way.
 
-    With x = (y - (1 - b) z) / b the three lines z' = descend(z), x' = (1 - c) x + c z' and
-    y' = (1 - b') z' + b' x' are identically
+    With b' the next beta, y' = (1 - b') z' + b' ((1 - c) x + c z') is identically
 
-        y' = (1 - b'(1 - c)) z' + (b'(1 - c) / b) (y - (1 - b) z)
+        y' = b'(1 - c) x + (1 - b'(1 - c)) z'
 
     Args:
         y: The gradient point, changed into the next one.
-        z: The fast sequence, changed.
-        direction: d, same shape.
+        z: The fast sequence, changed; same shape and dtype.
+        direction: d / scale, same shape; may have a lower precision.
+        scale: A factor of the direction.
         lr: lr_t.
         weight_decay: Decoupled decay coefficient.
         at: Where the decay is taken.
-        beta: b, the coefficient that decodes y.
+        beta: The coefficient that decodes y.
         c: c_t.
-        beta_next: b', the coefficient of the next y.
+        beta_next: b'.
     """
-    kept = beta_next * (1.0 - c)
-    decay_point = y.clone() if at == "y" and weight_decay != 0.0 else y
-    y.sub_(z, alpha=1.0 - beta).mul_(kept / beta)
-    descend_(z, decay_point, direction, lr=lr, weight_decay=weight_decay, at=at)
-    y.add_(z, alpha=1.0 - kept)
+    x = y.lerp_(z, 1.0 - 1.0 / beta)
+    descend_(z, x, direction, scale=scale, lr=lr, weight_decay=weight_decay, at=at, beta=beta)
+    x.lerp_(z, 1.0 - beta_next * (1.0 - c))

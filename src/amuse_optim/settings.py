@@ -77,10 +77,10 @@ def check_lr(lr: float | Tensor) -> float:
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if name == "lr" and isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a Python number, got {value!r}")
     within, constraint = _RANGES[name]
     if not (math.isfinite(value) and within(value)):
         raise ValueError(f"{name} must be finite and {constraint}, got {value!r}")
@@ -116,7 +116,7 @@ def _steps(name: str, value: object, total_steps: int | None) -> int:
     return round(value * total_steps)
 
 
-def _check_t0(group: Group) -> None:
+def _check_t0(group: Mapping[str, Any]) -> None:
     least = max(2, group["c_warmup_steps"] + 2)
     if group["rho"] > 0 and group["t0_steps"] < least:
         raise ValueError(
@@ -185,6 +185,8 @@ def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
         ValueError: For an unknown key, a value out of range, or a parameter the direction cannot take.
         TypeError: For a value or a parameter of the wrong kind.
     """
+    if "params" not in group:
+        raise ValueError("a parameter group must have 'params'")
     for key in group:
         if key not in OPTIONS and key not in FOREIGN_KEYS:
             raise ValueError(unknown_name("parameter group key", key, (*OPTIONS, *FOREIGN_KEYS)))
@@ -193,31 +195,48 @@ def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
 
     complete = {**defaults, **group}
     tensors, names = _named(complete["params"])
+    if len({id(tensor) for tensor in tensors}) < len(tensors):
+        raise ValueError("a parameter group must not hold a parameter twice: it would be updated twice")
     complete["params"] = tensors if names is None else list(zip(names, tensors, strict=True))
     if complete["direction"] is None:
         raise ValueError(
             "no direction for these parameters: pass param_groups(model) instead of model.parameters(), "
             "which gives matrices to Muon and the rest to AdamW, or say direction='muon', 'adamw' or 'sgd'"
         )
-    for name in _RANGES:
-        _check_number(name, complete[name])
-    for name in _CHOICES:
-        _check_choice(name, complete[name])
-    for name in _COUNTS:
-        if complete[name] is not None:
-            _check_count(name, complete[name])
-    for name in _FLAGS:
-        if not isinstance(complete[name], bool):
-            raise TypeError(f"{name} must be True or False, got {complete[name]!r}")
-    if complete["orthogonalize_dtype"] not in (None, torch.float32, torch.bfloat16, torch.float64):
-        raise ValueError(
-            "orthogonalize_dtype must be None, torch.float32, torch.bfloat16 or torch.float64, got "
-            f"{complete['orthogonalize_dtype']!r}"
-        )
-    if complete["t0_steps"] is None:
-        complete["t0_steps"] = complete["warmup_steps"]
-    for name in _LENGTHS:
+    for name in _LENGTHS:  # checked below, once the fractions are resolved
+        complete[name] = complete["warmup_steps"] if complete[name] is None else complete[name]
         complete[name] = _steps(name, complete[name], complete["total_steps"])
-    _check_t0(complete)
+    check_options(complete)
     _check_parameters({**complete, "params": tensors, "param_names": names})
     return complete
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Check the options of a complete group.
+
+    Raises:
+        ValueError: For a value out of range.
+        TypeError: For a value of the wrong kind.
+    """
+    for name in _RANGES:
+        _check_number(name, group[name])
+    for name in _CHOICES:
+        _check_choice(name, group[name])
+    for name in _COUNTS:
+        if group[name] is not None:
+            _check_count(name, group[name])
+    for name in _FLAGS:
+        if not isinstance(group[name], bool):
+            raise TypeError(f"{name} must be True or False, got {group[name]!r}")
+    if group["orthogonalize_dtype"] not in (None, torch.float32, torch.bfloat16, torch.float64):
+        raise ValueError(
+            "orthogonalize_dtype must be None, torch.float32, torch.bfloat16 or torch.float64, got "
+            f"{group['orthogonalize_dtype']!r}"
+        )
+    rows = group["split_rows"]
+    if rows is not None:
+        if not isinstance(rows, (tuple, list)):
+            raise TypeError(f"split_rows must be a tuple of row counts, got {rows!r}")
+        for size in rows:
+            _check_count("split_rows", size)
+    _check_t0(group)

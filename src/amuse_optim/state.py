@@ -1,7 +1,6 @@
-"""The state of a parameter and of a group: made, advanced, checked before a step and before loading."""
+"""The state of a parameter and of a group: made, read, advanced, and checked before a step."""
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from . import sequences
 from .precision import state_dtype, working
 from .schedule import Clock, Coefficients, advance
-from .settings import OPTIONS, Group, check_lr, describe
+from .settings import Group, check_lr, check_options, describe, layout_of
 
 State = dict[str, Any]
 
@@ -29,37 +28,83 @@ SCHEDULE_KEYS = (
 )
 
 
+def state_tensors(parameter: Tensor, group: Group) -> tuple[str, ...]:
+    """The names of the tensors a parameter of this group has in its state."""
+    names = ["z"]
+    if torch.finfo(parameter.dtype).bits < 32:  # a rounded y could not give x back
+        names.append("x")
+    if group["direction"] == "muon":
+        names.append("momentum_buffer")
+    elif group["direction"] == "adamw":
+        names.append("exp_avg_sq")
+        if group["auxiliary_momentum"] > 0:
+            names.append("exp_avg")
+    return tuple(names)
+
+
 def initial_state(parameter: Tensor, group: Group) -> State:
     """State of a parameter before its first step: all tensors exist, so checkpoints are complete."""
     z = parameter.detach().to(state_dtype(parameter.dtype, group["state_precision"]), copy=True)
-    state: State = {"step": 0, "beta": group["beta1"], "z": z}
-    if torch.finfo(parameter.dtype).bits < 32:  # a rounded y could not give x back
-        state["x"] = z.clone()
-    if group["direction"] == "muon":
-        state["momentum_buffer"] = torch.zeros_like(z)
-    elif group["direction"] == "adamw":
-        state["exp_avg_sq"] = torch.zeros_like(z)
-        if group["auxiliary_momentum"] > 0:
-            state["exp_avg"] = torch.zeros_like(z)
+    state: State = {"step": 0, "beta": group["beta1"]}
+    for name in state_tensors(parameter, group):
+        state[name] = z.clone() if name in ("z", "x") else torch.zeros_like(z)
     return state
 
 
-def synchronize(parameter: Tensor, state: State) -> None:
-    """While a parameter has taken no step, z = x = y: follow weights that were loaded into the model."""
-    if state["step"] == 0:
-        for name in ("z", "x"):
-            if name in state:
-                state[name].copy_(parameter.detach())
+def synchronize(parameter: Tensor, state: State, group: Group) -> None:
+    """While a parameter has taken no step, z = x = y: follow what was done to the model meanwhile.
+
+    Weights may have been loaded into it, and it may have been moved or converted.
+    """
+    if state["step"] > 0:
+        return
+    z: Tensor = state["z"]
+    expected = state_dtype(parameter.dtype, group["state_precision"])
+    present = all(name in state for name in state_tensors(parameter, group))
+    if not present or (z.device, z.dtype) != (parameter.device, expected):
+        state.clear()
+        state.update(initial_state(parameter, group))
+    for name in ("z", "x"):
+        if name in state:
+            state[name].copy_(parameter.detach())
+
+
+def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
+    """Everything about a group that could stop a step halfway, before the step begins.
+
+    Raises:
+        ValueError: For an option that was changed to something impossible, or state that does not fit the
+            parameter any more.
+    """
+    check_options(group)
+    for index, parameter in enumerate(group["params"]):
+        if parameter.grad is None:
+            continue
+        if group["direction"] == "muon":
+            layout_of(group, parameter)
+        state = states[parameter]
+        if state["step"] == 0:
+            continue
+        if parameter.device != state["z"].device:
+            raise ValueError(
+                f"{describe(group, index)} is on {parameter.device}, its state on {state['z'].device}: move "
+                "the model before the first step, or save, move, and load the optimizer's state dict"
+            )
+        missing = [name for name in state_tensors(parameter, group) if name not in state]
+        if missing:
+            raise ValueError(
+                f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
+                "was converted, or an option was changed, after its first step. Do either before it"
+            )
 
 
 def averaged_value(parameter: Tensor, state: State) -> Tensor:
-    """The average x of a parameter that holds y, in the parameter's dtype; a new tensor."""
-    synchronize(parameter, state)
+    """The average x of a parameter that holds y, as precise as it is kept; a new tensor."""
     if state["step"] == 0:
         return parameter.detach().clone()
     if "x" in state:
         x: Tensor = state["x"]
-        return x.to(parameter.dtype, copy=True)
+        return working(x.clone())
     return sequences.recover(parameter.detach(), working(state["z"]), state["beta"])
 
 
@@ -87,60 +132,20 @@ def gradients_usable(groups: list[Group]) -> bool:
                     f"the gradient of {describe(group, i)} is sparse, which AMUSE does not support: "
                     "build the embedding with sparse=False"
                 )
-        if group["nonfinite"] == "ignore":
+        present = [(i, gradient) for i, gradient in present if gradient.numel() > 0]
+        if group["nonfinite"] == "ignore" or not present:
             continue
-        largest = torch._foreach_norm([gradient for _, gradient in present], float("inf"))
-        finite = torch.stack([norm.isfinite().to(largest[0].device) for norm in largest])
-        if finite.all():
+        norms = torch._foreach_norm([gradient for _, gradient in present])
+        if torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all():
+            continue
+        # A norm overflows where no entry does: only now is it worth looking at every entry.
+        bad = [describe(group, i) for i, gradient in present if not gradient.isfinite().all()]
+        if not bad:
             continue
         if group["nonfinite"] == "raise":
-            bad = [describe(group, i) for (i, _), ok in zip(present, finite.tolist(), strict=True) if not ok]
             raise FloatingPointError(
                 f"the gradient of {bad[0]} is not finite ({len(bad)} of {len(present)} gradients of its "
                 "group). Nothing was changed. Lower the learning rate or clip, or pass nonfinite='skip'"
             )
         skip = True
     return not skip
-
-
-def function_name(function: Callable[..., Any]) -> str:
-    """How a state dict names a function it cannot hold."""
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
-
-
-def check_fits(state_dict: dict[str, Any], groups: list[Group]) -> None:
-    """Refuse a state dict that does not fit before any of it is taken over."""
-    saved_groups = state_dict["param_groups"]
-    if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in groups]:
-        raise ValueError(
-            "state_dict must have the same parameter groups: it has groups of "
-            f"{[len(group['params']) for group in saved_groups]} parameters, the optimizer of "
-            f"{[len(group['params']) for group in groups]}"
-        )
-    for saved, group in zip(saved_groups, groups, strict=True):
-        missing = [name for name in (*OPTIONS, *CLOCK_KEYS, "mode") if name not in saved]
-        if missing:
-            raise ValueError(f"state_dict was not made by AMUSE: its groups lack {', '.join(missing)}")
-        for index, (i, parameter) in enumerate(zip(saved["params"], group["params"], strict=True)):
-            z = state_dict["state"].get(i, {}).get("z")
-            if z is None or z.shape != parameter.shape:
-                found = "no z" if z is None else f"a z of shape {tuple(z.shape)}"
-                raise ValueError(f"state_dict holds {found} for {describe(group, index)}")
-
-
-def warn_of_differences(saved_groups: list[Group], groups: list[Group]) -> None:
-    """Warn once of options that a state dict is about to change."""
-    different = sorted(
-        {
-            name
-            for saved, group in zip(saved_groups, groups, strict=True)
-            for name in OPTIONS
-            if name != "lr" and not callable(group[name]) and saved[name] != group[name]
-        }
-    )
-    if different:
-        warnings.warn(
-            f"the loaded state has other values than this optimizer for {', '.join(different)}; "
-            "the loaded ones are used",
-            stacklevel=4,
-        )

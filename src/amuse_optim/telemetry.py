@@ -9,7 +9,7 @@ from .directions import total_norm
 from .optimizer import AMUSE
 from .precision import working
 from .schedule import averaging_window
-from .state import averaged_value
+from .state import averaged_value, interpolated_value
 
 
 @torch.no_grad()
@@ -45,9 +45,13 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
         differences_xz, differences_yx = [], []
         for parameter in group["params"]:
             state = optimizer.state[parameter]
-            y = state["y"] if optimizer.mode == "eval" else parameter.detach()
-            x = parameter.detach() if optimizer.mode == "eval" else averaged_value(parameter, state)
-            differences_xz.append(x - working(state["z"]))
+            z = working(state["z"])
+            if optimizer.mode == "train":
+                x, y = averaged_value(parameter, state), working(parameter.detach())
+            else:
+                x = working(state["x"] if "x" in state else parameter.detach())
+                y = interpolated_value(parameter, state)
+            differences_xz.append(x - z)
             differences_yx.append(y - x)
         measured: dict[str, Any] = {
             "lr": group["lr_t"],
@@ -60,7 +64,7 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
         }
         if group["direction"] == "muon":
             measured["orthogonality_error"] = float("nan")
-        measured |= optimizer.measurements.get(id(group), {})
+        measured |= optimizer.measurements.get(index, {})
         for name, value in measured.items():
             report[f"{index}_{group['direction']}/{name}"] = torch.as_tensor(value)
     return report

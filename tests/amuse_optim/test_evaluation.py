@@ -199,3 +199,48 @@ def test_attach_ties_the_modes() -> None:
     assert optimizer.mode == "train"
     attach(optimizer, model)  # takes over the mode the model is in
     assert optimizer.mode == "eval"
+
+
+def test_attach_and_averaged_agree_in_both_directions() -> None:
+    model, optimizer = trained()
+    optimizer.eval()
+    attach(optimizer, model)  # the model is in training mode
+    assert optimizer.mode == "train"
+    optimizer.eval()
+    with averaged(optimizer):
+        optimizer.train()
+    assert optimizer.mode == "eval"
+
+
+def test_a_state_dict_hook_that_renames_is_followed_and_one_that_rewrites_is_refused() -> None:
+    model, optimizer = trained()
+    with averaged(optimizer):
+        expected = values(model)
+
+    def rename(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:  # noqa: ARG001
+        state["kernel"] = state.pop("0.weight")
+
+    handle = model._register_state_dict_hook(rename)
+    assert torch.equal(averaged_state_dict(model, optimizer)["kernel"], expected["0.weight"])
+    handle.remove()
+
+    def rewrite(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:  # noqa: ARG001
+        state["0.weight"] = state["0.weight"] * 2
+
+    model._register_state_dict_hook(rewrite)
+    with pytest.raises(ValueError, match="do not appear in the model's state dict"):
+        averaged_state_dict(model, optimizer)
+
+
+def test_batch_norm_refresh_leaves_the_random_state_although_batches_are_random() -> None:
+    model, _ = trained()
+    state = torch.get_rng_state()
+    refresh_batch_norm(model, (torch.randn(8, 2, 8, 8) for _ in range(3)))  # dropout is on, too
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_layers_without_running_statistics_are_left_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3)).eval()
+    refresh_batch_norm(model, [torch.ones(4, 3)])
+    assert not model[0].training
+    assert model[0].momentum == 0.1

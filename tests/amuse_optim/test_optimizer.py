@@ -185,6 +185,50 @@ def test_weights_loaded_before_the_first_step_are_followed() -> None:
         assert float((optimizer.state[parameter]["z"] - 0.25).abs().max()) < 0.02
 
 
+def test_a_state_dict_from_before_an_option_existed_loads() -> None:
+    model, optimizer = build()
+    train(model, optimizer, 5)
+    older = copy.deepcopy(optimizer.state_dict())
+    for group in older["param_groups"]:
+        del group["state_precision"], group["nonfinite"]
+    other_model, other = build(seed=1, nonfinite="skip")
+    other_model.load_state_dict(model.state_dict())
+    other.load_state_dict(older)
+    assert other.param_groups[0]["nonfinite"] == "skip"
+    train(model, optimizer, 5, start=5)
+    train(other_model, other, 5, start=5)
+    assert same(bits(model, optimizer), bits(other_model, other))
+
+
+def test_what_a_load_hook_returns_is_what_is_loaded() -> None:
+    model, optimizer = build()
+    train(model, optimizer, 5)
+
+    def without_momentum(_: Any, loaded: dict[str, Any]) -> dict[str, Any]:
+        state = {
+            i: {k: torch.zeros_like(v) if k == "momentum_buffer" else v for k, v in one.items()}
+            for i, one in loaded["state"].items()
+        }
+        return loaded | {"state": state}
+
+    optimizer.register_load_state_dict_pre_hook(without_momentum)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not bool(optimizer.state[model[0].weight]["momentum_buffer"].any())
+
+
+def test_functions_in_a_state_dict_must_be_at_hand() -> None:
+    def same_shape(stack: Tensor) -> Tensor:
+        return stack
+
+    _, with_function = build(orthogonalize=same_shape)
+    _, without = build()
+    with pytest.raises(ValueError, match="build the optimizer with that function"):
+        without.load_state_dict(with_function.state_dict())
+    with pytest.warns(UserWarning, match="orthogonalize"):
+        with_function.load_state_dict(without.state_dict())
+    assert with_function.param_groups[0]["orthogonalize"] == "quintic"
+
+
 @pytest.mark.requirement("B2")
 def test_loaded_options_win_with_one_warning() -> None:
     model, optimizer = build(beta1=0.5)
@@ -206,10 +250,28 @@ def test_state_dicts_that_do_not_fit_change_nothing() -> None:
     with pytest.raises(ValueError, match="same parameter groups"):
         optimizer.load_state_dict(foreign)
 
+    with pytest.raises(ValueError, match="it has no 'state'"):
+        optimizer.load_state_dict({})
+
     wrong_kind = copy.deepcopy(optimizer.state_dict())
-    del wrong_kind["param_groups"][0]["rho"]
-    with pytest.raises(ValueError, match=r"not made by AMUSE.*rho"):
+    del wrong_kind["param_groups"][0]["weight_sum"]
+    with pytest.raises(ValueError, match=r"not made by AMUSE.*weight_sum"):
         optimizer.load_state_dict(wrong_kind)
+
+    impossible = copy.deepcopy(optimizer.state_dict())
+    impossible["param_groups"][1]["momentum"] = 7.0
+    with pytest.raises(ValueError, match="momentum must be"):
+        optimizer.load_state_dict(impossible)
+
+    incomplete = copy.deepcopy(optimizer.state_dict())
+    del incomplete["state"][2]["exp_avg_sq"]
+    with pytest.raises(ValueError, match=r"holds no exp_avg_sq for parameter '0.bias'"):
+        optimizer.load_state_dict(incomplete)
+
+    reordered = copy.deepcopy(optimizer.state_dict())
+    reordered["param_groups"][0]["param_names"] = ["2.weight", "0.weight"]
+    with pytest.raises(ValueError, match=r"'2.weight' where the optimizer has '0.weight'"):
+        optimizer.load_state_dict(reordered)
 
     wrong_shape = copy.deepcopy(optimizer.state_dict())
     wrong_shape["state"][0]["z"] = torch.zeros(1)
@@ -275,7 +337,7 @@ def test_order_and_names_are_the_callers() -> None:
     [
         ({"lr": -0.1}, ValueError, "lr must be finite and >= 0, got -0.1"),
         ({"lr": float("nan")}, ValueError, "lr must be finite"),
-        ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+        ({"lr": "fast"}, TypeError, "lr must be a Python number, got 'fast'"),
         ({"beta1": 0.0}, ValueError, r"beta1 must be finite and in \(0, 1\), got 0.0"),
         ({"beta1": 1.0}, ValueError, "beta1 must be"),
         ({"rho": -1.0}, ValueError, "rho must be"),
@@ -474,3 +536,122 @@ def test_update_rms_is_the_same_for_every_layout(memory_format: torch.memory_for
         optimizer.step()
         rms = float(optimizer.state[parameter]["z"].square().mean().sqrt())
         assert rms == pytest.approx(0.2, rel=1e-4), shape
+
+
+def test_empty_parameters_are_carried_along() -> None:
+    """Shards of distributed parameters may be empty."""
+    empty = [nn.Parameter(torch.ones(shape)) for shape in ((0, 3), (0,))]
+    full = nn.Parameter(torch.ones(2, 3))
+    groups = [
+        {"params": [empty[0], full], "direction": "muon"},
+        {"params": [empty[1]], "direction": "adamw"},
+    ]
+    optimizer = AMUSE(groups, warmup_steps=2)
+    for parameter in (*empty, full):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with averaged(optimizer):
+        assert float(full.detach().mean()) < 1
+
+
+def test_a_function_that_works_in_place_does_not_reach_the_momentum() -> None:
+    def in_place(stack: Tensor) -> Tensor:
+        return stack.div_(stack.norm())
+
+    buffers = []
+    for function in (in_place, lambda stack: stack / stack.norm()):
+        parameter = nn.Parameter(torch.zeros(2, 3))
+        optimizer = AMUSE(
+            [parameter], direction="muon", warmup_steps=2, nesterov=False, orthogonalize=function
+        )
+        for _ in range(3):
+            parameter.grad = torch.ones(2, 3)
+            optimizer.step()
+        buffers.append(optimizer.state[parameter]["momentum_buffer"])
+    assert torch.equal(*buffers)
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "message"),
+    [
+        (None, TypeError, "must return a tensor, got NoneType"),
+        (torch.full((1, 2, 3), float("nan")), FloatingPointError, "not finite"),
+    ],
+)
+def test_what_a_function_returns_is_checked(result: Any, error: type[Exception], message: str) -> None:
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    optimizer = AMUSE([parameter], direction="muon", warmup_steps=2, orthogonalize=lambda _: result)
+    parameter.grad = torch.ones(2, 3)
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert optimizer.state[parameter]["step"] == 0
+    assert not bool(optimizer.state[parameter]["momentum_buffer"].any())
+
+
+def test_eval_that_fails_halfway_leaves_y_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = build()
+    train(model, optimizer, 5)
+    before = bits(model, optimizer)
+    calls = []
+
+    def failing(parameter: Tensor, state: dict[str, Any]) -> Tensor:
+        calls.append(parameter)
+        if len(calls) == 4:
+            raise MemoryError
+        return parameter.detach() + state["z"]
+
+    monkeypatch.setattr("amuse_optim.optimizer.averaged_value", failing)
+    with pytest.raises(MemoryError):
+        optimizer.eval()
+    assert optimizer.mode == "train"
+    assert same(before, bits(model, optimizer))
+
+
+def test_a_closure_that_leaves_eval_mode_on_is_caught() -> None:
+    model, optimizer = build()
+    train(model, optimizer, 2)
+
+    def closure() -> float:
+        optimizer.eval()
+        return 0.0
+
+    with pytest.raises(OptimizerModeError):
+        optimizer.step(closure)
+
+
+def test_options_changed_to_nonsense_are_caught_at_the_next_step() -> None:
+    for name, value in (("beta1", 1.5), ("num_heads", 3), ("split_rows", (4.0, 4.0)), ("split_rows", 8)):
+        model, optimizer = build()
+        train(model, optimizer, 2)
+        before = bits(model, optimizer)
+        optimizer.param_groups[0][name] = value
+        with pytest.raises((ValueError, TypeError), match=name):
+            optimizer.step()
+        assert same(before, bits(model, optimizer))
+
+
+def test_a_parameter_twice_in_a_group_is_refused() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="twice"):
+        AMUSE([parameter, parameter], direction="sgd", warmup_steps=2)
+    with pytest.raises(ValueError, match="must have 'params'"):
+        AMUSE([{"direction": "sgd"}], warmup_steps=2)  # type: ignore[list-item]
+
+
+def test_weights_loaded_in_eval_mode_before_the_first_step_stay() -> None:
+    model, optimizer = build()
+    optimizer.eval()
+    with torch.no_grad():
+        model[0].weight.fill_(0.5)
+    optimizer.train()
+    assert bool((model[0].weight == 0.5).all())
+
+
+def test_huge_but_finite_gradients_are_finite() -> None:
+    """The norm of these overflows float32, no entry does."""
+    parameter = nn.Parameter(torch.zeros(4, 4))
+    optimizer = AMUSE([parameter], direction="muon", lr=0.1, warmup_steps=0, rho=0.0)
+    parameter.grad = torch.eye(4) * 1e30
+    optimizer.step()
+    assert bool(parameter.isfinite().all())
+    assert float(parameter.detach().diagonal().mean()) < 0

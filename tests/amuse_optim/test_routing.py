@@ -245,3 +245,68 @@ def test_report_counts_and_names() -> None:
     assert report(AMUSE(param_groups(model), warmup_steps=2, weight_decay=0.1).param_groups).count("0.1") == 5
     plain = AMUSE(model.parameters(), direction="adamw", warmup_steps=2)
     assert "(0)" in report(plain.param_groups)
+
+
+class Parts(nn.Module):
+    """Named parts, each a layer."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+@pytest.mark.parametrize(
+    "name", ["to_logits", "mlp_head", "prediction_head", "proj_out", "decoder", "head", "fc", "output"]
+)
+def test_heads_by_name(name: str) -> None:
+    found = directions(Parts(trunk=nn.Linear(8, 8), **{name: nn.Linear(8, 4)}))
+    assert found["trunk.weight"] == "muon"
+    assert found[f"{name}.weight"] == "adamw"
+
+
+def test_names_that_are_no_heads_in_other_places() -> None:
+    block = Parts(fc=nn.Linear(8, 8), output=nn.Linear(8, 8), heads=nn.ModuleList([nn.Linear(8, 8)]))
+    decoder = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    found = directions(Parts(blocks=nn.ModuleList([block]), decoder=decoder, empty=nn.Sequential()))
+    assert {direction for name, direction in found.items() if name.endswith("weight")} == {"muon"}
+
+
+def test_a_trunk_called_net_keeps_its_last_layer() -> None:
+    model = Parts(net=nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), head=nn.Linear(8, 2))
+    assert directions(model)["net.2.weight"] == "muon"
+    assert directions(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)))["1.weight"] == "adamw"
+
+
+def test_accessors_with_other_meanings_or_several_heads() -> None:
+    class Distilled(Parts):
+        def get_classifier(self) -> tuple[nn.Module, nn.Module]:
+            return self.one, self.two
+
+    class Other(Parts):
+        def get_classifier(self, name: str) -> str:
+            return name
+
+    found = directions(Distilled(trunk=nn.Linear(8, 8), one=nn.Linear(8, 2), two=nn.Linear(8, 2)))
+    assert (found["one.weight"], found["two.weight"], found["trunk.weight"]) == ("adamw", "adamw", "muon")
+    assert directions(Other(trunk=nn.Linear(8, 8)))["trunk.weight"] == "muon"
+
+
+def test_embeddings_and_norms_by_their_class_names() -> None:
+    class VocabularyEmbedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(9, 8))
+
+    model = Parts(embed=VocabularyEmbedding(), norm=nn.LayerNorm((4, 8)), conv=nn.Conv1d(1, 1, 3))
+    assert set(directions(model).values()) == {"adamw", "muon"}
+    assert directions(model)["embed.weight"] == directions(model)["norm.weight"] == "adamw"
+
+
+def test_overrides_name_real_directions_and_drop_what_only_matrices_have() -> None:
+    with pytest.raises(ValueError, match="must be one of 'muon', 'adamw', 'sgd', got 'adam'"):
+        param_groups(Tied(tie=True), overrides=[("*", "adam")])
+    groups = param_groups(nn.MultiheadAttention(8, 2), overrides=[("in_proj_weight", "adamw")])
+    assert all("split_rows" not in group for group in groups if group["direction"] == "adamw")
+    spectral = param_groups(Tied(tie=True), auxiliary="sgd", overrides=[("block.*", {"scale": "match_rms"})])
+    assert "spectral" not in {group.get("scale") for group in spectral}

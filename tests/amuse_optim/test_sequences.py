@@ -27,7 +27,7 @@ def test_fused_move_is_the_three_equations(
     x_next = (1 - c) * x + c * z_next
     y_next = (1 - beta_next) * z_next + beta_next * x_next
 
-    advance_(y, z, d, lr=lr, weight_decay=weight_decay, at=at, beta=beta, c=c, beta_next=beta_next)
+    advance_(y, z, d, scale=1.0, lr=lr, weight_decay=weight_decay, at=at, beta=beta, c=c, beta_next=beta_next)
     torch.testing.assert_close(z, z_next, atol=1e-13, rtol=0)
     torch.testing.assert_close(y, y_next, atol=1e-12, rtol=0)
 
@@ -40,7 +40,7 @@ def test_exact_on_integers() -> None:
     assert torch.equal(recover(y, z, 0.5), x)
     z_next = z - 0.25 * d
     expected = interpolate(z_next, average(x, z_next, 0.125), 0.75)
-    advance_(y, z, d, lr=0.25, weight_decay=0.0, at="z", beta=0.5, c=0.125, beta_next=0.75)
+    advance_(y, z, d, scale=1.0, lr=0.25, weight_decay=0.0, at="z", beta=0.5, c=0.125, beta_next=0.75)
     assert torch.equal(z, z_next)
     assert torch.equal(y, expected)
 

@@ -58,7 +58,7 @@ class Module(lightning.LightningModule):
             self.log("loss", loss_of(self.network(batch), batch), batch_size=8)
 
     def configure_optimizers(self) -> AMUSE:
-        return make_optimizer(self)
+        return make_optimizer(self.network)
 
 
 @pytest.mark.requirement("B9")
@@ -110,7 +110,7 @@ def test_b09_transformers_trainer_trains_and_resumes(tmp_path: Path) -> None:
 
     def trainer(max_steps: int) -> tuple[Any, AMUSE]:
         model = Wrapped()
-        optimizer = make_optimizer(model)
+        optimizer = make_optimizer(getattr(model, "network", model))
         constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         arguments = transformers.TrainingArguments(
             output_dir=str(tmp_path),

@@ -1,0 +1,1 @@
+"""The benchmark of one optimizer step, against the peers that are installed."""

@@ -1,0 +1,215 @@
+"""`amuse-lab bench`: the command line, and the order of things."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Never, TypeVar
+
+import torch
+
+from amuse_lab.bench import record
+from amuse_lab.bench.contestants import CONTESTANTS, Contestant
+from amuse_lab.bench.measure import Bench, Result, machine_set
+from amuse_lab.bench.sizes import LARGE, SIZES, USUAL, ParameterSet
+from amuse_lab.errors import ConfigError, RequestError, require, unknown
+
+Named = TypeVar("Named")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_DESCRIPTION = """\
+Times one optimizer step, without forward or backward, on Llama-shaped parameters: all in one process, one
+after the other, round by round. Shown are the median and the tenth percentile, the median over rounds of an
+optimizer's time over that of --against, bytes of state and the most bytes held beside state, parameters and
+gradients during a step, both per parameter, the operations torch dispatches, matrix products, their work,
+and the elements moved per parameter."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure, checked.
+
+    Attributes:
+        sizes: The parameter sets.
+        contestants: Who steps.
+        missing: Usual contestants that are not installed.
+        against: Whose times the ratios refer to; one of the contestants.
+        rounds: Rounds that count; None for each set's own.
+        threads: None keeps torch's.
+        device: Where the parameters are.
+        dtype: Their dtype.
+        onednn: Whether oneDNN may be used.
+        out: Where the record goes, if anywhere.
+    """
+
+    sizes: list[ParameterSet]
+    contestants: list[Contestant]
+    missing: list[str]
+    against: str
+    rounds: int | None
+    threads: int | None
+    device: torch.device
+    dtype: torch.dtype
+    onednn: bool
+    out: Path | None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are exceptions of one line, and unknown options come with the nearest one."""
+
+    def error(self, message: str) -> Never:
+        found = re.fullmatch(r"argument (--[a-z-]+): (.*)", message)
+        raise ConfigError(f"{found[1]}: {found[2]}" if found else message)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        parsed, unused = self.parse_known_args(arguments)
+        if unused:
+            named = unused[0].partition("=")[0]
+            if not named.startswith("-"):
+                raise ConfigError(f"unexpected argument {named!r}")
+            nearest = difflib.get_close_matches(named, self._option_string_actions, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the options"
+            raise ConfigError(f"unknown option {named}; {hint}")
+        return parsed
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="amuse-lab bench",
+        description=_DESCRIPTION,
+        epilog="\n".join(
+            [
+                "parameter sets:",
+                *(f"  {size.name:18} {size.description}" for size in SIZES.values()),
+                "optimizers:",
+                *(f"  {each.name:18} {each.description}{_note(each)}" for each in CONTESTANTS.values()),
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add: Callable[..., Any] = parser.add_argument
+    usual = " ".join(USUAL)
+    add("--sizes", nargs="+", metavar="NAME", help=f"parameter sets, below; {usual} by default")
+    add("--large", action="store_true", help=f"measure {LARGE} as well")
+    add("--only", nargs="+", metavar="NAME", help="these optimizers alone, below")
+    add("--against", metavar="NAME", help="whose time is 1; amuse, or the first of --only without it")
+    add("--rounds", type=int, metavar="N", help="rounds that count; by default 10 to 40, by size")
+    add("--threads", type=int, metavar="N", help="torch's threads on the CPU; as torch finds by default")
+    add("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1")
+    add("--dtype", default="float32", metavar="NAME", help=f"of the parameters: {' or '.join(DTYPES)}")
+    add("--no-onednn", action="store_true", help="as on a CPU without fast bfloat16 products")
+    add("--out", type=Path, metavar="FOLDER", help=f"write {record.RECORD} and {record.TABLE} there")
+    return parser
+
+
+def _note(contestant: Contestant) -> str:
+    if not contestant.installed:
+        return f" (not installed: pip install {contestant.requirement})"
+    return "" if contestant.usual else " (with --only)"
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """Read and check the command line.
+
+    Args:
+        arguments: What follows `amuse-lab bench`.
+
+    Raises:
+        RequestError: For whatever cannot be done as asked.
+        SystemExit: With status 0, after printing the help.
+    """
+    given = _parser().parse(arguments)
+    sizes = _chosen("parameter set", given.sizes or USUAL, SIZES)
+    if given.large and SIZES[LARGE] not in sizes:
+        sizes.append(SIZES[LARGE])
+    if given.only:
+        contestants = _chosen("optimizer", given.only, CONTESTANTS)
+        for contestant in contestants:
+            if not contestant.installed:
+                raise RequestError(
+                    f"{contestant.name} is not installed: pip install {contestant.requirement}"
+                )
+        missing = []
+    else:
+        usual = [contestant for contestant in CONTESTANTS.values() if contestant.usual]
+        contestants = [contestant for contestant in usual if contestant.installed]
+        missing = [contestant.name for contestant in usual if not contestant.installed]
+    names = [contestant.name for contestant in contestants]
+    against = given.against or ("amuse" if "amuse" in names else names[0])
+    if against not in names:
+        raise unknown("optimizer for --against:", against, names)
+    for option in ("rounds", "threads"):
+        value = getattr(given, option)
+        require(value is None or value >= 1, f"--{option}", "at least 1", value)
+    if given.dtype not in DTYPES:
+        raise unknown("dtype", given.dtype, DTYPES)
+    device = _usable(given.device)
+    if given.out is not None:
+        record.claim(given.out)
+    return Request(
+        sizes=sizes,
+        contestants=contestants,
+        missing=missing,
+        against=against,
+        rounds=given.rounds,
+        threads=given.threads,
+        device=device,
+        dtype=DTYPES[given.dtype],
+        onednn=not given.no_onednn,
+        out=given.out,
+    )
+
+
+def _chosen(kind: str, names: Sequence[str], known: Mapping[str, Named]) -> list[Named]:
+    """What the names stand for, each once, in the order given."""
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _usable(name: str) -> torch.device:
+    """Check that a device exists, computes, and is of a kind that can be timed."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for the device
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"--device must be one that torch can use here, got {name!r}: {reason}") from error
+    require(device.type in ("cpu", "cuda"), "--device", "cpu or cuda", name)
+    return device
+
+
+def run(request: Request) -> None:
+    """Measure, print a table for each parameter set, and keep the record complete after each.
+
+    Args:
+        request: What to measure.
+
+    Raises:
+        RequestError: If a contestant cannot step.
+    """
+    results: dict[str, dict[str, Result]] = {}
+    tables: list[str] = []
+    with machine_set(threads=request.threads, onednn=request.onednn):
+        for size in request.sizes:
+            bench = Bench(size, request.device, request.dtype)
+            results[size.name] = bench.run(request.contestants, request.rounds or size.rounds)
+            tables.append(record.table(size.name, results[size.name], request.missing, request.against))
+            print(tables[-1], flush=True)
+            if request.out is not None:
+                content = record.to_json(
+                    results,
+                    missing=request.missing,
+                    against=request.against,
+                    device=request.device,
+                    dtype=request.dtype,
+                    complete=size is request.sizes[-1],
+                )
+                record.write(request.out, content, tables)
+    if request.out is not None:
+        print(f"record: {request.out / record.RECORD}")

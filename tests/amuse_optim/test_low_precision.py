@@ -1,0 +1,189 @@
+"""Parameters below float32, and lean state, against the float64 oracle."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amuse_optim import AMUSE, averaged, telemetry
+from tests.amuse_optim.test_equalities import CASES, SHAPES, difference, gradients, learning_rate, start
+from tests.oracle.exact import ExactOracle
+from tests.oracle.published import PublishedOracle
+
+STEPS = 160
+
+
+def rounded(arrays: list[np.ndarray], dtype: torch.dtype) -> list[np.ndarray]:
+    """The values as the dtype holds them, in float64."""
+    return [torch.tensor(array).to(dtype).double().numpy() for array in arrays]
+
+
+def run(
+    dtype: torch.dtype, options: dict[str, Any], oracle_class: Any, **more: Any
+) -> tuple[list[nn.Parameter], AMUSE, Any]:
+    """The optimizer on parameters of this dtype beside an oracle that is given the same rounded numbers."""
+    values = rounded(start(SHAPES), dtype)
+    parameters = [nn.Parameter(torch.tensor(value).to(dtype)) for value in values]
+    parity = "published" if oracle_class is PublishedOracle else "exact"
+    optimizer = AMUSE(
+        parameters, lr=learning_rate(0), parity=parity, orthogonalize_dtype=torch.float64, **options, **more
+    )
+    oracle = oracle_class(values, lr=learning_rate(0), **options)
+    for step in range(STEPS):
+        grads: list[Any] = rounded(gradients(step, SHAPES), dtype)
+        if step % 7 == 3:
+            grads[1] = None
+        optimizer.param_groups[0]["lr"] = learning_rate(step)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = None if grad is None else torch.tensor(grad).to(dtype)
+        optimizer.step()
+        oracle.step(grads, lr=learning_rate(step))
+    return parameters, optimizer, oracle
+
+
+LOW_CASES = [case for case, options in CASES.items() if "orthogonalize" not in options]
+
+
+@pytest.mark.requirement("A9")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", LOW_CASES)
+@pytest.mark.parametrize("oracle_class", [ExactOracle, PublishedOracle])
+def test_full_state_follows_the_oracle_as_in_float32(
+    dtype: torch.dtype, case: str, oracle_class: Any
+) -> None:
+    """z and x are kept apart from the rounded y, so low precision costs them nothing."""
+    parameters, optimizer, oracle = run(dtype, CASES[case], oracle_class)
+    for i, parameter in enumerate(parameters):
+        assert difference(optimizer.state[parameter]["z"], oracle.z[i]) < 2e-5
+        assert difference(optimizer.state[parameter]["x"], oracle.x[i]) < 2e-5
+        assert difference(parameter, oracle.y[i]) < 2**-8
+    y = [parameter.detach().clone() for parameter in parameters]
+    with averaged(optimizer):
+        for i, parameter in enumerate(parameters):
+            assert difference(parameter, oracle.x[i]) < 2**-8
+    assert all(torch.equal(a, b) for a, b in zip(y, parameters, strict=True))
+
+
+@pytest.mark.requirement("A9")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["muon_decay_at_z", "muon_decay_at_y", "adamw_first_moment", "sgd"])
+@pytest.mark.parametrize("oracle_class", [ExactOracle, PublishedOracle])
+def test_lean_state_stays_near_the_oracle(dtype: torch.dtype, case: str, oracle_class: Any) -> None:
+    """Each step rounds by up to 2^-8; unbiased, so the errors do not add up to more than a few of them."""
+    parameters, optimizer, oracle = run(dtype, CASES[case], oracle_class, state_precision="lean")
+    for i, parameter in enumerate(parameters):
+        assert optimizer.state[parameter]["z"].dtype == torch.bfloat16
+        assert difference(optimizer.state[parameter]["z"], oracle.z[i]) < 20 * 2**-8
+        with averaged(optimizer):
+            assert difference(parameter, oracle.x[i]) < 20 * 2**-8
+
+
+@pytest.mark.requirement("A9")
+def test_lean_float32_parameters_hold_x_of_the_stored_z_exactly() -> None:
+    """y is built from z as stored, so the decoded x is the average of the z that were stored."""
+    parameter = nn.Parameter(torch.ones(300))
+    optimizer = AMUSE([parameter], direction="sgd", lr=0.01, warmup_steps=0, rho=0.0, state_precision="lean")
+    total = torch.zeros(300, dtype=torch.float64)
+    for step in range(1, 51):
+        parameter.grad = torch.randn(300, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+        total += optimizer.state[parameter]["z"].double()
+    with averaged(optimizer):
+        torch.testing.assert_close(parameter.detach().double(), total / 50, rtol=0, atol=1e-5)
+
+
+@pytest.mark.requirement("A9")
+def test_every_lean_tensor_is_rounded_without_bias_and_on_its_own() -> None:
+    """The momentum of a constant gradient, thousands of entries, two equal parameters."""
+    parameters = [nn.Parameter(torch.zeros(64, 64)) for _ in range(2)]
+    for direction, name, expected in (
+        ("muon", "momentum_buffer", 1 - 0.95**20),
+        ("adamw", "exp_avg_sq", 1 - 0.999**20),
+        ("adamw", "exp_avg", 1 - 0.9**20),
+    ):
+        optimizer = AMUSE(
+            parameters, direction=direction, warmup_steps=2, state_precision="lean", auxiliary_momentum=0.9
+        )
+        for _ in range(20):
+            for parameter in parameters:
+                parameter.grad = torch.ones(64, 64)
+            optimizer.step()
+        first, second = (optimizer.state[parameter][name].float() for parameter in parameters)
+        assert float(first.mean()) == pytest.approx(expected, rel=2e-3)
+        assert not torch.equal(first, second)  # different random bits
+
+
+def converted(step: int, convert: Any) -> tuple[nn.Linear, AMUSE]:
+    """A layer converted before the first step, trained `step` steps."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4, bias=False)
+    optimizer = AMUSE([layer.weight], direction="muon", lr=0.01, warmup_steps=2)
+    convert(layer)
+    for _ in range(step):
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+    return layer, optimizer
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_converted_after_construction_gets_the_state_it_needs(dtype: torch.dtype) -> None:
+    layer, optimizer = converted(3, lambda layer: layer.to(dtype))
+    state = optimizer.state[layer.weight]
+    assert ("x" in state) == (dtype != torch.float64)
+    assert state["z"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    with averaged(optimizer):
+        assert bool(layer.weight.isfinite().all())
+
+
+def test_a_model_converted_after_its_first_step_is_refused() -> None:
+    layer, optimizer = converted(3, lambda layer: layer)
+    layer.bfloat16()
+    layer.weight.grad = torch.ones_like(layer.weight)
+    with pytest.raises(ValueError, match="needs x in its state"):
+        optimizer.step()
+
+
+def test_state_of_float32_parameters_is_refused_for_lower_ones() -> None:
+    _, optimizer = converted(3, lambda layer: layer)
+    _, low = converted(0, lambda layer: layer.bfloat16())
+    with pytest.raises(ValueError, match="holds no x"):
+        low.load_state_dict(optimizer.state_dict())
+
+
+def test_lean_refuses_float64() -> None:
+    with pytest.raises(ValueError, match="use 'full'"):
+        AMUSE(
+            [nn.Parameter(torch.ones(2, dtype=torch.float64))],
+            direction="sgd",
+            warmup_steps=2,
+            state_precision="lean",
+        )
+
+
+@pytest.mark.requirement("E1")
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_telemetry_measures_the_kept_sequences_not_the_rounded_ones(mode: str) -> None:
+    parameters, optimizer, oracle = run(torch.bfloat16, CASES["muon"] | {"t0_steps": 30}, ExactOracle)
+    if mode == "eval":
+        optimizer.eval()
+    values = telemetry(optimizer)
+
+    def norm(first: list[np.ndarray], second: list[np.ndarray]) -> float:
+        return float(np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(first, second, strict=True))))
+
+    assert float(values["0_muon/distance_xz"]) == pytest.approx(norm(oracle.x, oracle.z), rel=1e-3)
+    if mode == "eval":
+        assert float(values["0_muon/distance_yx"]) == pytest.approx(norm(oracle.y, oracle.x), rel=1e-2)
+    assert len(parameters) == len(SHAPES)
+
+
+def test_gradients_more_precise_than_the_parameter_keep_their_bits() -> None:
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    parameter.grad_dtype = torch.float32
+    gradient: Tensor = torch.full((2,), 1 + 2**-12)
+    parameter.grad = gradient
+    optimizer = AMUSE([parameter], direction="sgd", lr=1.0, warmup_steps=0, rho=0.0)
+    optimizer.step()
+    assert torch.equal(optimizer.state[parameter]["z"], -gradient)
