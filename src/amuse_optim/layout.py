@@ -7,6 +7,7 @@ orthogonalized one by one. Convolution kernels (out, in, *k) are one (out, in * 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,10 +43,11 @@ class Layout:
         return torch.cat([block.reshape(-1, block.shape[-1]) for block in blocks]).reshape(self.shape)
 
 
+@cache
 def matrix_layout(
-    shape: Sequence[int],
+    shape: tuple[int, ...],
     *,
-    split_rows: Sequence[int] | None = None,
+    split_rows: tuple[int, ...] | None = None,
     num_heads: int | None = None,
     conv_groups: int = 1,
     stacked: bool = False,
@@ -62,7 +64,6 @@ def matrix_layout(
     Raises:
         ValueError: If the shape does not allow it; the message names the option.
     """
-    shape = tuple(shape)
     if len(shape) < 2:
         raise ValueError(f"the 'muon' direction needs at least two dimensions, got shape {shape}")
     if stacked:
@@ -71,7 +72,7 @@ def matrix_layout(
         return Layout(shape, ((math.prod(shape[:-2]), shape[-2], shape[-1]),), stacked=True)
 
     rows, cols = shape[0], math.prod(shape[1:])
-    sizes = (rows,) if split_rows is None else tuple(split_rows)
+    sizes = (rows,) if split_rows is None else split_rows
     if split_rows is not None and (sum(sizes) != rows or any(size < 1 for size in sizes)):
         raise ValueError(f"split_rows must be positive and sum to {rows} for shape {shape}, got {sizes}")
     parts = conv_groups * (num_heads or 1)

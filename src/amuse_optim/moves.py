@@ -103,7 +103,7 @@ def batches(group: Group, members: list[Member]) -> Iterator[list[Member]]:
         return
     batch: list[Member] = []
     entries = 0
-    for member in sorted(members, key=lambda member: sorted(member.parameter.shape)):
+    for member in sorted(members, key=lambda member: member.parameter.shape):
         if batch and entries + member.parameter.numel() > BATCH_ENTRIES:
             yield batch
             batch, entries = [], 0

@@ -115,11 +115,16 @@ def polar_factor(matrices: Tensor) -> Tensor:
 
 
 def iterate(x: Tensor, triples: Iterator[Triple]) -> Tensor:
-    """Apply X <- a X + (b A + c A^2) X with A = X X^T for each triple to a stack (n, rows, cols)."""
+    """Apply X <- a X + (b A + c A^2) X with A = X X^T for each triple to a stack (n, rows, cols).
+
+    Tall matrices take the same step from the other side, X <- a X + X (b A + c A^2) with A = X^T X, which
+    is the same polynomial of the singular values and needs no transposed copy.
+    """
+    tall = x.shape[-2] > x.shape[-1]
     for a, b, c in triples:
-        gram = torch.bmm(x, x.mT)
+        gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        x = torch.baddbmm(x, *((x, polynomial) if tall else (polynomial, x)), beta=a)
     return x
 
 
@@ -198,10 +203,7 @@ def _orthogonalize_stack(
         return result
     if method == "exact":
         return polar_factor(stack)
-    triples = coefficients(method, steps)
-    if stack.shape[-2] > stack.shape[-1]:
-        return iterate(normalize(stack.mT).to(dtype or working_dtype(stack)), triples).mT
-    return iterate(normalize(stack).to(dtype or working_dtype(stack)), triples)
+    return iterate(normalize(stack).to(dtype or working_dtype(stack)), coefficients(method, steps))
 
 
 def orthogonalize_all(
@@ -211,7 +213,7 @@ def orthogonalize_all(
     steps: int,
     dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    """Orthogonalize stacks (n, rows, cols), batching those that have one shape up to transposition.
+    """Orthogonalize stacks (n, rows, cols), batching matrices of one shape, dtype and device.
 
     Batches hold about `BATCH_ENTRIES` entries, so that many small matrices share their products and
     large ones do not multiply the working memory. Arguments as for `orthogonalize`.
@@ -221,14 +223,11 @@ def orthogonalize_all(
     """
     alike: dict[object, list[int]] = {}
     for i, stack in enumerate(stacks):
-        shape = stack.shape[1:] if callable(method) else tuple(sorted(stack.shape[1:]))
-        alike.setdefault((shape, stack.dtype, stack.device), []).append(i)
+        alike.setdefault((stack.shape[1:], stack.dtype, stack.device), []).append(i)
 
     results: list[Tensor] = list(stacks)
     for indices in alike.values():
-        turned = [not callable(method) and stacks[i].shape[1] > stacks[i].shape[2] for i in indices]
-        wide = [stacks[i].mT if turn else stacks[i] for i, turn in zip(indices, turned, strict=True)]
-        together = torch.cat(wide) if len(wide) > 1 else wide[0]
+        together = torch.cat([stacks[i] for i in indices]) if len(indices) > 1 else stacks[indices[0]]
         matrices_per_batch = max(1, BATCH_ENTRIES // max(1, together[0].numel()))
         batches = [
             _orthogonalize_stack(batch, method, steps, dtype)
@@ -236,8 +235,8 @@ def orthogonalize_all(
         ]
         whole = torch.cat(batches) if len(batches) > 1 else batches[0]
         parts = torch.split(whole, [len(stacks[i]) for i in indices])
-        for i, part, turn in zip(indices, parts, turned, strict=True):
-            results[i] = part.mT if turn else part
+        for i, part in zip(indices, parts, strict=True):
+            results[i] = part
     return results
 
 

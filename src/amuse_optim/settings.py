@@ -152,9 +152,10 @@ def _check_parameters(group: Group) -> None:
 
 def layout_of(group: Mapping[str, Any], parameter: Tensor) -> Layout:
     """The layout of one parameter of a group with the "muon" direction."""
+    rows = group["split_rows"]
     return matrix_layout(
-        parameter.shape,
-        split_rows=group["split_rows"],
+        tuple(parameter.shape),
+        split_rows=None if rows is None else tuple(rows),
         num_heads=group["num_heads"],
         conv_groups=group["conv_groups"],
         stacked=group["stacked"],
