@@ -136,15 +136,15 @@ def test_ctrl_c_saves_and_exits_130(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
-def test_waiting_threads_sleep_unless_told_otherwise(
+@pytest.mark.parametrize(("given", "expected"), [(None, "10000"), ("7", "7")])
+def test_waiting_threads_spin_shortly_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
 ) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    monkeypatch.setenv("GOMP_SPINCOUNT", given or "")
     if given is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+        monkeypatch.delenv("GOMP_SPINCOUNT")
     main(["--help"])
-    assert os.environ["OMP_WAIT_POLICY"] == expected
+    assert os.environ["GOMP_SPINCOUNT"] == expected
 
 
 def test_ctrl_c_before_training_leaves_nothing(
