@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 only if what was asked for was done, 1 if training failed, 2 for a wrong request,
         130 if interrupted.
     """
-    # Before torch loads its OpenMP: threads that spin for long while they wait make small models up to 30 times
-    # slower wherever another process wants the same core, and threads that sleep at once gain nothing from a
-    # second one. Spinning for some ten microseconds costs nothing on idle cores, and little on busy ones.
+    # Before torch loads its OpenMP: threads that spin for long while they wait make small models up to 30
+    # times slower wherever another process wants the same core, and threads that sleep at once gain nothing
+    # from a second one. Some ten microseconds of spinning are as fast on idle cores, bearable on busy ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     try:
