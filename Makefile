@@ -23,7 +23,7 @@ pytest: .venv/.dev
 	$(BIN)/pytest -q
 
 fuzz: export OMP_NUM_THREADS = 1
-fuzz: .venv/.dev  ## 2,000 random lives of the optimizer against its specification; hours
+fuzz: .venv/.dev  ## 2,000 random lives of the optimizer against its specification, a minute or two
 	$(BIN)/pytest -q tests/requirements/test_state_machine.py --hypothesis-profile nightly
 
 setup: .venv/.dev  ## the development environment alone

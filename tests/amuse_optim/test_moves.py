@@ -1,0 +1,51 @@
+"""Batches bound the memory of a step and change nothing else."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amuse_optim import AMUSE, AMUSEReference, orthogonalize
+from amuse_optim.moves import batches
+
+SHAPES = [(6, 4), (4, 6), (6, 4), (3, 3), (6, 4)]
+
+
+def run(optimizer_class: type[AMUSE]) -> list[Tensor]:
+    parameters = [nn.Parameter(torch.ones(shape, dtype=torch.float64)) for shape in SHAPES]
+    optimizer = optimizer_class(parameters, direction="muon", lr=0.1, warmup_steps=3)
+    for step in range(6):
+        for i, parameter in enumerate(parameters):
+            generator = torch.Generator().manual_seed(10 * step + i)
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+@pytest.mark.parametrize("entries", [1, 30, 50, 10**6])
+def test_the_size_of_batches_does_not_matter(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+    monkeypatch.setattr("amuse_optim.moves.BATCH_ENTRIES", entries)
+    for ours, expected in zip(run(AMUSE), run(AMUSEReference), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-11)
+
+
+def test_batches_hold_like_shapes_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amuse_optim.moves.BATCH_ENTRIES", 50)
+    parameters = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
+    optimizer = AMUSE(parameters, direction="muon", warmup_steps=3)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    group = optimizer.param_groups[0]
+    shapes = [[tuple(m.parameter.shape) for m in b] for b in batches(group, optimizer._members(group, 0))]
+    assert shapes == [[(3, 3), (4, 6)], [(6, 4), (6, 4)], [(6, 4)]]
+
+
+def test_fused_projections_equal_separate_ones() -> None:
+    """Rows (8, 2, 4) of one parameter move as three parameters would, each with its own scale."""
+    gradient = torch.randn(14, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fused = nn.Parameter(torch.zeros(14, 6, dtype=torch.float64))
+    optimizer = AMUSE([fused], direction="muon", lr=1.0, warmup_steps=0, rho=0.0, split_rows=(8, 2, 4))
+    fused.grad = gradient.clone()
+    optimizer.step()
+    for rows, expected in zip(fused.detach().split((8, 2, 4)), gradient.split((8, 2, 4)), strict=True):
+        scale = 0.2 * max(rows.shape) ** 0.5
+        torch.testing.assert_close(rows, -scale * orthogonalize(expected), rtol=0, atol=1e-12)
