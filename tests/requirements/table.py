@@ -37,7 +37,7 @@ ROWS = {
     "B6": "the caller's order and names of parameters are kept",
     "B7": "groups can be added at any time and in any mode, with a clock of their own",
     "B8": "forgotten mode calls are impossible or caught: averaged(), mode, attach()",
-    "B9": "a real torch optimizer: scaler, closures, accumulation, clipping, hooks, compile, accelerate",
+    "B9": "a real torch optimizer: scaler, closures, hooks, compile, Accelerate, Lightning, Trainer",
     "B10": "BatchNorm statistics are computed anew, exactly, and nothing else changes",
     "B11": "ranks that switch modes stay equal to the bit",
     "B12": "unknown options and values out of range are refused with the nearest valid name",
