@@ -64,7 +64,8 @@ class AMUSE(torch.optim.Optimizer):
             (the paper's equation 5).
         r: Power of t in the averaging weights.
         weight_lr_power: Power of the largest learning rate so far in the averaging weights.
-        momentum: Muon's momentum, in [0, 1).
+        momentum: Muon's momentum, in [0, 1). torch's CyclicLR and OneCycleLR cycle it unless they are told
+            `cycle_momentum=False`.
         nesterov: Whether Muon's momentum looks one step ahead.
         beta2: Decay of the second moment of the "adamw" direction, in [0, 1).
         eps: Added to the root of the second moment.
@@ -236,7 +237,8 @@ class AMUSE(torch.optim.Optimizer):
         """Take one step with the gradients in `p.grad`, which are read and not written.
 
         Parameters without a gradient keep everything they have; a group's clock advances when at least
-        one of its parameters has a gradient.
+        one of its parameters has a gradient. If it raises, nothing has changed; only running out of memory
+        within the step can leave it half done.
 
         Args:
             closure: Evaluates the model again and returns the loss; optional.
