@@ -132,7 +132,7 @@ class _Run:
             raise TrainingError(
                 f"the training loss of step {self.step + 1} is {value}: try a lower learning rate"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         try:

@@ -62,11 +62,12 @@ def check_fits(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
     for saved, group in zip(completed(saved_groups, groups), groups, strict=True):
         _check_function(saved["orthogonalize"])
         check_options(saved)
-        names = saved.get("param_names"), group.get("param_names")
-        if None not in names and names[0] != names[1]:
-            first = next(pair for pair in zip(*names, strict=True) if pair[0] != pair[1])  # type: ignore[arg-type]
+        pairs = zip(saved.get("param_names") or (), group.get("param_names") or (), strict=False)
+        for theirs, ours in pairs:  # none where either side has no names
+            if theirs == ours:
+                continue
             raise ValueError(
-                f"state_dict has parameter {first[0]!r} where the optimizer has {first[1]!r}: build the "
+                f"state_dict has parameter {theirs!r} where the optimizer has {ours!r}: build the "
                 "groups in the order they were saved in"
             )
         for index, (i, parameter) in enumerate(zip(saved["params"], group["params"], strict=True)):

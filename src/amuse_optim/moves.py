@@ -201,7 +201,9 @@ def move(member: Member, direction: Move, group: Group, now: Coefficients) -> No
         with member.unpacked("z") as fast:
             z = fast["z"]
             if "x" in state:
-                x = sequences.interpolate(z, working(state["x"]), state["beta"] / decode)
+                x = working(state["x"])
+                if decode != state["beta"]:
+                    x = sequences.interpolate(z, x, state["beta"] / decode)
             else:
                 x = sequences.recover(y, z, decode)
             sequences.descend_(z, x, tensor, scale=scale, lr=now.lr, weight_decay=decay, at=at, beta=decode)

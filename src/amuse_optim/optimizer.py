@@ -13,7 +13,7 @@ from .directions import Direction, Scale
 from .moves import Measurement, Member, Move
 from .orthogonalize import Method
 from .precision import StatePrecision
-from .schedule import BetaClock, Clock, Parity
+from .schedule import BetaClock, Clock, Coefficients, Parity
 from .sequences import DecayAt
 from .settings import Group
 from .state import (
@@ -267,12 +267,17 @@ class AMUSE(torch.optim.Optimizer):
             for group in active:
                 group["skipped_steps"] += 1
             return loss
-        early = self._directions_that_may_raise(active)
+        self._move(active, [now for _, now in schedules])
         for group, (clock, now) in zip(active, schedules, strict=True):
-            for member, direction in early.get(id(group)) or self._directions(group):
-                moves.move(member, direction, group, now)
             group.update(asdict(clock), lr_t=now.lr, c_t=now.c, beta_t=now.beta)
         return loss
+
+    def _move(self, groups: list[Group], schedules: list[Coefficients]) -> None:
+        """Move every parameter with a gradient, once everything has been checked."""
+        early = self._directions_that_may_raise(groups)
+        for group, now in zip(groups, schedules, strict=True):
+            for member, direction in early.get(id(group)) or self._directions(group):
+                moves.move(member, direction, group, now)
 
     def _require_train_mode(self) -> None:
         if self.mode == "eval":

@@ -144,7 +144,7 @@ def orthogonalize(
     Args:
         matrix_or_stack: Shape (..., rows, cols), a real floating-point tensor. Not changed.
         method: "quintic" (the authors' polynomial), "polar_express" (closer for the same cost; its updates
-            are 14 to 17 % larger in norm), "exact" (singular value decomposition), or a function from a stack
+            are larger in norm), "exact" (singular value decomposition), or a function from a stack
             (n, rows, cols) to one of the same shape.
         steps: Number of iterations; "exact" and functions ignore it.
         dtype: What to compute in; by default see `working_dtype`. float16 is refused.

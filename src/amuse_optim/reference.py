@@ -1,19 +1,17 @@
 """The specification that runs: x, y and z all stored, plain loops, one equation a line."""
 
-from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .directions import adamw_direction, momentum_average_, update_scale
-from .optimizer import AMUSE, OptimizerModeError
+from .optimizer import AMUSE
 from .orthogonalize import orthogonalize
 from .schedule import Coefficients
 from .sequences import average, interpolate
 from .settings import Group, layout_of
-from .state import State, advanced_clock, gradients_usable
+from .state import State
 
 
 class AMUSEReference(AMUSE):
@@ -48,27 +46,11 @@ class AMUSEReference(AMUSE):
                     parameter.copy_(self.state[parameter][sequence])
             group["mode"] = mode
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """As `AMUSE.step`."""
-        if self.mode == "eval":
-            raise OptimizerModeError("step() in eval mode: call train() first")
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
-        clocks = [advanced_clock(group) for group in active]
-        if not gradients_usable(active):
-            for group in active:
-                group["skipped_steps"] += 1
-            return loss
-        for group, (clock, now) in zip(active, clocks, strict=True):
-            group.update(asdict(clock), lr_t=now.lr, c_t=now.c, beta_t=now.beta)
+    def _move(self, groups: list[Group], schedules: list[Coefficients]) -> None:
+        for group, now in zip(groups, schedules, strict=True):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._step_parameter(group, parameter, self.state[parameter], now)
-        return loss
 
     def _step_parameter(self, group: Group, parameter: Tensor, state: State, now: Coefficients) -> None:
         if state["step"] == 0:  # follow weights loaded into the model before the first step

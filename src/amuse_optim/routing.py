@@ -1,8 +1,9 @@
 """Routing: which parameter of a model gets which direction, and a table that shows it."""
 
 import fnmatch
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -49,15 +50,24 @@ def _last_linear(module: nn.Module) -> nn.Module | None:
     return inside[-1] if inside else None
 
 
+def _takes_no_arguments(method: Callable[..., Any]) -> bool:
+    """Whether it can be an accessor; one that wants arguments means something else by its name."""
+    required = (
+        p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        for p in inspect.signature(method).parameters.values()
+    )
+    return not any(required)
+
+
 def _accessible_heads(module: nn.Module) -> Iterator[nn.Module]:
     """What the accessors of transformers' and timm's models name."""
     for accessor in ("get_output_embeddings", "get_classifier"):
         method = getattr(module, accessor, None)
-        if not callable(method):
+        if not callable(method) or not _takes_no_arguments(method):
             continue
         try:
             found = method()
-        except (AttributeError, NotImplementedError, TypeError):  # it means something else here
+        except (AttributeError, NotImplementedError):  # how models say that they have no such layer
             continue
         candidates = found if isinstance(found, (tuple, list)) else (found,)
         yield from (candidate for candidate in candidates if isinstance(candidate, nn.Module))

@@ -162,9 +162,9 @@ def layout_of(group: Mapping[str, Any], parameter: Tensor) -> Layout:
     )
 
 
-def _named(params: object) -> tuple[list[Tensor], list[str] | None]:
+def _named(params: Tensor | Iterable[Any]) -> tuple[list[Tensor], list[str] | None]:
     """The tensors of a group's "params", and their names where (name, tensor) pairs are given."""
-    members = [params] if isinstance(params, Tensor) else list(params)  # type: ignore[call-overload]
+    members = [params] if isinstance(params, Tensor) else list(params)
     if members and all(isinstance(member, tuple) for member in members):
         names, tensors = zip(*members, strict=True)
         return list(tensors), list(names)

@@ -42,15 +42,9 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return hide
 
 
-def needs(name: str) -> None:
-    if not CONTESTANTS[name].installed:
-        pytest.skip(f"{CONTESTANTS[name].requirement} is not installed")
-
-
 @pytest.mark.parametrize("size", [TINY, SQUARE], ids=["llama", "matrices"])
 @pytest.mark.parametrize("name", CONTESTANTS)
 def test_every_contestant_moves_every_parameter(name: str, size: ParameterSet) -> None:
-    needs(name)
     torch.manual_seed(0)
     model = size.build()
     before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -67,7 +61,6 @@ def test_every_contestant_moves_every_parameter(name: str, size: ParameterSet) -
 
 @pytest.mark.parametrize("name", CONTESTANTS)
 def test_examination_holds_for_every_contestant(name: str) -> None:
-    needs(name)
     contestant = CONTESTANTS[name]
     taken = Bench(TINY, CPU, torch.float32).examine(contestant)
     matrices = sum(p.numel() for n, p in Llama(TINY_MODEL).named_parameters() if "norm" not in n)

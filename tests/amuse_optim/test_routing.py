@@ -292,6 +292,15 @@ def test_accessors_with_other_meanings_or_several_heads() -> None:
     assert directions(Other(trunk=nn.Linear(8, 8)))["trunk.weight"] == "muon"
 
 
+def test_an_accessor_that_is_broken_is_not_silently_passed_over() -> None:
+    class Broken(Parts):
+        def get_output_embeddings(self) -> nn.Module:
+            return self.trunk + 1
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        param_groups(Broken(trunk=nn.Linear(8, 8)))
+
+
 def test_embeddings_and_norms_by_their_class_names() -> None:
     class VocabularyEmbedding(nn.Module):
         def __init__(self) -> None:

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from amuse_optim import AMUSE, param_groups
-
-transformers = pytest.importorskip("transformers")
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
 
@@ -107,7 +107,6 @@ def test_c02_vision_transformer() -> None:
 @pytest.mark.requirement("C6")
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
 def test_c06_lora_adapted_llama() -> None:
-    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
     model = peft.get_peft_model(llama(tied=True), config)
     found = directions(model)

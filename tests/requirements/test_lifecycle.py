@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import torch.distributed as dist
@@ -301,7 +302,6 @@ def test_b09_freezing_and_unfreezing() -> None:
 
 @pytest.mark.requirement("B9")
 def test_b09_accelerate_prepares_and_steps_it() -> None:
-    accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True)
     model, optimizer = build()
     other, plain = build()

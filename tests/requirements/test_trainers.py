@@ -4,14 +4,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, averaged, param_groups
-
-lightning = pytest.importorskip("lightning")
-transformers = pytest.importorskip("transformers")
 
 EPOCH = 6
 STEPS = 2 * EPOCH

@@ -17,7 +17,7 @@ _ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "
 _OVERWRITING = frozenset({"copy_", "zero_", "fill_"})
 
 
-class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OperationCounter(TorchDispatchMode):
     """Counts the operations that torch dispatches inside the `with` block, whatever the device.
 
     An operation is what reaches the dispatcher below autograd: one `_foreach_` or fused call is one, and
@@ -41,7 +41,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's is not annotated
         self.operations = 0
         self.views = 0
         self.products = 0
