@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import torch
 
 from amuse_lab.bench.counting import OperationCounter
@@ -31,9 +33,9 @@ def test_elements_are_what_is_read_and_what_is_written() -> None:
     a, b = torch.randn(6), torch.randn(6)
     matrix, right = torch.randn(2, 3), torch.randn(3, 5)
 
-    def moved(operation: object) -> int:
+    def moved(operation: Callable[[], object]) -> int:
         with OperationCounter() as counter:
-            operation()  # type: ignore[operator]
+            operation()
         return counter.elements
 
     assert moved(lambda: a + b) == 3 * 6
