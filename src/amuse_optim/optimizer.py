@@ -1,6 +1,7 @@
 """The optimizer: groups, state and modes. The algebra lives in the modules it calls."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Literal, Never, overload
 
@@ -8,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import loading, moves, settings
+from . import loading, moves, on_device, settings
 from .directions import Direction, Scale
 from .moves import Measurement, Member, Move
 from .orthogonalize import Method
 from .precision import StatePrecision
-from .schedule import BetaClock, Clock, Coefficients, Parity
+from .schedule import BetaClock, Clock, Coefficients, CoefficientsOnDevice, Parity
 from .sequences import DecayAt
 from .settings import Group
 from .state import (
@@ -24,6 +25,7 @@ from .state import (
     gradients_usable,
     initial_state,
     interpolated_value,
+    started,
     synchronize,
 )
 
@@ -85,6 +87,11 @@ class AMUSE(torch.optim.Optimizer):
             "skip" (the whole step is skipped and counted in `group["skipped_steps"]`) or "ignore".
         parity: "exact", or "published" for the released code's averaging (algorithmic detail in
             `docs/algorithm.md`).
+        foreach: Whether plain float32 and float64 parameters move together, in operations on lists; by
+            default they do. False moves one parameter at a time: slower, the same arithmetic.
+        capturable: Keeps the numbers of the schedule on the device, so that whole steps can be captured in a
+            CUDA graph; `lr` may be a scalar tensor there, to change it between replays. For float32 and
+            float64 parameters, with `nonfinite="ignore"` and an iteration as `orthogonalize`.
         state_precision: "full" keeps state in float32 (float64 for float64 parameters), 8 bytes for each
             float32 parameter; "lean" in bfloat16 with stochastic rounding, 4 bytes. Parameters below
             float32 keep x as well: 12 and 6 bytes. Read when a group is added.
@@ -146,6 +153,8 @@ class AMUSE(torch.optim.Optimizer):
         stacked: bool = False,
         nonfinite: Literal["raise", "skip", "ignore"] = "raise",
         parity: Parity = "exact",
+        foreach: bool | None = None,
+        capturable: bool = False,
         state_precision: StatePrecision = "full",
         **unknown: Never,
     ) -> None:
@@ -219,7 +228,7 @@ class AMUSE(torch.optim.Optimizer):
             return
         for _, parameter, state in self._each():
             y = state.pop("y", None)
-            if state["step"] > 0:
+            if started(state):
                 parameter.copy_(interpolated_value(parameter, state) if y is None else y)
         for group in self.param_groups:
             group["mode"] = "train"
@@ -262,22 +271,49 @@ class AMUSE(torch.optim.Optimizer):
         active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
         for group in active:
             check_ready(group, self.state)
-        schedules = [advanced_clock(group) for group in active]
+            if group["capturable"]:
+                moves.check_together(group, self._members(group))
         if not gradients_usable(active):
             for group in active:
                 group["skipped_steps"] += 1
             return loss
+        schedules = [self._advanced(group) for group in active]
         self._move(active, [now for _, now in schedules])
         for group, (clock, now) in zip(active, schedules, strict=True):
-            group.update(asdict(clock), lr_t=now.lr, c_t=now.c, beta_t=now.beta)
+            if isinstance(now, CoefficientsOnDevice):
+                on_device.record(group, clock, now)
+            else:
+                group.update(clock, lr_t=now.lr, c_t=now.c, beta_t=now.beta)
         return loss
 
-    def _move(self, groups: list[Group], schedules: list[Coefficients]) -> None:
+    def _advanced(self, group: Group) -> tuple[dict[str, Any], Coefficients | CoefficientsOnDevice]:
+        """The clock's fields and the coefficients of a group's next step."""
+        if group["capturable"]:
+            on_device.place(group, self.state)
+            return on_device.advanced(group)
+        clock, now = advanced_clock(group)
+        return asdict(clock), now
+
+    def _move(self, groups: list[Group], schedules: list[Coefficients | CoefficientsOnDevice]) -> None:
         """Move every parameter with a gradient, once everything has been checked."""
         early = self._directions_that_may_raise(groups)
         for group, now in zip(groups, schedules, strict=True):
-            for member, direction in early.get(id(group)) or self._directions(group):
-                moves.move(member, direction, group, now)
+            if id(group) in early:
+                self._move_apart(group, early[id(group)], now)
+                continue
+            with self._measuring(group) as measurement:
+                together, apart = moves.together_or_apart(group, self._begin(group))
+                for members in together:
+                    moves.advance_together(group, members, now, measurement)
+                self._move_apart(group, moves.directions_by_batch(group, apart, measurement), now)
+
+    @staticmethod
+    def _move_apart(
+        group: Group, moving: Iterable[tuple[Member, Move]], now: Coefficients | CoefficientsOnDevice
+    ) -> None:
+        for member, direction in moving:
+            assert isinstance(now, Coefficients)  # on the device all members move together
+            moves.move(member, direction, group, now)
 
     def _require_train_mode(self) -> None:
         if self.mode == "eval":
@@ -286,26 +322,37 @@ class AMUSE(torch.optim.Optimizer):
                 "Call optimizer.train() first, or leave the `with averaged(optimizer):` block"
             )
 
-    def _members(self, group: Group, index: int) -> list[Member]:
-        """The parameters of a group, the index-th, that have a gradient."""
+    def _members(self, group: Group) -> list[Member]:
+        """The parameters of a group that have a gradient."""
+        index = self._index(group)
         return [
             Member(parameter, parameter.grad, self.state[parameter], (index, i))
             for i, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
 
-    def _directions(self, group: Group) -> Iterator[tuple[Member, Move]]:
-        """Every member of a group with its direction, a batch at a time; counts steps, updates momenta."""
-        measurement = None if self.measurements is None else Measurement()
-        index = next(i for i, other in enumerate(self.param_groups) if other is group)
-        for batch in moves.batches(group, self._members(group, index)):
-            for member in batch:
-                synchronize(member.parameter, member.state, group)
+    def _begin(self, group: Group) -> list[Member]:
+        """The parameters of a group that have a gradient, their step counted."""
+        members = self._members(group)
+        for member in members:
+            synchronize(member.parameter, member.state, group)
+        if group["capturable"]:
+            on_device.count([member.state for member in members])
+        else:
+            for member in members:
                 member.state["step"] += 1
-            directions = moves.directions_of(group, batch, measurement)
-            yield from zip(batch, directions, strict=True)
+        return members
+
+    def _index(self, group: Group) -> int:
+        return next(i for i, other in enumerate(self.param_groups) if other is group)
+
+    @contextmanager
+    def _measuring(self, group: Group) -> Iterator[Measurement | None]:
+        """What to gather a group's directions in, if `telemetry` asked for it."""
+        measurement = None if self.measurements is None else Measurement()
+        yield measurement
         if self.measurements is not None and measurement is not None:
-            self.measurements[index] = measurement.values()
+            self.measurements[self._index(group)] = measurement.values()
 
     def _directions_that_may_raise(self, groups: list[Group]) -> dict[int, list[tuple[Member, Move]]]:
         """Directions that depend on a user's function or on a decomposition, before anything has moved.
@@ -314,6 +361,7 @@ class AMUSE(torch.optim.Optimizer):
         """
         fallible = [g for g in groups if callable(g["orthogonalize"]) or g["orthogonalize"] == "exact"]
         fallible = [group for group in fallible if group["direction"] == "muon"]
+        early: dict[int, list[tuple[Member, Move]]] = {}
         before = [
             (self.state[p], self.state[p]["step"], self.state[p]["momentum_buffer"].clone())
             for group in fallible
@@ -321,7 +369,11 @@ class AMUSE(torch.optim.Optimizer):
             if p.grad is not None
         ]
         try:
-            return {id(group): list(self._directions(group)) for group in fallible}
+            for group in fallible:
+                with self._measuring(group) as measurement:
+                    found = moves.directions_by_batch(group, self._begin(group), measurement)
+                    early[id(group)] = list(found)
+            return early
         except BaseException:
             for state, step, momentum in before:
                 state["step"] = step
@@ -339,9 +391,11 @@ class AMUSE(torch.optim.Optimizer):
         for group, parameter, state in self._each():
             synchronize(parameter, state, group)
         whole = super().state_dict()
-        for group in whole["param_groups"]:
+        groups = [on_device.on_host(group) for group in whole["param_groups"]]
+        for group in groups:
             group["orthogonalize"] = loading.labelled(group["orthogonalize"])
-        return whole
+        states = {i: on_device.on_host(state) for i, state in whole["state"].items()}
+        return whole | {"state": states, "param_groups": groups}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

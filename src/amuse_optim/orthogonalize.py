@@ -1,6 +1,6 @@
 r"""Orthogonalization: the polar factor U V^T of a matrix u = U S V^T, by a short polynomial iteration.
 
-    X <- a X + (b A + c A^2) X,   A = X X^T,   from X = u / ||u||_F
+    X <- W X,   W = a I + b A + c A^2,   A = X X^T,   from X = u / ||u||_F
 
 on the side with fewer rows. Each step applies p(s) = a s + b s^3 + c s^5 to every singular value.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Method = Literal["quintic", "polar_express", "exact"]
+ITERATIONS = ("quintic", "polar_express")
 Triple = tuple[float, float, float]
 
 # Keller Jordan's quintic (2024), the same triple at every step: the largest slope at zero for a bounded
@@ -42,8 +43,11 @@ BATCH_ENTRIES = 2**20
 # Batched bfloat16 products pay on a CPU from this many rows on (measured with AMX: 2.6 times at 64 rows).
 BFLOAT16_ROWS_ON_CPU = 64
 
-# Norms outside this range are computed after a division by the largest entry: squares leave float32 there.
-SAFE_NORMS = (1e-15, 1e15)
+# From this ratio of the sides on, several steps are taken on the small matrix A alone (the Gram form).
+GRAM_RATIO = 1.5
+
+# Squares of norms outside this range are computed after a division: float32 overflows or loses them.
+SAFE_SQUARES = (1e-30, 1e30)
 
 
 def coefficients(method: Method, steps: int) -> Iterator[Triple]:
@@ -90,43 +94,104 @@ def working_dtype(matrices: Tensor) -> torch.dtype:
     return torch.bfloat16
 
 
-def normalize(matrices: Tensor) -> Tensor:
-    """Return u / ||u||_F per matrix, for any scale of u down to the smallest normal number; zero stays zero.
-
-    Nothing is added to the norm, so the result does not depend on the scale. Where the squares could leave
-    the range of float32, the matrices are divided by their largest entry first.
-    """
-    exact = matrices if matrices.dtype == torch.float64 else matrices.float()
-    if exact.device.type == "cpu":  # looking at the norms costs nothing there
-        norm = torch.linalg.vector_norm(exact, dim=(-2, -1), keepdim=True)
-        if bool(((norm > SAFE_NORMS[0]) & (norm < SAFE_NORMS[1])).all()):
-            normalized: Tensor = exact / norm
-            return normalized
-    largest = torch.maximum(exact.amax((-2, -1), keepdim=True), -exact.amin((-2, -1), keepdim=True))
-    scaled = exact / torch.where(largest == 0, 1.0, largest)
-    norm = torch.linalg.vector_norm(scaled, dim=(-2, -1), keepdim=True)
-    return scaled / torch.where(norm == 0, 1.0, norm)
-
-
 def polar_factor(matrices: Tensor) -> Tensor:
     """The exact polar factor by singular value decomposition; singular values that are 0 stay 0."""
-    u, s, vh = torch.linalg.svd(normalize(matrices), full_matrices=False)
+    exact = matrices if matrices.dtype == torch.float64 else matrices.float()
+    u, s, vh = torch.linalg.svd(_entries_near_one(exact), full_matrices=False)
     rounding = torch.finfo(s.dtype).eps * max(matrices.shape[-2:])
     return torch.matmul(u * (s > rounding * s[..., :1]).to(u.dtype).unsqueeze(-2), vh)
 
 
-def iterate(x: Tensor, triples: Iterator[Triple]) -> Tensor:
-    """Apply X <- a X + (b A + c A^2) X with A = X X^T for each triple to a stack (n, rows, cols).
+def _entries_near_one(matrices: Tensor) -> Tensor:
+    """Every matrix times a power of two that brings its largest entry near 1; zero stays zero."""
+    largest = torch.maximum(matrices.amax((-2, -1), keepdim=True), -matrices.amin((-2, -1), keepdim=True))
+    exponent = torch.frexp(largest.float()).exponent
+    halfway = exponent // 2  # two steps, because the power itself can leave the range
+    return matrices * torch.exp2(-halfway.to(matrices)) * torch.exp2((halfway - exponent).to(matrices))
 
-    Tall matrices take the same step from the other side, X <- a X + X (b A + c A^2) with A = X^T X, which
-    is the same polynomial of the singular values and needs no transposed copy.
+
+def segments(method: Method, steps: int, *, gram_form: bool) -> list[list[Triple]]:
+    """The triples of `steps` steps, cut where X X^T is formed anew.
+
+    That is after every step, or in the Gram form of the quintic after every second one. In bfloat16 longer
+    segments amplify rounding without bound, and so do pairs of Polar Express, whose steps end at the very
+    edge of the interval in which the next one converges (`records/quality`).
+    """
+    triples = list(coefficients(method, steps))
+    length = 2 if gram_form and method == "quintic" else 1
+    return [triples[i : i + length] for i in range(0, steps, length)]
+
+
+def iterate(x: Tensor, steps: Sequence[Sequence[Triple]]) -> Tensor:
+    """Normalize every matrix of a stack and apply polynomials to its singular values.
+
+    For every segment of `steps` forms A = X X^T, the product W_k ... W_1 of its steps from A alone, and
+    multiplies X by it. Tall matrices are multiplied from the other side, with A = X^T X, and not transposed.
+
+    Args:
+        x: Shape (n, rows, cols), any scale; not changed.
+        steps: From `segments`.
     """
     tall = x.shape[-2] > x.shape[-1]
-    for a, b, c in triples:
-        gram = torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, *((x, polynomial) if tall else (polynomial, x)), beta=a)
-    return x
+    x, gram, norm = _normalized(x, tall)
+    product = _composed(gram, steps[0]).div_(norm)
+    for segment in steps[1:]:
+        x = torch.bmm(x, product) if tall else torch.bmm(product, x)
+        gram = _gram(x, tall)
+        if segment is steps[-1] and len(segment) == 1:
+            # The last step keeps a X apart: a rounded within W costs bfloat16 some 3 % of orthogonality.
+            ((a, b, c),) = segment
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            return torch.baddbmm(x, *((x, polynomial) if tall else (polynomial, x)), beta=a)
+        product = _composed(gram, segment)
+    return torch.bmm(x, product) if tall else torch.bmm(product, x)
+
+
+def _composed(gram: Tensor, segment: Sequence[Triple]) -> Tensor:
+    """W_k ... W_1 with W = a I + b A + c A^2, where A <- W A W from one to the next; A is given."""
+    step = product = _step(gram, segment[0])
+    for triple in segment[1:]:
+        gram = torch.bmm(torch.bmm(step, gram), step)
+        step = _step(gram, triple)
+        product = torch.bmm(step, product)
+    return product
+
+
+def _step(gram: Tensor, triple: Triple) -> Tensor:
+    """W = a I + b A + c A^2."""
+    a, b, c = triple
+    step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    step.diagonal(dim1=-2, dim2=-1).add_(a)
+    return step
+
+
+def _gram(x: Tensor, tall: bool) -> Tensor:
+    """A: X X^T, or X^T X for tall matrices."""
+    return torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
+
+
+def _normalized(x: Tensor, tall: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """X, A / ||X||^2 and ||X||, where A itself tells the norm: ||X||^2 = trace A.
+
+    Nothing is added to a norm, so that the result does not depend on the scale. Where a square could leave
+    the range of float32, X is brought near 1 first.
+    """
+    gram = _gram(x, tall)
+    square = _traces(gram)
+    low, high = SAFE_SQUARES
+    # On a CPU looking at the norms costs nothing; elsewhere it would wait for the device.
+    if x.device.type != "cpu" or not bool(((square > low) & (square < high)).all()):
+        x = _entries_near_one(x)
+        gram = _gram(x, tall)
+        square = _traces(gram)
+        square = torch.where(square == 0, 1.0, square)
+    return x, gram / square.to(gram.dtype), square.sqrt().to(gram.dtype)
+
+
+def _traces(gram: Tensor) -> Tensor:
+    """Traces of a stack (n, m, m), shape (n, 1, 1), in at least float32."""
+    wide = torch.promote_types(gram.dtype, torch.float32)
+    return gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide).reshape(-1, 1, 1)
 
 
 def orthogonalize(
@@ -180,11 +245,11 @@ def orthogonalize(
     if matrix_or_stack.numel() == 0:
         return matrix_or_stack.clone()
     stack = matrix_or_stack.reshape(-1, *matrix_or_stack.shape[-2:])
-    result = _orthogonalize_stack(stack, method, steps, dtype)
+    result = orthogonalize_stack(stack, method, steps, dtype)
     return result.to(matrix_or_stack.dtype).reshape(matrix_or_stack.shape)
 
 
-def _orthogonalize_stack(
+def orthogonalize_stack(
     stack: Tensor, method: Method | Callable[[Tensor], Tensor], steps: int, dtype: torch.dtype | None
 ) -> Tensor:
     """`orthogonalize` for a stack (n, rows, cols); the result keeps the precision of the computation."""
@@ -204,7 +269,9 @@ def _orthogonalize_stack(
         return result
     if method == "exact":
         return polar_factor(stack)
-    return iterate(normalize(stack).to(dtype or working_dtype(stack)), coefficients(method, steps))
+    short, long = sorted(stack.shape[-2:])
+    form = segments(method, steps, gram_form=long >= GRAM_RATIO * short)
+    return iterate(stack.to(dtype or working_dtype(stack)), form)
 
 
 def orthogonalize_all(
@@ -231,7 +298,7 @@ def orthogonalize_all(
         together = torch.cat([stacks[i] for i in indices]) if len(indices) > 1 else stacks[indices[0]]
         matrices_per_batch = max(1, BATCH_ENTRIES // max(1, together[0].numel()))
         batches = [
-            _orthogonalize_stack(batch, method, steps, dtype)
+            orthogonalize_stack(batch, method, steps, dtype)
             for batch in torch.split(together, matrices_per_batch)
         ]
         whole = torch.cat(batches) if len(batches) > 1 else batches[0]

@@ -8,7 +8,7 @@ from torch import Tensor
 from .directions import adamw_direction, momentum_average_, update_scale
 from .optimizer import AMUSE
 from .orthogonalize import orthogonalize
-from .schedule import Coefficients
+from .schedule import Coefficients, CoefficientsOnDevice
 from .sequences import average, interpolate
 from .settings import Group, layout_of
 from .state import State
@@ -22,7 +22,13 @@ class AMUSEReference(AMUSE):
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `AMUSE.add_param_group`."""
+        """As `AMUSE.add_param_group`.
+
+        Raises:
+            ValueError: As there, and for `capturable=True`.
+        """
+        if {**self.defaults, **param_group}["capturable"]:
+            raise ValueError("capturable must be False for AMUSEReference, which is not made to be captured")
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
             state = self.state[parameter]
@@ -46,8 +52,9 @@ class AMUSEReference(AMUSE):
                     parameter.copy_(self.state[parameter][sequence])
             group["mode"] = mode
 
-    def _move(self, groups: list[Group], schedules: list[Coefficients]) -> None:
+    def _move(self, groups: list[Group], schedules: list[Coefficients | CoefficientsOnDevice]) -> None:
         for group, now in zip(groups, schedules, strict=True):
+            assert isinstance(now, Coefficients)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._step_parameter(group, parameter, self.state[parameter], now)

@@ -4,8 +4,12 @@ Every function here is one displayed equation of arXiv 2605.22432 on plain numbe
 together; `Clock` is all that has to be remembered between two steps of a parameter group.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 BetaClock = Literal["window", "steps"]
 Parity = Literal["exact", "published"]
@@ -35,6 +39,15 @@ class Coefficients:
     lr: float
     c: float
     beta: float
+
+
+@dataclass(frozen=True)
+class CoefficientsOnDevice:
+    """`Coefficients` as scalars that lie on a device."""
+
+    lr: Tensor
+    c: Tensor
+    beta: Tensor
 
 
 def warmed_up_lr(lr: float, t: int, warmup_steps: int) -> float:
@@ -130,3 +143,58 @@ def advance(
     else:
         beta = interpolation_coefficient(beta1, rho, step_ratio(t, t0_steps))
     return Clock(t, weight_sum, lr_max, reference_window), Coefficients(lr_t, c, beta)
+
+
+def advance_on_device(
+    clock: Mapping[str, Tensor],
+    lr: float | Tensor,
+    *,
+    warmup_steps: int,
+    t0_steps: int,
+    c_warmup_steps: int,
+    beta1: float,
+    rho: float,
+    beta_clock: BetaClock,
+    r: float,
+    weight_lr_power: float,
+    parity: Parity,
+) -> tuple[dict[str, Tensor], CoefficientsOnDevice]:
+    """`advance` where the clock lies on a device: the same numbers, and nothing depends on reading one.
+
+    Args:
+        clock: The fields of `Clock`, scalars of float64.
+        lr: As there; may be a scalar on the device.
+        warmup_steps: As there, and so are the others.
+        t0_steps: T0.
+        c_warmup_steps: C.
+        beta1: The interpolation coefficient at the start.
+        rho: How fast it rises.
+        beta_clock: Which S_t drives it.
+        r: Power of t in the averaging weight.
+        weight_lr_power: Power of the learning rate in the averaging weight.
+        parity: Which learning rate weights.
+
+    Returns:
+        The fields after this step, and this step's coefficients.
+    """
+    t = clock["t"] + 1
+    lr_t = lr * (t / warmup_steps).clamp(max=1.0) if warmup_steps > 0 else lr * torch.ones_like(t)
+    lr_max = torch.maximum(clock["lr_max"], lr_t)
+
+    averaging = t > c_warmup_steps
+    weight = t**r * (lr_t if parity == "published" else lr_max) ** weight_lr_power
+    weight_sum = torch.where(averaging, clock["weight_sum"] + weight, 0.0)
+    c = torch.where(averaging & (weight_sum > 0), weight / weight_sum, 1.0)
+
+    window = torch.where(c > 0, (1.0 - c) / c, torch.inf)
+    at_t0 = (t >= t0_steps) & (clock["reference_window"] == 0) & (window < torch.inf)
+    reference_window = torch.where(at_t0, window, clock["reference_window"])
+
+    if beta_clock == "window":
+        s = torch.where(window > reference_window, reference_window / window, 1.0)
+    else:
+        s = (t0_steps - 1) / (t - 1)
+    rising = (t > t0_steps) & (reference_window > 0)
+    beta = torch.where(rising, beta1 + (1.0 - s**rho) * (1.0 - beta1), beta1)
+    advanced = {"t": t, "weight_sum": weight_sum, "lr_max": lr_max, "reference_window": reference_window}
+    return advanced, CoefficientsOnDevice(lr_t, c, beta)

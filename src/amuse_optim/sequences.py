@@ -12,7 +12,7 @@ from torch import Tensor
 DecayAt = Literal["z", "y"]
 
 
-def interpolate(z: Tensor, x: Tensor, beta: float) -> Tensor:
+def interpolate(z: Tensor, x: Tensor, beta: float | Tensor) -> Tensor:
     """Return y = (1 - beta) z + beta x; z and x have one shape."""
     return z * (1.0 - beta) + x * beta
 
@@ -22,9 +22,9 @@ def average(x: Tensor, z: Tensor, c: float) -> Tensor:
     return x * (1.0 - c) + z * c
 
 
-def recover(y: Tensor, z: Tensor, beta: float) -> Tensor:
-    """Return x = (y - (1 - beta) z) / beta, the inverse of `interpolate` for the same beta."""
-    return y.sub(z, alpha=1.0 - beta).div_(beta)
+def recover(y: Tensor, z: Tensor, beta: float | Tensor) -> Tensor:
+    """Return x = (y - (1 - beta) z) / beta = z + (y - z) / beta, the inverse of `interpolate`."""
+    return (y - z).div_(beta).add_(z)
 
 
 def descend_(

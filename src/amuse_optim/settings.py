@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .directions import Direction, Scale
 from .layout import Layout, matrix_layout
-from .orthogonalize import Method
+from .orthogonalize import ITERATIONS, Method
 from .precision import StatePrecision
 from .schedule import BetaClock, Parity
 from .sequences import DecayAt
@@ -43,9 +43,19 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _LENGTHS = ("warmup_steps", "t0_steps", "c_warmup_steps")
 _COUNTS = ("orthogonalize_steps", "num_heads", "conv_groups", "total_steps")
-_FLAGS = ("nesterov", "stacked")
+_FLAGS = ("nesterov", "stacked", "capturable")
+_OPTIONAL_FLAGS = ("foreach",)
 
-OPTIONS = (*_RANGES, *_CHOICES, *_LENGTHS, *_COUNTS, *_FLAGS, "orthogonalize_dtype", "split_rows")
+OPTIONS = (
+    *_RANGES,
+    *_CHOICES,
+    *_LENGTHS,
+    *_COUNTS,
+    *_FLAGS,
+    *_OPTIONAL_FLAGS,
+    "orthogonalize_dtype",
+    "split_rows",
+)
 UNORDERED = "params must be an ordered collection, got a set: its order differs between runs"
 # What torch itself and its learning-rate schedulers put beside the options of a group.
 FOREIGN_KEYS = ("params", "param_names", "initial_lr")
@@ -126,6 +136,20 @@ def _check_t0(group: Mapping[str, Any]) -> None:
         )
 
 
+def _check_capturable(group: Mapping[str, Any]) -> None:
+    for name, ok, needed in (
+        ("nonfinite", group["nonfinite"] == "ignore", "'ignore'"),
+        ("foreach", group["foreach"] is not False, "None or True"),
+        ("state_precision", group["state_precision"] == "full", "'full'"),
+        ("orthogonalize", group["orthogonalize"] in ITERATIONS, f"one of {', '.join(map(repr, ITERATIONS))}"),
+    ):
+        if not ok:
+            raise ValueError(
+                f"{name} must be {needed} with capturable=True, got {group[name]!r}: anything else looks at "
+                "values from the host, which a captured step cannot"
+            )
+
+
 def _check_parameters(group: Group) -> None:
     for index, parameter in enumerate(group["params"]):
         if not isinstance(parameter, Tensor):
@@ -134,6 +158,10 @@ def _check_parameters(group: Group) -> None:
             raise TypeError(
                 f"{describe(group, index)} is {parameter.dtype}: only real floating-point parameters can be "
                 "optimized; view complex ones with torch.view_as_real"
+            )
+        if group["capturable"] and torch.finfo(parameter.dtype).bits < 32:
+            raise ValueError(
+                f"{describe(group, index)} is {parameter.dtype}: capturable=True is for float32 and float64"
             )
         if group["state_precision"] == "lean" and parameter.dtype == torch.float64:
             raise ValueError(
@@ -220,7 +248,8 @@ def check_options(group: Mapping[str, Any]) -> None:
         TypeError: For a value of the wrong kind.
     """
     for name in _RANGES:
-        _check_number(name, group[name])
+        if not (group["capturable"] and isinstance(group[name], Tensor)):  # looking would wait for the device
+            _check_number(name, group[name])
     for name in _CHOICES:
         _check_choice(name, group[name])
     for name in _COUNTS:
@@ -229,6 +258,9 @@ def check_options(group: Mapping[str, Any]) -> None:
     for name in _FLAGS:
         if not isinstance(group[name], bool):
             raise TypeError(f"{name} must be True or False, got {group[name]!r}")
+    for name in _OPTIONAL_FLAGS:
+        if group[name] is not None and not isinstance(group[name], bool):
+            raise TypeError(f"{name} must be True, False or None, got {group[name]!r}")
     if group["orthogonalize_dtype"] not in (None, torch.float32, torch.bfloat16, torch.float64):
         raise ValueError(
             "orthogonalize_dtype must be None, torch.float32, torch.bfloat16 or torch.float64, got "
@@ -241,3 +273,5 @@ def check_options(group: Mapping[str, Any]) -> None:
         for size in rows:
             _check_count("split_rows", size)
     _check_t0(group)
+    if group["capturable"]:
+        _check_capturable(group)

@@ -51,12 +51,17 @@ def initial_state(parameter: Tensor, group: Group) -> State:
     return state
 
 
+def started(state: State) -> bool:
+    """Whether the parameter has taken a step. Does not look at a number that lies on the device."""
+    return isinstance(state["step"], Tensor) or state["step"] > 0
+
+
 def synchronize(parameter: Tensor, state: State, group: Group) -> None:
     """While a parameter has taken no step, z = x = y: follow what was done to the model meanwhile.
 
     Weights may have been loaded into it, and it may have been moved or converted.
     """
-    if state["step"] > 0:
+    if started(state):
         return
     z: Tensor = state["z"]
     expected = state_dtype(parameter.dtype, group["state_precision"])
@@ -83,7 +88,7 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
         if group["direction"] == "muon":
             layout_of(group, parameter)
         state = states[parameter]
-        if state["step"] == 0:
+        if not started(state):
             continue
         if parameter.device != state["z"].device:
             raise ValueError(
@@ -100,7 +105,7 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
 
 def averaged_value(parameter: Tensor, state: State) -> Tensor:
     """The average x of a parameter that holds y, as precise as it is kept; a new tensor."""
-    if state["step"] == 0:
+    if not started(state):
         return parameter.detach().clone()
     if "x" in state:
         x: Tensor = state["x"]

@@ -8,7 +8,6 @@ from torch import Tensor
 from .directions import total_norm
 from .optimizer import AMUSE
 from .precision import working
-from .schedule import averaging_window
 from .state import averaged_value, interpolated_value
 
 
@@ -57,7 +56,7 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
             "lr": group["lr_t"],
             "beta": group["beta_t"],
             "c": group["c_t"],
-            "window": averaging_window(group["c_t"]),
+            "window": (1.0 - torch.as_tensor(group["c_t"])) / group["c_t"],
             "distance_xz": total_norm(differences_xz),
             "distance_yx": total_norm(differences_yx),
             "update_rms": float("nan"),

@@ -35,7 +35,7 @@ def test_batches_hold_like_shapes_up_to_their_bound(monkeypatch: pytest.MonkeyPa
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     group = optimizer.param_groups[0]
-    shapes = [[tuple(m.parameter.shape) for m in b] for b in batches(group, optimizer._members(group, 0))]
+    shapes = [[tuple(m.parameter.shape) for m in b] for b in batches(group, optimizer._begin(group))]
     assert shapes == [[(3, 3), (4, 6)], [(6, 4), (6, 4)], [(6, 4)]]
 
 

@@ -79,7 +79,7 @@ def test_torch_iterates_the_same_quintic() -> None:
     matrix = random(24, 60).float()
     theirs = _zeropower_via_newtonschulz(matrix, QUINTIC, 5, 1e-7).float()
     ours = orthogonalize(matrix, dtype=torch.bfloat16)
-    assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.05
     exact = orthogonalize(matrix, dtype=torch.float64)
     assert float((exact - theirs).norm() / theirs.norm()) < 0.02
 
