@@ -14,7 +14,7 @@ from torch import Tensor
 from . import directions, sequences, tiles
 from .layout import Layout
 from .orthogonalize import (
-    BATCH_ENTRIES,
+    batch_entries,
     orthogonality_errors,
     orthogonalize_all,
     orthogonalize_stack,
@@ -227,12 +227,13 @@ def _directions_together(
 def _pieces_by_shape(group: Group, members: list[Flat]) -> dict[tuple[int, int], list[list[Tensor]]]:
     """The columns of all members, cut into stacks of matrices, by shape; none is larger than a batch."""
     shapes: dict[tuple[int, int], list[list[Tensor]]] = {}
+    bound = batch_entries(members[0].columns[0].device)
     for flat in members:
         start = 0
         for count, rows, cols in layout_of(group, flat.member.parameter).blocks:
             pieces = shapes.setdefault((rows, cols), [])
             end = start + count * rows * cols
-            limit = max(1, BATCH_ENTRIES // (rows * cols)) * rows * cols
+            limit = max(1, bound // (rows * cols)) * rows * cols
             for first in range(start, end, limit):
                 pieces.append([column[first : min(first + limit, end)] for column in flat.columns])
             start = end
@@ -240,15 +241,17 @@ def _pieces_by_shape(group: Group, members: list[Flat]) -> dict[tuple[int, int],
 
 
 def _batches_of_pieces(pieces: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """Cut a list into batches of about `BATCH_ENTRIES` entries, which bounds the memory of a step."""
+    """Cut a list evenly into batches of about `batch_entries`, which bounds the memory of a step."""
+    total = sum(len(piece[0]) for piece in pieces)
+    count = max(1, round(total / batch_entries(pieces[0][0].device)))
     batch: list[list[Tensor]] = []
     entries = 0
     for piece in pieces:
-        if batch and entries + len(piece[0]) > BATCH_ENTRIES:
-            yield batch
-            batch, entries = [], 0
         batch.append(piece)
         entries += len(piece[0])
+        if entries * count >= total:
+            yield batch
+            batch, entries = [], 0
     if batch:
         yield batch
 
@@ -267,7 +270,7 @@ def _orthogonal_stack(group: Group, batch: list[list[Tensor]], rows: int, cols: 
 
 
 def batches(group: Group, members: list[Member]) -> Iterator[list[Member]]:
-    """Cut a group into batches of about `BATCH_ENTRIES` entries, matrices of like shape together.
+    """Cut a group into batches of about `batch_entries`, matrices of like shape together.
 
     Directions exist for one batch at a time, which bounds the memory of a step.
     """
@@ -277,7 +280,7 @@ def batches(group: Group, members: list[Member]) -> Iterator[list[Member]]:
     batch: list[Member] = []
     entries = 0
     for member in sorted(members, key=lambda member: member.parameter.shape):
-        if batch and entries + member.parameter.numel() > BATCH_ENTRIES:
+        if batch and entries + member.parameter.numel() > batch_entries(member.parameter.device):
             yield batch
             batch, entries = [], 0
         batch.append(member)

@@ -36,9 +36,10 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
 # Shrinks the argument of every Polar Express step so that rounding in bfloat16 cannot push it out of [0, 1].
 POLAR_EXPRESS_SAFETY = 1.01
 
-# How many entries are orthogonalized in one batch: bounds the working memory to a few times this, and keeps
-# it in a processor's cache (on a CPU 2^19 and 2^20 were fastest of 2^16 to 2^22 for 1 to 30 M parameters).
-BATCH_ENTRIES = 2**20
+# How many entries are orthogonalized in one batch, which bounds the working memory to a few times this. On a
+# CPU a batch should stay in its cache (of 2^16 to 2^22 entries 2^19 were fastest for 1 to 30 M parameters).
+BATCH_ENTRIES_ON_CPU = 2**19
+BATCH_ENTRIES = 2**24
 
 # Batched bfloat16 products pay on a CPU from this many rows on (measured with AMX: 2.6 times at 64 rows).
 BFLOAT16_ROWS_ON_CPU = 64
@@ -113,13 +114,13 @@ def _entries_near_one(matrices: Tensor) -> Tensor:
 def segments(method: Method, steps: int, *, gram_form: bool) -> list[list[Triple]]:
     """The triples of `steps` steps, cut where X X^T is formed anew.
 
-    That is after every step, or in the Gram form of the quintic after every second one. In bfloat16 longer
-    segments amplify rounding without bound, and so do pairs of Polar Express, whose steps end at the very
-    edge of the interval in which the next one converges (`records/quality`).
+    That is after every step, or in the Gram form of the quintic after every second one, and before the last.
+    In bfloat16 longer segments amplify rounding without bound, and so do pairs of Polar Express, whose steps
+    end at the very edge of the interval in which the next one converges (`records/quality`).
     """
-    triples = list(coefficients(method, steps))
+    *others, last = coefficients(method, steps)
     length = 2 if gram_form and method == "quintic" else 1
-    return [triples[i : i + length] for i in range(0, steps, length)]
+    return [*(others[i : i + length] for i in range(0, len(others), length)), [last]]
 
 
 def iterate(x: Tensor, steps: Sequence[Sequence[Triple]]) -> Tensor:
@@ -133,12 +134,12 @@ def iterate(x: Tensor, steps: Sequence[Sequence[Triple]]) -> Tensor:
         steps: From `segments`.
     """
     tall = x.shape[-2] > x.shape[-1]
-    x, gram, norm = _normalized(x, tall)
-    product = _composed(gram, steps[0]).div_(norm)
+    x, gram, factor = _normalized(x, tall)
+    product = _composed(gram, steps[0]).mul_(factor)
     for segment in steps[1:]:
         x = torch.bmm(x, product) if tall else torch.bmm(product, x)
         gram = _gram(x, tall)
-        if segment is steps[-1] and len(segment) == 1:
+        if segment is steps[-1]:
             # The last step keeps a X apart: a rounded within W costs bfloat16 some 3 % of orthogonality.
             ((a, b, c),) = segment
             polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -171,7 +172,7 @@ def _gram(x: Tensor, tall: bool) -> Tensor:
 
 
 def _normalized(x: Tensor, tall: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """X, A / ||X||^2 and ||X||, where A itself tells the norm: ||X||^2 = trace A.
+    """X, A / ||X||^2 and 1 / ||X||, where A itself tells the norm: ||X||^2 = trace A.
 
     Nothing is added to a norm, so that the result does not depend on the scale. Where a square could leave
     the range of float32, X is brought near 1 first.
@@ -185,7 +186,7 @@ def _normalized(x: Tensor, tall: bool) -> tuple[Tensor, Tensor, Tensor]:
         gram = _gram(x, tall)
         square = _traces(gram)
         square = torch.where(square == 0, 1.0, square)
-    return x, gram / square.to(gram.dtype), square.sqrt().to(gram.dtype)
+    return x, gram * square.reciprocal().to(gram.dtype), square.rsqrt().to(gram.dtype)
 
 
 def _traces(gram: Tensor) -> Tensor:
@@ -274,6 +275,11 @@ def orthogonalize_stack(
     return iterate(stack.to(dtype or working_dtype(stack)), form)
 
 
+def batch_entries(device: torch.device) -> int:
+    """How many entries are orthogonalized in one batch on this device."""
+    return BATCH_ENTRIES_ON_CPU if device.type == "cpu" else BATCH_ENTRIES
+
+
 def orthogonalize_all(
     stacks: Sequence[Tensor],
     *,
@@ -283,7 +289,7 @@ def orthogonalize_all(
 ) -> list[Tensor]:
     """Orthogonalize stacks (n, rows, cols), batching matrices of one shape, dtype and device.
 
-    Batches hold about `BATCH_ENTRIES` entries, so that many small matrices share their products and
+    Batches hold about `batch_entries`, so that many small matrices share their products and
     large ones do not multiply the working memory. Arguments as for `orthogonalize`.
 
     Returns:
@@ -296,7 +302,7 @@ def orthogonalize_all(
     results: list[Tensor] = list(stacks)
     for indices in alike.values():
         together = torch.cat([stacks[i] for i in indices]) if len(indices) > 1 else stacks[indices[0]]
-        matrices_per_batch = max(1, BATCH_ENTRIES // max(1, together[0].numel()))
+        matrices_per_batch = max(1, batch_entries(together.device) // max(1, together[0].numel()))
         batches = [
             orthogonalize_stack(batch, method, steps, dtype)
             for batch in torch.split(together, matrices_per_batch)

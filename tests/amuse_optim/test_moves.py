@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from amuse_optim import AMUSE, AMUSEReference, orthogonalize
 from amuse_optim.moves import batches
+from amuse_optim.orthogonalize import batch_entries
 
 SHAPES = [(6, 4), (4, 6), (6, 4), (3, 3), (6, 4)]
 
@@ -23,13 +24,13 @@ def run(optimizer_class: type[AMUSE]) -> list[Tensor]:
 
 @pytest.mark.parametrize("entries", [1, 30, 50, 10**6])
 def test_the_size_of_batches_does_not_matter(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
-    monkeypatch.setattr("amuse_optim.moves.BATCH_ENTRIES", entries)
+    monkeypatch.setitem(batch_entries.__globals__, "BATCH_ENTRIES_ON_CPU", entries)
     for ours, expected in zip(run(AMUSE), run(AMUSEReference), strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-11)
 
 
 def test_batches_hold_like_shapes_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amuse_optim.moves.BATCH_ENTRIES", 50)
+    monkeypatch.setitem(batch_entries.__globals__, "BATCH_ENTRIES_ON_CPU", 50)
     parameters = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
     optimizer = AMUSE(parameters, direction="muon", warmup_steps=3)
     for parameter in parameters:

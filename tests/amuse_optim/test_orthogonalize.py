@@ -173,7 +173,7 @@ def test_together_equals_one_by_one() -> None:
 
 def test_large_stacks_are_cut_into_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     # The package exports a function of the module's name, so the module is taken from its function.
-    monkeypatch.setitem(orthogonalize_all.__globals__, "BATCH_ENTRIES", 24)
+    monkeypatch.setitem(orthogonalize_all.__globals__, "BATCH_ENTRIES_ON_CPU", 24)
     sizes = []
 
     def record(stack: Tensor) -> Tensor:
