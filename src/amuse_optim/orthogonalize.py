@@ -5,13 +5,18 @@ r"""Orthogonalization: the polar factor U V^T of a matrix u = U S V^T, by a shor
 on the side with fewer rows. Each step applies p(s) = a s + b s^3 + c s^5 to every singular value.
 """
 
+import importlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from . import kernels
+from .kernels import plain
 
 Method = Literal["quintic", "polar_express", "exact"]
 ITERATIONS = ("quintic", "polar_express")
@@ -134,56 +139,51 @@ def iterate(x: Tensor, steps: Sequence[Sequence[Triple]]) -> Tensor:
         steps: From `segments`.
     """
     tall = x.shape[-2] > x.shape[-1]
-    x, gram, factor = _normalized(x, tall)
-    product = _composed(gram, steps[0]).mul_(factor)
+    symmetric = _symmetric_products(x)
+    x, gram, factor = _normalized(x, tall, symmetric)
+    product = _composed(gram, steps[0], symmetric).mul_(factor)
     for segment in steps[1:]:
         x = torch.bmm(x, product) if tall else torch.bmm(product, x)
-        gram = _gram(x, tall)
+        gram = symmetric.gram(x.mT if tall else x)
         if segment is steps[-1]:
             # The last step keeps a X apart: a rounded within W costs bfloat16 some 3 % of orthogonality.
             ((a, b, c),) = segment
-            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            polynomial = symmetric.polynomial(gram, a=0.0, b=b, c=c)
             return torch.baddbmm(x, *((x, polynomial) if tall else (polynomial, x)), beta=a)
-        product = _composed(gram, segment)
+        product = _composed(gram, segment, symmetric)
     return torch.bmm(x, product) if tall else torch.bmm(product, x)
 
 
-def _composed(gram: Tensor, segment: Sequence[Triple]) -> Tensor:
+def _symmetric_products(x: Tensor) -> ModuleType:
+    """The symmetric products for a stack: in plain torch, or half of each computed by a kernel."""
+    if kernels.enabled(x.device) and x.dtype == torch.bfloat16 and not any(n % 16 for n in x.shape[-2:]):
+        return importlib.import_module("amuse_optim.kernels.symmetric")
+    return plain
+
+
+def _composed(gram: Tensor, segment: Sequence[Triple], symmetric: ModuleType) -> Tensor:
     """W_k ... W_1 with W = a I + b A + c A^2, where A <- W A W from one to the next; A is given."""
-    step = product = _step(gram, segment[0])
-    for triple in segment[1:]:
-        gram = torch.bmm(torch.bmm(step, gram), step)
-        step = _step(gram, triple)
-        product = torch.bmm(step, product)
+    (a, b, c), *others = segment
+    product: Tensor = symmetric.polynomial(gram, a=a, b=b, c=c)
+    step = product
+    for a, b, c in others:
+        gram = symmetric.commuting_product(symmetric.commuting_product(step, gram), step)
+        step = symmetric.polynomial(gram, a=a, b=b, c=c)
+        product = symmetric.commuting_product(step, product)
     return product
 
 
-def _step(gram: Tensor, triple: Triple) -> Tensor:
-    """W = a I + b A + c A^2."""
-    a, b, c = triple
-    step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-    step.diagonal(dim1=-2, dim2=-1).add_(a)
-    return step
-
-
-def _gram(x: Tensor, tall: bool) -> Tensor:
-    """A: X X^T, or X^T X for tall matrices."""
-    return torch.bmm(x.mT, x) if tall else torch.bmm(x, x.mT)
-
-
-def _normalized(x: Tensor, tall: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _normalized(x: Tensor, tall: bool, symmetric: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
     """X, A / ||X||^2 and 1 / ||X||, where A itself tells the norm: ||X||^2 = trace A.
 
     Nothing is added to a norm, so that the result does not depend on the scale. Where a square could leave
     the range of float32, X is brought near 1 first.
     """
-    gram = _gram(x, tall)
+    gram = symmetric.gram(x.mT if tall else x)
     square = _traces(gram)
-    low, high = SAFE_SQUARES
-    # On a CPU looking at the norms costs nothing; elsewhere it would wait for the device.
-    if x.device.type != "cpu" or not bool(((square > low) & (square < high)).all()):
+    if not _known_to_be_safe(square):
         x = _entries_near_one(x)
-        gram = _gram(x, tall)
+        gram = symmetric.gram(x.mT if tall else x)
         square = _traces(gram)
         square = torch.where(square == 0, 1.0, square)
     return x, gram * square.reciprocal().to(gram.dtype), square.rsqrt().to(gram.dtype)
@@ -191,8 +191,16 @@ def _normalized(x: Tensor, tall: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def _traces(gram: Tensor) -> Tensor:
     """Traces of a stack (n, m, m), shape (n, 1, 1), in at least float32."""
-    wide = torch.promote_types(gram.dtype, torch.float32)
+    wide = torch.float64 if gram.dtype == torch.float64 else torch.float32
     return gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide).reshape(-1, 1, 1)
+
+
+def _known_to_be_safe(squares: Tensor) -> bool:
+    """Whether all are in the safe range. On a CPU looking costs nothing; elsewhere it would wait."""
+    if squares.device.type != "cpu":
+        return False
+    smallest, largest = squares.aminmax()
+    return SAFE_SQUARES[0] < float(smallest) and float(largest) < SAFE_SQUARES[1]
 
 
 def orthogonalize(

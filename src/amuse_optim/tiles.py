@@ -5,11 +5,17 @@ operation on it waits for memory; elsewhere it is so large that few operations a
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from . import kernels
 from .sequences import DecayAt
+
+if TYPE_CHECKING:
+    from .kernels.averaging import AveragingPlan
 
 # Entries of each tensor in a tile: on a CPU half a dozen of this size fit in a cache of 2 MiB, elsewhere
 # the bound is one of memory.
@@ -116,6 +122,14 @@ def advance_(
 ) -> None:
     """`sequences.advance_` on lists; the numbers may lie on the device."""
     decay = lr * weight_decay
+    device = ys[0].device
+    if kernels.enabled(device) and ys[0].dtype == torch.float32:
+        from .kernels.averaging import MoveCoefficients
+
+        numbers = MoveCoefficients(lr * scale, decay, beta, c, beta_next).on(device)
+        plan = _plan(tuple(len(y) for y in ys), device, ys[0].data_ptr())
+        plan.advance_(ys, zs, directions, numbers, at=at)
+        return
     _lerp_(ys, zs, 1.0 - 1.0 / beta)
     if weight_decay != 0.0 and at == "y":
         torch._foreach_mul_(zs, 1.0 - decay * (1.0 - beta))
@@ -124,6 +138,14 @@ def advance_(
         torch._foreach_mul_(zs, 1.0 - decay)
     _add_(zs, directions, -lr * scale)
     _lerp_(ys, zs, 1.0 - beta_next * (1.0 - c))
+
+
+@cache
+def _plan(sizes: tuple[int, ...], device: torch.device, first: int) -> "AveragingPlan":  # noqa: ARG001
+    """A plan for these sizes; one for each list of parameters, because a captured graph needs its own."""
+    from .kernels.averaging import AveragingPlan
+
+    return AveragingPlan(sizes, device)
 
 
 def _lerp_(starts: list[Tensor], ends: list[Tensor], weight: float | Tensor) -> None:
