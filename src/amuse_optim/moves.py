@@ -156,7 +156,7 @@ def _flat_columns(member: Member) -> list[Tensor] | None:
     if not member.in_full_precision or gradient.dtype != y.dtype or y.numel() == 0:
         return None
     momenta = [state[name] for name in _MOMENTA if name in state]
-    return tiles.flat([y.detach(), gradient, state["z"], *momenta])
+    return tiles.flat([y, gradient, state["z"], *momenta])
 
 
 def advance_together(
@@ -234,8 +234,11 @@ def _pieces_by_shape(group: Group, members: list[Flat]) -> dict[tuple[int, int],
             pieces = shapes.setdefault((rows, cols), [])
             end = start + count * rows * cols
             limit = max(1, bound // (rows * cols)) * rows * cols
-            for first in range(start, end, limit):
-                pieces.append([column[first : min(first + limit, end)] for column in flat.columns])
+            if end - start == len(flat.columns[0]) <= limit:  # all of it, which is the usual case
+                pieces.append(flat.columns)
+            else:
+                for first in range(start, end, limit):
+                    pieces.append([column[first : min(first + limit, end)] for column in flat.columns])
             start = end
     return shapes
 

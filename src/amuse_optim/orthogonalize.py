@@ -186,7 +186,7 @@ def _normalized(x: Tensor, tall: bool, symmetric: ModuleType) -> tuple[Tensor, T
         gram = symmetric.gram(x.mT if tall else x)
         square = _traces(gram)
         square = torch.where(square == 0, 1.0, square)
-    return x, gram * square.reciprocal().to(gram.dtype), square.rsqrt().to(gram.dtype)
+    return x, gram.mul_(square.reciprocal().to(gram.dtype)), square.rsqrt().to(gram.dtype)
 
 
 def _traces(gram: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import sequences
+from .directions import Direction
 from .precision import state_dtype, working
 from .schedule import Clock, Coefficients, advance
 from .settings import Group, check_lr, check_options, describe, layout_of
@@ -30,14 +32,19 @@ SCHEDULE_KEYS = (
 
 def state_tensors(parameter: Tensor, group: Group) -> tuple[str, ...]:
     """The names of the tensors a parameter of this group has in its state."""
+    return _state_tensors(parameter.dtype, group["direction"], group["auxiliary_momentum"] > 0)
+
+
+@cache
+def _state_tensors(dtype: torch.dtype, direction: Direction, first_moment: bool) -> tuple[str, ...]:
     names = ["z"]
-    if torch.finfo(parameter.dtype).bits < 32:  # a rounded y could not give x back
+    if torch.finfo(dtype).bits < 32:  # a rounded y could not give x back
         names.append("x")
-    if group["direction"] == "muon":
+    if direction == "muon":
         names.append("momentum_buffer")
-    elif group["direction"] == "adamw":
+    elif direction == "adamw":
         names.append("exp_avg_sq")
-        if group["auxiliary_momentum"] > 0:
+        if first_moment:
             names.append("exp_avg")
     return tuple(names)
 
