@@ -17,8 +17,8 @@ from .sequences import DecayAt
 if TYPE_CHECKING:
     from .kernels.averaging import AveragingPlan
 
-# Entries of each tensor in a tile: on a CPU half a dozen of this size fit in a cache of 2 MiB, elsewhere
-# the bound is one of memory.
+# Entries of each tensor in a tile: on a CPU, for each thread, half a dozen of this size fit in a cache of
+# 2 MiB; elsewhere the bound is one of memory.
 TILE_ENTRIES_ON_CPU = 2**16
 TILE_ENTRIES = 2**24
 
@@ -53,7 +53,8 @@ def tiles(*columns: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
     Yields:
         Lists of pieces, one for each column.
     """
-    bound = TILE_ENTRIES_ON_CPU if columns[0][0].device.type == "cpu" else TILE_ENTRIES
+    on_cpu = columns[0][0].device.type == "cpu"
+    bound = TILE_ENTRIES_ON_CPU * torch.get_num_threads() if on_cpu else TILE_ENTRIES
     tile: list[list[Tensor]] = [[] for _ in columns]
     entries = 0
     for row in zip(*columns, strict=True):
