@@ -42,8 +42,8 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
 POLAR_EXPRESS_SAFETY = 1.01
 
 # How many entries are orthogonalized in one batch, which bounds the working memory to a few times this. On a
-# CPU a batch should stay in the cache (of 2^16 to 2^22 entries for each thread 2^19 were fastest for 1 to 30 M
-# parameters).
+# CPU a batch should stay in the cache (of 2^16 to 2^22 entries for each thread, 2^19 were fastest for 1 to
+# 30 M parameters).
 BATCH_ENTRIES_ON_CPU = 2**19
 BATCH_ENTRIES = 2**24
 

@@ -14,6 +14,7 @@ from amuse_optim.orthogonalize import (
     QUINTIC,
     Method,
     coefficients,
+    orthogonality_errors,
     orthogonalize_all,
     working_dtype,
 )
@@ -154,6 +155,30 @@ def test_zero_maps_to_zero_also_inside_a_stack(method: Method, dtype: torch.dtyp
     assert bool((result[0] == 0).all())
     assert bool(result[1].isfinite().all())
     assert float(result[1].abs().max()) > 0
+
+
+@pytest.mark.parametrize(("method", "steps"), [("quintic", 5), ("quintic", 6), ("polar_express", 5)])
+@pytest.mark.parametrize("shape", [(16, 40), (128, 64)])
+def test_no_spectrum_overshoots_in_bfloat16(method: Method, steps: int, shape: tuple[int, int]) -> None:
+    """Two-level spectra, k singular values 1 and all others t, are what broke every unsafe Gram form."""
+    short = min(shape)
+    stack = []
+    for seed, (k, t) in enumerate((k, t) for k in (1, 2, 4, 8) for t in np.logspace(-3, -0.3, 20)):
+        values = torch.full((short,), float(t), dtype=torch.float64)
+        values[:k] = 1.0
+        stack.append(with_spectrum(*shape, values, seed))
+    result = orthogonalize(torch.stack(stack).float(), method=method, steps=steps, dtype=torch.bfloat16)
+    assert float(torch.linalg.svdvals(result.double()).max()) <= 1.25
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4])
+def test_the_gram_form_is_as_orthogonal_as_plain_steps_in_bfloat16(condition: float) -> None:
+    values = torch.logspace(0, -np.log10(condition), 128, dtype=torch.float64)
+    stack = torch.stack([with_spectrum(128, 384, values, seed) for seed in range(4)]).float()
+    plain = torch.stack([_zeropower_via_newtonschulz(matrix, QUINTIC, 5, 1e-7) for matrix in stack])
+    ours = orthogonalize(stack, dtype=torch.bfloat16)
+    found, expected = orthogonality_errors([ours]), orthogonality_errors([plain])
+    assert float((found / expected).max()) < 1.02
 
 
 def test_input_is_not_changed_and_empty_input_is_empty() -> None:
