@@ -1,12 +1,15 @@
 """What there is to choose from."""
 
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from amuse_lab.config import TaskConfig
 from amuse_lab.optimizers import OPTIMIZERS
+from amuse_lab.prepare import PREPARATIONS
 from amuse_lab.recipes import RECIPES
 from amuse_lab.tasks.lm.data import DATASETS
 
@@ -20,7 +23,10 @@ def catalogue(runs: Path = Path("runs")) -> dict[str, list[dict[str, Any]]]:
     return {
         "recipes": [_recipe(name, runs) for name in RECIPES],
         "studies": [],
-        "datasets": [{"name": name, "description": data.description} for name, data in DATASETS.items()],
+        "datasets": [
+            {"name": name, "description": data.description}
+            for name, data in {**DATASETS, **PREPARATIONS}.items()
+        ],
         "optimizers": [{"name": name, "description": _first_line(kind)} for name, kind in OPTIMIZERS.items()],
     }
 
@@ -31,17 +37,21 @@ def _first_line(documented: object) -> str:
 
 def _recipe(name: str, runs: Path) -> dict[str, Any]:
     config = RECIPES[name]()
-    with torch.device("meta"):
-        model = config.task.build_model()
     return {
         "name": name,
         "description": _first_line(RECIPES[name]),
         "task": config.task.name,
         "optimizer": config.optimizer.name,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": _parameters(config.task),
         "steps": config.steps,
         "runs_here": sum(1 for path in (runs / name).glob("*/config.json")),
     }
+
+
+@cache
+def _parameters(task: TaskConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in task.build_model().parameters())
 
 
 def describe(content: dict[str, list[dict[str, Any]]]) -> str:

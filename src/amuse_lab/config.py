@@ -4,27 +4,43 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 import tyro
 from torch import nn
 
-from amuse_lab.errors import require
+from amuse_lab.errors import ConfigError, require
+from amuse_lab.parallel import Mode, Precision
 from amuse_lab.protocols import Task, TrainingOptimizer
+
+SinkName = Literal["tensorboard", "wandb"]
+Settings = TypeVar("Settings")
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lr": (lambda value: 0 < value < math.inf, "positive and finite"),
-    "lr_rest": (lambda value: 0 < value < math.inf, "positive and finite"),
+    "lr_rest": (lambda value: value is None or 0 < value < math.inf, "positive and finite"),
     "warmup_steps": (lambda value: value >= 0, "at least 0"),
     "c_warmup_steps": (lambda value: value >= 0, "at least 0"),
     "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "auxiliary_momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
     "beta1": (lambda value: 0 < value < 1, "in (0, 1)"),
     "beta2": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "beta3": (lambda value: 0 < value < 1, "in (0, 1)"),
+    "beta1_rest": (lambda value: 0 < value < 1, "in (0, 1)"),
+    "beta2_rest": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "ema": (lambda value: value is None or 0 < value < 1, "None or in (0, 1)"),
+    "eps": (lambda value: 0 < value < math.inf, "positive and finite"),
+    "alpha": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
+    "gamma": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
+    "slow_warmup_steps": (lambda value: value >= 0, "at least 0"),
+    "precondition_every": (lambda value: value >= 1, "at least 1"),
+    "max_precondition_dim": (lambda value: value >= 1, "at least 1"),
+    "curvature_every": (lambda value: value >= 1, "at least 1"),
+    "curvature_batch": (lambda value: value >= 1, "at least 1"),
     "rho": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
     "r": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
     "weight_decay": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
@@ -98,8 +114,18 @@ class RunConfig:
         eval_every: Steps between evaluations.
         log_every: Steps between lines of training loss.
         clip: Largest global norm of the gradient; None does not clip.
+        micro_batch: Sequences or images of one forward pass on one device at most; None takes a device's
+            whole share of the batch at once. Changes no result beyond rounding.
+        precision: fp32; amp-bf16, float32 weights under bfloat16 autocast (with fsdp, gathered in bfloat16);
+            bf16, bfloat16 weights.
+        compile: Whether torch.compile translates the model.
+        parallel: How torchrun's processes share the work: ddp, whole parameters on each; fsdp, sharded ones.
+        checkpoint_every: Steps between checkpoints; the end of a run writes one too.
+        keep_last: Newest checkpoints that are kept.
+        keep_every: Checkpoints of steps that are multiples of this are kept as well; None keeps no others.
+        sinks: Where metrics go besides metrics.jsonl.
         threads: CPU threads; None leaves torch's own choice.
-        device: As torch names it: cpu, cuda, cuda:1.
+        device: As torch names it: cpu, cuda, cuda:1; under torchrun cpu or cuda.
         runs: The folder that holds the run folders.
     """
 
@@ -111,30 +137,70 @@ class RunConfig:
     eval_every: int = 100
     log_every: int = 10
     clip: float | None = None
+    micro_batch: int | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    parallel: Mode = "ddp"
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    keep_every: int | None = None
+    sinks: tuple[SinkName, ...] = ()
     threads: int | None = None
     device: str = "cpu"
     runs: Path = Path("runs")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "eval_every", "log_every"):
+        for name in ("steps", "eval_every", "log_every", "checkpoint_every", "keep_last"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("micro_batch", "keep_every", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "None or at least 1", value)
+        for name, kind in (("precision", Precision), ("parallel", Mode)):
+            value = getattr(self, name)
+            require(value in get_args(kind), name, f"one of {', '.join(get_args(kind))}", value)
+        for sink in self.sinks:
+            require(sink in get_args(SinkName), "sinks", f"among {', '.join(get_args(SinkName))}", sink)
         require(0 <= self.seed < 2**63, "seed", "in [0, 2^63)", self.seed)
         require(
             self.clip is None or 0 < self.clip < math.inf, "clip", "None or positive and finite", self.clip
         )
-        require(self.threads is None or self.threads >= 1, "threads", "None or at least 1", self.threads)
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
     """Return every field of a config, nested, in JSON's types; task and optimizer carry their names."""
-    fields = asdict(config)
-    fields["task"] = {"name": config.task.name} | fields["task"]
-    fields["optimizer"] = {"name": config.optimizer.name} | fields["optimizer"]
-    fields["runs"] = str(config.runs)
-    return fields
+    content = asdict(config)
+    content["task"] = {"name": config.task.name} | content["task"]
+    content["optimizer"] = {"name": config.optimizer.name} | content["optimizer"]
+    content["runs"] = str(config.runs)
+    return content
 
 
 def short_hash(config: RunConfig) -> str:
     """Return eight hexadecimal digits that tell experiments apart; where runs are kept does not count."""
-    fields = {name: value for name, value in to_json(config).items() if name != "runs"}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+    content = {name: value for name, value in to_json(config).items() if name != "runs"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
+    """Return a config with the values that `to_json` has written.
+
+    Args:
+        default: A config of the same kinds, such as the recipe's.
+        content: What was written, in which "name" and "runs" are passed over.
+
+    Raises:
+        ConfigError: If it has a field that this version does not know, or a value that is out of range.
+    """
+    assert is_dataclass(default)
+    assert not isinstance(default, type)
+    known = {field.name for field in fields(default)}
+    changes: dict[str, Any] = {}
+    for name, value in content.items():
+        if name in ("name", "runs"):
+            continue
+        if name not in known:
+            raise ConfigError(f"{type(default).__name__} has no setting {name!r}: another version wrote it")
+        if isinstance(value, Mapping):
+            value = from_json(getattr(default, name), value)
+        changes[name] = tuple(value) if isinstance(value, list) else value
+    return replace(default, **changes)

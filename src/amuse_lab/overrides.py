@@ -42,6 +42,20 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[s
     return value, others
 
 
+def take_flag(arguments: Sequence[str], name: str) -> tuple[bool, list[str]]:
+    """Take an option without a value out of a command line.
+
+    Args:
+        arguments: The command line.
+        name: The option, with its dashes.
+
+    Returns:
+        Whether it was there, and the other arguments in their order.
+    """
+    others = [argument for argument in arguments if argument != name]
+    return len(others) < len(arguments), others
+
+
 def apply(config: RunConfig, arguments: Sequence[str], *, prog: str, description: str) -> RunConfig:
     """Apply overrides such as `--steps 500 --optimizer.lr 0.02`; `--help` prints them all and exits.
 

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on, and at its end."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +23,7 @@ class Status:
     Attributes:
         step: Steps done.
         steps: Steps in all.
-        rate: Units per second of training, since the status before.
+        rate: Units per second of training, since the line of metrics before.
         unit: What `rate` counts, such as "tokens".
         seconds_left: Estimated, evaluations included.
         at_x: The latest evaluation at x; empty before the first one.
@@ -71,9 +72,12 @@ class Progress(Protocol):
     def show(self, status: Status) -> None:
         """Show where the run stands."""
 
+    def note(self, text: str) -> None:
+        """Say something, in one line."""
 
-class PlainProgress:
-    """One line per evaluation, for logs and pipes."""
+
+class Silence:
+    """Shows nothing: for all processes but the leading one."""
 
     def __enter__(self) -> Self:
         return self
@@ -84,9 +88,23 @@ class PlainProgress:
         pass
 
     def show(self, status: Status) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+class PlainProgress(Silence):
+    """One line per evaluation, for logs and pipes."""
+
+    def show(self, status: Status) -> None:
         """Print a line if the step was evaluated."""
         if status.evaluated:
             print(status.position(), *status.readings(), status.time_left(), sep="  ", flush=True)
+
+    def note(self, text: str) -> None:
+        """Print it where errors go."""
+        print(f"amuse-lab: {text}", file=sys.stderr, flush=True)
 
 
 class LiveProgress:
@@ -110,6 +128,10 @@ class LiveProgress:
         bar = ProgressBar(status.steps, status.step, width=40)
         row.add_row(status.position(), bar, status.time_left())
         self._live.update(Group(row, Text(" · ".join(status.readings()))), refresh=True)
+
+    def note(self, text: str) -> None:
+        """Print it above the bar."""
+        self._live.console.print(f"amuse-lab: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_on(console: Console) -> Progress:

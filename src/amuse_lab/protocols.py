@@ -1,9 +1,11 @@
 """What the training loop asks of a task and of an optimizer. Neither knows the other."""
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+
+from amuse_lab.parallel import ALONE, Processes
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, on the device of the run."""
@@ -17,25 +19,56 @@ class Task(Protocol):
         """What the task counts: "tokens" or "images"."""
 
     @property
+    def batch_size(self) -> int:
+        """How many sequences or images one training step sees, over all processes together."""
+
+    @property
     def units_per_step(self) -> int:
-        """How many of them one training step consumes."""
+        """How many units one training step consumes, over all processes together."""
+
+    @property
+    def flops_per_unit(self) -> float | None:
+        """Floating-point operations that forward and backward need for one unit; None if nobody counted."""
 
     @property
     def measure(self) -> str:
         """Which of the values that `evaluate` returns the task is judged by."""
 
-    def batch(self, step: int) -> Batch:
-        """Return the training batch of a step: a pure function of the seed and the step, 0 is the first."""
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Return the training batch of a step, or some of its rows.
+
+        A pure function of the seed and the arguments: which sequences a step sees depends neither on the
+        number of processes nor on the steps before.
+
+        Args:
+            step: 0 is the first.
+            rows: Which of the `batch_size` sequences or images.
+        """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean training loss of a batch, a scalar that can be differentiated."""
+        """Return the mean training loss of a batch, a scalar that can be differentiated.
 
-    def evaluate(self, model: nn.Module, *, full: bool) -> dict[str, float]:
+        Args:
+            model: The model or what wraps it; called once, as a function.
+            batch: From `batch`.
+        """
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, generator: Generator) -> Tensor:
+        """Return the mean loss of a batch on labels sampled from the model, which some optimizers ask for.
+
+        Args:
+            model: As for `loss`.
+            batch: From `batch`, whose own labels play no part.
+            generator: On the device of the run; samples the labels.
+        """
+
+    def evaluate(self, model: nn.Module, *, full: bool, processes: Processes = ALONE) -> dict[str, float]:
         """Measure the model as it stands on validation data.
 
         Args:
             model: The model, in eval mode.
             full: All of the validation data; otherwise a fixed part of it, the same at every call.
+            processes: Who shares the work, see `Processes.parts`. Every one of them gets the whole result.
 
         Returns:
             "loss" (nats), the task's `measure` and whatever else it measures.
@@ -56,6 +89,16 @@ class TrainingOptimizer(Protocol):
     def averages(self) -> bool:
         """Whether x and y differ."""
 
+    @property
+    def wants_curvature(self) -> bool:
+        """Whether the next step needs `observe_curvature()` before it."""
+
+    def observe_curvature(self) -> None:
+        """Take in the gradients that are there as those of the mean loss on labels sampled from the model.
+
+        They are no step's gradients: drop them afterwards.
+        """
+
     def step(self) -> None:
         """Move the parameters by their gradients."""
 
@@ -67,3 +110,21 @@ class TrainingOptimizer(Protocol):
 
     def telemetry(self) -> dict[str, float]:
         """Return what the last step used: "lr", and what else the optimizer tells, such as "beta"."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a later process needs to go on bit for bit, with its schedule.
+
+        Outside `averaged()` only: the parameters, which are saved beside it, have to hold y. Dictionaries,
+        lists, tuples, numbers, strings and tensors only, which `torch.load` reads with `weights_only=True`.
+        The tensors are those in use: save or copy them before the next step.
+        """
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict()`; the model holds the parameters saved beside it already.
+
+        Args:
+            state: From an optimizer of the same settings for the same model.
+
+        Raises:
+            ValueError: If it is that of another kind of optimizer, or does not fit the parameters.
+        """

@@ -1,5 +1,6 @@
 """The run folder: what a run leaves behind. Every file but the growing one appears whole or not at all."""
 
+import fcntl
 import json
 import math
 import os
@@ -32,14 +33,14 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
-        _sync(partial)
+        sync(partial)
         partial.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Force a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -58,12 +59,16 @@ def _finite(value: Any) -> Any:
 class RunFolder:
     """One run's folder.
 
+    Reading needs nothing but the path. Who writes metrics has created or opened the folder, holds a lock on
+    it until `close()` or the end of the process, and keeps everybody else from doing the same.
+
     Attributes:
         path: Where it is.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._metrics: int | None = None
 
     @classmethod
     def create(cls, config: RunConfig, environment: Mapping[str, Any]) -> Self:
@@ -81,9 +86,9 @@ class RunFolder:
         try:
             folder = cls(_new_folder(parent, name))
             try:
-                (folder.path / METRICS).touch()
-                folder.write_json("config.json", to_json(config))
+                folder._lock()
                 folder.write_json("env.json", environment)
+                folder.write_json("config.json", to_json(config))  # last: with it, the folder is one
             except OSError:
                 shutil.rmtree(folder.path, ignore_errors=True)
                 raise
@@ -93,15 +98,63 @@ class RunFolder:
             ) from error
         return folder
 
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a folder to go on with its run.
+
+        Raises:
+            RecordError: If it cannot be written, or another process is writing it.
+        """
+        folder = cls(path)
+        try:
+            folder._lock()
+        except BlockingIOError as error:
+            raise RecordError(f"{path} is in use: another process is running it") from error
+        except OSError as error:
+            raise RecordError(f"cannot write in {path}: {error.strerror}") from error
+        return folder
+
+    def _lock(self) -> None:
+        self._metrics = os.open(self.path / METRICS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self._metrics is not None:
+            os.close(self._metrics)
+            self._metrics = None
+
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one object to metrics.jsonl."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as metrics:
-            metrics.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        assert self._metrics is not None, "the folder is open"
+        rest = (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
+        while rest:
+            rest = rest[os.write(self._metrics, rest) :]
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the lines of metrics.jsonl."""
-        with (self.path / METRICS).open(encoding="utf-8") as metrics:
-            return [json.loads(line) for line in metrics]
+        """Read the lines of metrics.jsonl, except for a last one that was torn by the end of its process."""
+        return [line for line, _ in self._lines()]
+
+    def _lines(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """The whole lines, each with the number of bytes up to its end."""
+        end = 0
+        with (self.path / METRICS).open("rb") as metrics:
+            for line in metrics:
+                if not line.endswith(b"\n"):
+                    return
+                end += len(line)
+                yield json.loads(line), end
+
+    def cut_metrics(self, step: int) -> None:
+        """Remove the lines of later steps than this one, and a torn last line."""
+        assert self._metrics is not None, "the folder is open"
+        ends = [end for line, end in self._lines() if line["step"] <= step]
+        os.ftruncate(self._metrics, max(ends, default=0))
+
+    def sync_metrics(self) -> None:
+        """Force what was logged to the disk."""
+        assert self._metrics is not None, "the folder is open"
+        os.fsync(self._metrics)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one object as a file for people and programs."""

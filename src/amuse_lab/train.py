@@ -1,6 +1,5 @@
 """One loop for every task and every optimizer."""
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,16 +8,17 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from amuse_lab import environment
-from amuse_lab.config import RunConfig
-from amuse_lab.errors import ConfigError, TrainingError
+from amuse_lab import checkpoint, environment, sinks
+from amuse_lab.config import RunConfig, to_json
+from amuse_lab.errors import ConfigError, require
 from amuse_lab.figures import draw_curve
 from amuse_lab.interrupts import Interrupt
-from amuse_lab.progress import Progress, Status
-from amuse_lab.protocols import Task, TrainingOptimizer
+from amuse_lab.learner import Learner, Measures
+from amuse_lab.parallel import SHARDED_OPTIMIZERS, Processes, joined
+from amuse_lab.progress import Progress, Silence, Status
 from amuse_lab.records import RunFolder, replacing
+from amuse_lab.sinks import Sink
 
 
 @dataclass(frozen=True)
@@ -30,171 +30,245 @@ class Outcome:
         summary: What its summary.json holds.
         measure: Which value of the summary the task is judged by; `<measure>_y` is the same at y.
         unit: Which value of the summary says how much data was seen.
+        signal: The number of the signal that interrupted it; 0 if none did.
     """
 
     folder: Path
     summary: dict[str, Any]
     measure: str
     unit: str
+    signal: int
 
 
-def train(config: RunConfig, progress: Progress) -> Outcome:
-    """Run a config from beginning to end.
+def train(config: RunConfig, progress: Progress, *, resume: Path | None = None) -> Outcome:
+    """Run a config from its beginning, or from where a run folder stands, to its end.
 
-    Ctrl-C finishes the current step and saves the model; the outcome's status is then "interrupted".
+    Ctrl-C and SIGTERM finish the current step and save; the outcome's status is then "interrupted". Under
+    torchrun every process calls this, and all of them stop at the same step.
 
     Args:
         config: What to run.
-        progress: Where to show it.
+        progress: Where the leading process shows it.
+        resume: The run folder to go on with, from its newest checkpoint that is intact.
 
     Raises:
         RequestError: If the request cannot be met; nothing was created then.
         TrainingError: If a loss or gradient is not finite; the run folder says "failed" then.
     """
-    device = _usable(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    task = config.task.build(seed=config.seed, device=device)
-    model = config.task.build_model().to(device)
-    optimizer = config.optimizer.build(model, steps=config.steps)
-    described = environment.describe(device=device, seed=config.seed)
-
-    with Interrupt() as interrupt:
-        folder = RunFolder.create(config, described)
-        run = _Run(config, task, model, optimizer, folder, device)
-        try:
-            with progress:
-                run.advance(progress, interrupt)
-            run.finish(interrupt)
-        except KeyboardInterrupt:  # the second one, which does not wait
-            run.summarize("interrupted")
-            raise
-        except Exception as error:
-            run.summarize("failed", failure=str(error))
-            raise
-    return Outcome(folder.path, run.summary, task.measure, task.unit)
-
-
-def _usable(name: str) -> torch.device:
-    """Check that a device exists and computes."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for the device
+    sinks.check_installed(config.sinks)
+    sharded = config.parallel == "fsdp"
+    if sharded and config.optimizer.name not in SHARDED_OPTIMIZERS:
         raise ConfigError(
-            f"device must be one that torch can use here, got {name!r}: {error}".split("\n")[0]
-        ) from error
-    return device
+            f"parallel must be ddp for {config.optimizer.name}, got 'fsdp': of its sharded parameters only "
+            f"{', '.join(SHARDED_OPTIMIZERS)} are known to take the same steps"
+        )
+    with joined(config.device, sharded=sharded) as (processes, device):
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        resume = processes.share(resume)
+        learner = Learner.build(config, processes, device)
+        described = environment.describe(device=device, seed=config.seed, world_size=processes.count)
+        with Interrupt(patient=processes.count > 1) as interrupt:
+            folder = None
+            if processes.leads:
+                folder = RunFolder.create(config, described) if resume is None else RunFolder.open(resume)
+            try:
+                path = processes.share(folder.path if folder else None)
+                assert path is not None, "the leading process has a folder"
+                run = _Run(
+                    config,
+                    learner,
+                    folder or RunFolder(path),
+                    processes,
+                    interrupt,
+                    progress if processes.leads else Silence(),
+                )
+                if resume is not None:
+                    run.restore(described)
+                run.complete()
+            finally:
+                if folder:
+                    folder.close()
+    return Outcome(path, run.summary, learner.task.measure, learner.task.unit, run.signal)
 
 
 @dataclass
 class _Run:
-    """The state of a run and the acts it is made of."""
+    """What is recorded of a learner, and when. Every process has one; the leading one writes."""
 
     config: RunConfig
-    task: Task
-    model: nn.Module
-    optimizer: TrainingOptimizer
+    learner: Learner
     folder: RunFolder
-    device: torch.device
-    step: int = 0
-    seconds: float = 0.0  # of training alone
+    processes: Processes
+    interrupt: Interrupt
+    progress: Progress
+    sinks: list[Sink] = field(default_factory=list)
+    signal: int = 0
     evaluation_seconds: float = 0.0
     summary: dict[str, Any] = field(default_factory=dict)
+    _saved: int = -1  # the step of the newest checkpoint
+    _line: tuple[int, Mapping[str, float]] = (0, MappingProxyType({}))  # step and times of the last one
 
-    def advance(self, progress: Progress, interrupt: Interrupt) -> None:
-        """Train until the last step, or until interrupted."""
-        losses: list[float] = []
-        at_x: dict[str, float] = {}
-        at_y: dict[str, float] = {}
-        while self.step < self.config.steps and not interrupt.requested:
-            losses.append(self._train_step())
-            last = self.step == self.config.steps
-            logging = last or self.step % self.config.log_every == 0
-            evaluating = last or self.step % self.config.eval_every == 0
+    def restore(self, described: Mapping[str, Any]) -> None:
+        """Go on from the newest intact checkpoint, from the beginning if there is none yet.
+
+        Args:
+            described: The environment from here on.
+
+        Raises:
+            RecordError: If all checkpoints are damaged.
+            ConfigError: If more steps are done than there should be in all.
+        """
+        root = self.folder.path / checkpoint.FOLDER
+        path = self.processes.share(
+            checkpoint.newest(root, self.progress.note) if self.processes.leads else None
+        )
+        if path is not None:
+            done = checkpoint.step_of(path)
+            require(self.config.steps >= done, "steps", f"at least the {done} done", self.config.steps)
+            state = checkpoint.load(path, self.processes, device=self.learner.device)
+            self.learner.load_state_dict(state["learner"])
+            self.evaluation_seconds = state["evaluation_seconds"]
+            self._saved = self.learner.step
+            self._line = (self.learner.step, self.learner.clock.read())
+        if self.processes.leads:
+            (self.folder.path / "summary.json").unlink(missing_ok=True)  # it has not ended any more
+            self.folder.cut_metrics(self.learner.step)
+            again = len(list(self.folder.path.glob("env*.json"))) + 1
+            self.folder.write_json(f"env-{again}.json", {"from_step": self.learner.step, **described})
+            self.folder.write_json("config.json", to_json(self.config))
+        self.progress.note(f"going on with {self.folder.path} after step {self.learner.step}")
+
+    def complete(self) -> None:
+        """Train to the last step, or until interrupted, and leave everything that a run leaves."""
+        try:
+            wanted = self.config.sinks if self.processes.leads else ()
+            opened = sinks.opened(wanted, self.config, self.folder.path, self.learner.step)
+            with self.progress, opened as self.sinks:
+                self._advance()
+            self._finish()
+        except KeyboardInterrupt:  # the second one, which does not wait
+            self._summarize("interrupted")
+            raise
+        except Exception as error:
+            self._summarize("failed", failure=str(error))
+            raise
+
+    def _advance(self) -> None:
+        config, learner = self.config, self.learner
+        at_x: Measures = {}
+        at_y: Measures = {}
+        while learner.step < config.steps and not self._stopping():
+            following = learner.step + 1
+            logging, evaluating, saving = (
+                following == config.steps or following % every == 0
+                for every in (config.log_every, config.eval_every, config.checkpoint_every)
+            )
+            learner.advance(look=logging or evaluating or saving)
+            if logging or evaluating:
+                telemetry = learner.optimizer.telemetry()
+                speed = self._speed()
             if logging:
-                self._log("train", {"loss": sum(losses) / len(losses)} | self.optimizer.telemetry())
-                losses.clear()
+                self._log("train", {"loss": learner.take_losses()} | speed | telemetry)
+                self._line = (learner.step, learner.clock.read())
             if evaluating:
                 at_x, at_y = self._evaluate(full=False)
                 self._log("val_x", at_x)
                 self._log("val_y", at_y)
+            if saving:
+                self._save()
             if logging or evaluating:
-                progress.show(self._status(at_x, at_y, evaluated=evaluating))
+                self.progress.show(self._status(at_x, at_y, speed, telemetry, evaluated=evaluating))
 
-    def _train_step(self) -> float:
-        """Take one step and returns its loss; a loss that is not finite moves nothing."""
-        started = time.perf_counter()
-        loss = self.task.loss(self.model, self.task.batch(self.step))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the training loss of step {self.step + 1} is {value}: try a lower learning rate"
-            )
-        loss.backward()
-        if self.config.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        try:
-            self.optimizer.step()
-        except FloatingPointError as error:
-            raise TrainingError(f"step {self.step + 1}: {error}") from error
-        self.optimizer.zero_grad()
-        self.step += 1
-        self.seconds += time.perf_counter() - started
-        return value
+    def _stopping(self) -> bool:
+        """Whether any process was told to stop: they agree, at every step, on which signal it was."""
+        self.signal = self.signal or self.processes.largest(self.interrupt.signal)
+        return self.signal != 0
 
-    def _evaluate(self, *, full: bool) -> tuple[dict[str, float], dict[str, float]]:
-        """Measure the model at x and at y, once where they coincide."""
+    def _speed(self) -> dict[str, float]:
+        """How fast the steps since the last line of training were, and where the time of one went."""
+        step, seconds = self._line
+        steps = self.learner.step - step
+        parts = {
+            f"seconds_{part}": (now - seconds.get(part, 0.0)) / steps
+            for part, now in self.learner.clock.read().items()
+        }
+        task = self.learner.task
+        rate = task.units_per_step / sum(parts.values())
+        speed = {f"{task.unit}_per_second": rate} | parts
+        peak = environment.peak_flops(self.learner.device)
+        if peak is not None and task.flops_per_unit is not None:
+            speed["model_flops_utilization"] = rate * task.flops_per_unit / (peak * self.processes.count)
+        return speed
+
+    def _evaluate(self, *, full: bool) -> tuple[Measures, Measures]:
         started = time.perf_counter()
-        self.model.eval()
-        with self.optimizer.averaged():
-            at_x = self.task.evaluate(self.model, full=full)
-        at_y = self.task.evaluate(self.model, full=full) if self.optimizer.averages else at_x
-        self.model.train()
+        measured = self.learner.evaluate(full=full)
         self.evaluation_seconds += time.perf_counter() - started
-        if not math.isfinite(at_x["loss"] + at_y["loss"]):
-            raise TrainingError(
-                f"the validation loss after step {self.step} is {at_x['loss']} at x and {at_y['loss']} at y: "
-                "try a lower learning rate"
-            )
-        return at_x, at_y
+        return measured
+
+    def _seconds(self) -> float:
+        """Of training alone."""
+        return sum(self.learner.clock.read().values())
+
+    def _units(self) -> int:
+        return self.learner.step * self.learner.task.units_per_step
 
     def _log(self, split: str, values: Mapping[str, float]) -> None:
-        units = {self.task.unit: self.step * self.task.units_per_step}
-        self.folder.log(
-            {"step": self.step} | units | {"seconds": self.seconds, "split": split} | dict(values)
-        )
+        if not self.processes.leads:
+            return
+        place = {"step": self.learner.step, self.learner.task.unit: self._units()}
+        line = place | {"seconds": self._seconds(), "split": split} | dict(values)
+        self.folder.log(line)
+        for sink in self.sinks:
+            sink.log(line)
 
-    def _rate(self) -> float:
-        return self.step * self.task.units_per_step / self.seconds if self.step else 0.0
-
-    def _status(self, at_x: Mapping[str, float], at_y: Mapping[str, float], *, evaluated: bool) -> Status:
-        seconds_per_step = (self.seconds + self.evaluation_seconds) / self.step
+    def _status(
+        self, at_x: Measures, at_y: Measures, speed: Measures, telemetry: Measures, *, evaluated: bool
+    ) -> Status:
+        step, unit = self.learner.step, self.learner.task.unit
+        seconds_per_step = (self._seconds() + self.evaluation_seconds) / step
         return Status(
-            step=self.step,
+            step=step,
             steps=self.config.steps,
-            rate=self._rate(),
-            unit=self.task.unit,
-            seconds_left=seconds_per_step * (self.config.steps - self.step),
+            rate=speed[f"{unit}_per_second"],
+            unit=unit,
+            seconds_left=seconds_per_step * (self.config.steps - step),
             at_x=at_x,
             at_y=at_y,
-            telemetry=self.optimizer.telemetry(),
+            telemetry=telemetry,
             evaluated=evaluated,
         )
 
-    def finish(self, interrupt: Interrupt) -> None:
-        """Save the model and, unless interrupted, measures it on all validation data and samples from it."""
-        with self.optimizer.averaged():
-            self.folder.write_model(self.model.state_dict())
-        self._draw()
-        at_x: Mapping[str, float] = {}
-        at_y: Mapping[str, float] = {}
-        if not interrupt.requested:
+    def _save(self) -> None:
+        """Write a checkpoint, unless there is one of this step, and remove old ones."""
+        if self._saved == self.learner.step:
+            return
+        self._saved = self.learner.step
+        state = {"learner": self.learner.state_dict(), "evaluation_seconds": self.evaluation_seconds}
+        if self.processes.leads:
+            self.folder.sync_metrics()
+        root = self.folder.path / checkpoint.FOLDER
+        checkpoint.save(root, self.learner.step, state, self.processes)
+        if self.processes.leads:
+            checkpoint.prune(root, keep_last=self.config.keep_last, keep_every=self.config.keep_every)
+
+    def _finish(self) -> None:
+        """Save, and unless interrupted measure on all validation data and sample."""
+        self._save()
+        weights = self.learner.weights()
+        if self.processes.leads:
+            self.folder.write_model(weights)
+            self._draw()
+        at_x: Measures = {}
+        at_y: Measures = {}
+        if not self._stopping():
             at_x, at_y = self._evaluate(full=True)
-        if not interrupt.requested:
-            self._sample()
-        self.summarize("interrupted" if interrupt.requested else "finished", at_x=at_x, at_y=at_y)
+        if not self._stopping():
+            text = self.learner.sample()
+            if text is not None and self.processes.leads:
+                self.folder.write_text("sample.txt", text + "\n")
+        self._summarize("interrupted" if self.signal else "finished", at_x=at_x, at_y=at_y)
 
     def _draw(self) -> None:
         with replacing(self.folder.path / "curve.png") as path:
@@ -202,23 +276,15 @@ class _Run:
                 self.folder.metrics(),
                 path,
                 title=f"{self.config.recipe} with {self.config.optimizer.name}, seed {self.config.seed}",
-                averages=self.optimizer.averages,
+                averages=self.learner.optimizer.averages,
             )
 
-    def _sample(self) -> None:
-        self.model.eval()
-        with self.optimizer.averaged():
-            text = self.task.sample(self.model)
-        self.model.train()
-        if text is not None:
-            self.folder.write_text("sample.txt", text + "\n")
-
-    def summarize(
+    def _summarize(
         self,
         status: Literal["finished", "interrupted", "failed"],
         *,
-        at_x: Mapping[str, float] = MappingProxyType({}),
-        at_y: Mapping[str, float] = MappingProxyType({}),
+        at_x: Measures = MappingProxyType({}),
+        at_y: Measures = MappingProxyType({}),
         failure: str | None = None,
     ) -> None:
         """Write summary.json.
@@ -229,24 +295,26 @@ class _Run:
             at_y: The same at y.
             failure: What went wrong.
         """
-        unit, measure = self.task.unit, self.task.measure
+        unit, measure = self.learner.task.unit, self.learner.task.measure
+        seconds = self._seconds()
         self.summary = {
             "recipe": self.config.recipe,
             "optimizer": self.config.optimizer.name,
             "seed": self.config.seed,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "steps": self.step,
-            unit: self.step * self.task.units_per_step,
-            "seconds": self.seconds,
+            "parameters": sum(parameter.numel() for parameter in self.learner.model.parameters()),
+            "steps": self.learner.step,
+            unit: self._units(),
+            "seconds": seconds,
             "evaluation_seconds": self.evaluation_seconds,
             "val_loss": at_x.get("loss"),
             "val_loss_y": at_y.get("loss"),
             measure: at_x.get(measure),
             f"{measure}_y": at_y.get(measure),
-            f"{unit}_per_second": self._rate(),
-            "peak_memory_bytes": environment.peak_memory_bytes(self.device),
+            f"{unit}_per_second": self._units() / seconds if seconds else 0.0,
+            "peak_memory_bytes": environment.peak_memory_bytes(self.learner.device),
             "status": status,
         }
         if failure is not None:
             self.summary["failure"] = failure
-        self.folder.write_json("summary.json", self.summary)
+        if self.processes.leads:
+            self.folder.write_json("summary.json", self.summary)

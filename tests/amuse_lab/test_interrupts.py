@@ -23,8 +23,18 @@ def test_first_ctrl_c_is_a_request_and_the_second_one_acts() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_remembered(number: signal.Signals) -> None:
+    with Interrupt(patient=True) as interrupt:
+        assert interrupt.signal == 0
+        for sent in (number, signal.SIGINT, signal.SIGTERM, number):
+            signal.raise_signal(sent)
+            assert interrupt.signal == number
+
+
 def test_the_usual_handler_comes_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
     with Interrupt():
-        assert signal.getsignal(signal.SIGINT) != before
-    assert signal.getsignal(signal.SIGINT) == before
+        assert all(signal.getsignal(number) != usual for number, usual in zip(numbers, before, strict=True))
+    assert [signal.getsignal(number) for number in numbers] == before

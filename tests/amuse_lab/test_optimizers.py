@@ -1,54 +1,58 @@
+import copy
+import io
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor
+from torch.nn import functional
 
-from amuse_lab.config import RunConfig
+from amuse_lab.config import OptimizerConfig, RunConfig
 from amuse_lab.errors import ConfigError
-from amuse_lab.optimizers import OPTIMIZERS, AdamW, Amuse, Muon
-from amuse_lab.protocols import TrainingOptimizer
-from amuse_lab.tasks.lm.model import Llama
-from tests.amuse_lab.conftest import TINY_MODEL
+from amuse_lab.optimizers import OPTIMIZERS, SGD, AdamW, AdEMAMix, Amuse, Muon, Soap, Sophia
+from amuse_lab.optimizers.wrappers import Packaged, WithEMA
+from tests.amuse_lab.small import CONFIGS, VARIANTS, Convolutional, same, small, train, trained, values
 
 Make = Callable[..., RunConfig]
-NAMES = ["amuse", "sf-adamw", "muon", "adamw"]
 
 
-def trained(config: RunConfig, steps: int = 3) -> tuple[Llama, TrainingOptimizer]:
-    torch.manual_seed(0)
-    model = Llama(TINY_MODEL)
-    optimizer = config.optimizer.build(model, steps=10)
-    for _ in range(steps):
-        model(torch.arange(16)[None]).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model, optimizer
+def test_every_optimizer_is_tested_here_and_recipes_agree(tiny: Make) -> None:
+    assert list(OPTIMIZERS) == list(CONFIGS)
+    assert all(type(CONFIGS[name]) is kind for name, kind in OPTIMIZERS.items())
+    for name in ("amuse", "sf-adamw", "muon", "adamw"):
+        assert type(tiny(name).optimizer) is OPTIMIZERS[name]
 
 
-def values(model: nn.Module) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in model.parameters()]
+@pytest.mark.parametrize("kind", OPTIMIZERS.values())
+def test_first_line_names_where_it_comes_from(kind: type[OptimizerConfig]) -> None:
+    first = (kind.__doc__ or "").partition("\n")[0]
+    sources = ("from torch", "`schedulefree`", "`pytorch_optimizer`", "`amuse_optim`")
+    assert any(source in first for source in sources)
 
 
-def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+@pytest.mark.parametrize("config", VARIANTS)
+def test_lowers_the_loss_at_x(config: OptimizerConfig) -> None:
+    model = small()
+    optimizer = config.build(model, steps=80)
+    first = train(model, optimizer, range(80))[0]
+    tokens = torch.arange(11)
+    with optimizer.averaged():
+        last = functional.cross_entropy(model(tokens), (3 * tokens + 1) % 11).item()
+    assert last < 0.5 * first
 
 
-def test_registry_and_recipe_agree(tiny: Make) -> None:
-    assert list(OPTIMIZERS) == NAMES
-    assert all(type(tiny(name).optimizer) is kind for name, kind in OPTIMIZERS.items())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_step_moves_every_parameter(tiny: Make, name: str) -> None:
-    before = values(trained(tiny(name), steps=0)[0])
-    after = values(trained(tiny(name), steps=2)[0])
+@pytest.mark.parametrize("config", VARIANTS)
+def test_a_step_moves_every_parameter(config: OptimizerConfig) -> None:
+    before = values(trained(config, steps=0)[0])
+    after = values(trained(config, steps=2)[0])
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_averaged_holds_another_point_and_gives_y_back_exactly(tiny: Make, name: str) -> None:
-    model, optimizer = trained(tiny(name))
+@pytest.mark.parametrize("config", VARIANTS)
+def test_averaged_holds_another_point_and_gives_y_back_exactly(config: OptimizerConfig) -> None:
+    model, optimizer = trained(config)
     y = values(model)
     with optimizer.averaged():
         x = values(model)
@@ -56,70 +60,207 @@ def test_averaged_holds_another_point_and_gives_y_back_exactly(tiny: Make, name:
     assert same(x, y) is not optimizer.averages
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_evaluating_does_not_change_the_trajectory(tiny: Make, name: str) -> None:
-    model, optimizer = trained(tiny(name), steps=2)
+@pytest.mark.parametrize("config", VARIANTS)
+def test_evaluating_does_not_change_the_trajectory(config: OptimizerConfig) -> None:
+    model, optimizer = trained(config, steps=2)
     with optimizer.averaged():
         pass
-    model(torch.arange(16)[None]).square().mean().backward()
-    optimizer.step()
-    assert same(values(model), values(trained(tiny(name), steps=3)[0]))
+    train(model, optimizer, range(2, 3))
+    assert same(values(model), values(trained(config, steps=3)[0]))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_averaged_gives_y_back_when_evaluation_fails(tiny: Make, name: str) -> None:
-    model, optimizer = trained(tiny(name))
+@pytest.mark.parametrize("config", VARIANTS)
+def test_averaged_gives_y_back_when_evaluation_fails(config: OptimizerConfig) -> None:
+    model, optimizer = trained(config)
     y = values(model)
     with pytest.raises(RuntimeError, match="inside"), optimizer.averaged():
         raise RuntimeError("inside")
     assert same(y, values(model))
+    train(model, optimizer, range(3, 4))
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_three_steps_and_three_after_a_checkpoint_are_six(config: OptimizerConfig) -> None:
+    model, undisturbed = trained(config, steps=6)
+
+    half, optimizer = trained(config, steps=3)
+    file = io.BytesIO()
+    torch.save({"model": half.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = small(seed=1)
+    resumed.load_state_dict(saved["model"])
+    continued = config.build(resumed, steps=10)
+    continued.load_state_dict(saved["optimizer"])
+    train(resumed, continued, range(3, 6))
+
+    assert same(values(model), values(resumed))
+    assert undisturbed.telemetry() == continued.telemetry()
+    with undisturbed.averaged(), continued.averaged():
+        assert same(values(model), values(resumed))
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_a_checkpoint_before_the_first_step_changes_nothing(config: OptimizerConfig) -> None:
+    model, optimizer = trained(config, steps=0)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, range(2))
+    assert same(values(model), values(trained(config, steps=2)[0]))
+
+
+@pytest.mark.parametrize("name", ["amuse", "sf-adamw", "adamw"])
+def test_an_average_has_no_place_in_a_checkpoint_or_a_step(name: str) -> None:
+    _, optimizer = trained(replace(CONFIGS[name], ema=0.9))
+    with optimizer.averaged():
+        with pytest.raises(RuntimeError, match=r"state_dict\(\) inside averaged\(\)"):
+            optimizer.state_dict()
+        with pytest.raises(RuntimeError, match=r"step\(\) inside averaged\(\)"):
+            optimizer.step()
+
+
+def test_schedule_free_refuses_a_checkpoint_of_x() -> None:
+    _, optimizer = trained(CONFIGS["sf-sgd"])
+    with optimizer.averaged(), pytest.raises(RuntimeError, match="the parameters hold x, not y"):
+        optimizer.state_dict()
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("adamw", "lion"), ("muon", "adamw"), ("amuse", "sf-adamw")])
+def test_state_of_another_optimizer_is_refused(ours: str, theirs: str) -> None:
+    model, optimizer = trained(CONFIGS[ours])
+    before = values(model)
+    with pytest.raises(ValueError, match="state must be that of"):
+        optimizer.load_state_dict(trained(CONFIGS[theirs])[1].state_dict())
+    with pytest.raises(ValueError, match=r"state must be that of .*, got 'EMA'"):
+        optimizer.load_state_dict(trained(replace(CONFIGS[ours], ema=0.5))[1].state_dict())
+    with pytest.raises(ValueError, match="state must be that of EMA"):
+        trained(replace(CONFIGS[ours], ema=0.5))[1].load_state_dict(optimizer.state_dict())
+    assert same(before, values(model))
+
+
+@pytest.mark.parametrize("name", ["amuse", "sf-adamw", "soap"])
+def test_ema_is_the_weighted_mean_of_what_was_trained(name: str) -> None:
+    model = small()
+    optimizer = replace(CONFIGS[name], ema=0.8).build(model, steps=10)
+    visited: list[list[Tensor]] = []
+    for step in range(5):
+        train(model, optimizer, range(step, step + 1))
+        visited.append([value.double() for value in values(model)])
+        weights = torch.tensor([0.8 ** (step - i) for i in range(step + 1)], dtype=torch.float64)
+        with optimizer.averaged():
+            x = values(model)
+        for i, average in enumerate(x):
+            exact = sum(w * v[i] for w, v in zip(weights / weights.sum(), visited, strict=True))
+            torch.testing.assert_close(average.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_ema_of_bfloat16_weights_does_not_stall() -> None:
+    """After 0 once and 100 ever after, the mean still grows by less than bfloat16 can tell."""
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    optimizer = WithEMA(Packaged(torch.optim.SGD([weight], lr=1.0)), [weight], decay=1 - 1e-9)
+    for step in range(200):
+        weight.grad = torch.full_like(weight, -100.0 if step == 1 else 0.0)
+        optimizer.step()
+    with optimizer.averaged():
+        assert torch.equal(weight, torch.full_like(weight, 100 * 199 / 200))
 
 
 def test_scheduled_learning_rate_starts_and_ends_at_a_hundredth() -> None:
-    model = Llama(TINY_MODEL)
-    optimizer = AdamW(lr=0.5, warmup_steps=2).build(model, steps=5)
+    optimizer = AdamW(lr=0.5, warmup_steps=2).build(model := small(), steps=5)
     used = []
-    for _ in range(5):
-        model(torch.arange(16)[None]).square().mean().backward()
-        optimizer.step()
+    for step in range(5):
+        train(model, optimizer, range(step, step + 1))
         used.append(optimizer.telemetry()["lr"])
     assert used[0] == 0.005
     assert max(used) == used[2] == 0.5
     assert used[4] == 0.005
 
 
-def test_telemetry_names_lr_and_beta_where_there_is_one(tiny: Make) -> None:
-    assert trained(tiny("amuse"))[1].telemetry()["beta"] == 0.6
-    assert trained(tiny("sf-adamw"))[1].telemetry()["beta"] == 0.9
-    assert "beta" not in trained(tiny("muon"))[1].telemetry()
-    assert all(trained(tiny(name))[1].telemetry()["lr"] > 0 for name in NAMES)
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "used"),
+    [("wsd", 1, [0.005, 0.5, 0.5, 0.5, 0.0]), ("constant", 1, [0.005] + [0.5] * 4), ("none", 0, [0.5] * 5)],
+)
+def test_schedules_can_be_chosen(schedule: Any, warmup: int, used: list[float]) -> None:
+    optimizer = SGD(lr=0.5, warmup_steps=warmup, schedule=schedule).build(model := small(), steps=5)
+    rates = []
+    for step in range(5):
+        train(model, optimizer, range(step, step + 1))
+        rates.append(optimizer.telemetry()["lr"])
+    assert rates == used
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_adamw_decays_matrices_and_an_untied_head_only(tied: bool) -> None:
-    from dataclasses import replace
+def test_a_resumed_run_takes_the_learning_rate_of_its_config() -> None:
+    _, optimizer = trained(CONFIGS["adamw"], steps=3)
+    lowered = replace(CONFIGS["adamw"], lr=0.01, schedule="constant").build(model := small(), steps=10)
+    lowered.load_state_dict(optimizer.state_dict())
+    train(model, lowered, range(3, 4))
+    assert lowered.telemetry()["lr"] == 0.01
 
-    model = Llama(replace(TINY_MODEL, tied=tied))
-    still = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = AdamW(lr=0.5, warmup_steps=0, weight_decay=0.5).build(model, steps=10)
+
+def test_telemetry_names_lr_and_what_the_optimizer_has_besides() -> None:
+    assert trained(CONFIGS["amuse"], steps=1)[1].telemetry()["beta"] == 0.6
+    assert trained(CONFIGS["sf-adamw"])[1].telemetry()["beta"] == 0.9
+    assert trained(CONFIGS["sf-sgd"])[1].telemetry()["beta"] == 0.9
+    assert trained(CONFIGS["prodigy"], steps=10)[1].telemetry()["d"] > 1e-6
+    assert "beta" not in trained(CONFIGS["muon"])[1].telemetry()
+    assert all(trained(config)[1].telemetry()["lr"] > 0 for config in CONFIGS.values())
+
+
+def test_sophia_says_when_it_needs_curvature() -> None:
+    config = Sophia(lr=0.1, warmup_steps=0, curvature_batch=4, curvature_every=2)
+    model = small()
+    optimizer = config.build(model, steps=10)
+    wanted = []
+    for step in range(5):
+        wanted.append(optimizer.wants_curvature)
+        train(model, optimizer, range(step, step + 1))
+    assert wanted == [True, False, True, False, True]
+    train(model, optimizer, range(5, 6))
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    moved = {name for name, parameter in model.named_parameters() if not torch.equal(still[name], parameter)}
-    assert moved == {name for name in still if "norm" not in name and name != "embedding.weight"}
+        parameter.grad = torch.ones_like(parameter)
+    before = values(model)
+    with pytest.raises(RuntimeError, match=r"step 7 needs an estimate of the curvature: .*observe_curvature"):
+        optimizer.step()
+    assert same(before, values(model))
 
 
-def test_muon_decays_the_rest_only() -> None:
-    model = Llama(TINY_MODEL)
-    still = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = Muon(lr=0.5, lr_rest=0.5, warmup_steps=0, weight_decay=0.5).build(model, steps=10)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    moved = {name for name, parameter in model.named_parameters() if not torch.equal(still[name], parameter)}
-    assert moved == {name for name in still if "norm" in name or name == "embedding.weight"}
+def test_sophia_keeps_momentum_and_curvature_and_no_estimate() -> None:
+    model, optimizer = trained(CONFIGS["sophia"])
+    (state,) = optimizer.state_dict()["optimizers"]
+    tensors = [value for one in state["state"].values() for value in one.values()]
+    assert sum(value.numel() for value in tensors) == 2 * sum(p.numel() for p in model.parameters())
 
 
-def test_what_the_library_rejects_is_a_wrong_request() -> None:
+def test_what_a_library_rejects_is_a_wrong_request() -> None:
     with pytest.raises(ConfigError, match="t0_steps"):
-        Amuse(lr=0.01, warmup_steps=100, t0_steps=1).build(Llama(TINY_MODEL), steps=10)
+        Amuse(lr=0.01, warmup_steps=100, t0_steps=1).build(small(), steps=10)
+    with pytest.raises(ConfigError, match="Muon only supports 2D parameters"):
+        Muon(lr=0.01, lr_rest=0.01, warmup_steps=0).build(Convolutional(), steps=10)
+    with pytest.raises(ConfigError, match="Nesterov"):
+        SGD(lr=0.01, warmup_steps=0, momentum=0.0).build(small(), steps=10)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdamW(lr=1.0, warmup_steps=0, ema=1.0), r"ema must be None or in \(0, 1\), got 1.0"),
+        (
+            lambda: AdamW(lr=1.0, warmup_steps=5, schedule="none"),
+            "warmup_steps must be 0 with schedule 'none'",
+        ),
+        (lambda: AdamW(lr=1.0, warmup_steps=0, schedule="wave"), "schedule must be one of cosine, .*'wave'"),
+        (lambda: Amuse(lr=1.0, warmup_steps=2, lr_rest=0.0), "lr_rest must be positive and finite, got 0.0"),
+        (
+            lambda: Amuse(lr=1.0, warmup_steps=2, auxiliary="sgd", auxiliary_momentum=0.9),
+            "auxiliary_momentum must be 0 with auxiliary 'sgd', got 0.9",
+        ),
+        (
+            lambda: AdEMAMix(lr=1.0, warmup_steps=0, slow_warmup_steps=-1),
+            "slow_warmup_steps must be at least 0",
+        ),
+        (lambda: Soap(lr=1.0, warmup_steps=0, precondition_every=0), "precondition_every must be at least 1"),
+        (lambda: Sophia(lr=1.0, warmup_steps=0, curvature_batch=0), "curvature_batch must be at least 1"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_its_value(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -63,7 +63,10 @@ def test_nested_settings_in_both_spellings(tiny: Make, tmp_path: Path) -> None:
     [
         (["--stepz", "3"], "unknown option --stepz; did you mean --steps?"),
         (["--lr", "3"], "unknown option --lr; did you mean --optimizer.lr?"),
-        (["--optimizer.lr-rest", "3"], "unknown option --optimizer.lr-rest; did you mean --optimizer.lr?"),
+        (
+            ["--optimizer.momentun", "3"],
+            "unknown option --optimizer.momentun; did you mean --optimizer.momentum?",
+        ),
         (["--zzzzzzzz"], "unknown option --zzzzzzzz; --help lists the options"),
         (["--recipe", "other"], "unknown option --recipe;"),
         (["--steps", "3", "extra"], "unexpected argument 'extra'"),

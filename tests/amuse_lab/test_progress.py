@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from amuse_lab.progress import LiveProgress, PlainProgress, Status, print_summary, progress_on
+from amuse_lab.progress import LiveProgress, PlainProgress, Silence, Status, print_summary, progress_on
 from amuse_lab.recipes.reference import Reference, Result
 
 STATUS = Status(
@@ -53,6 +53,22 @@ def test_live_display_shows_all_readings() -> None:
         progress.show(STATUS)
     for part in ("step 50/200", *STATUS.readings(), "0:01:02 left"):
         assert part in screen.getvalue()
+
+
+def test_notes_are_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = io.StringIO()
+    with LiveProgress(Console(file=screen, force_terminal=True, width=30)) as progress:
+        progress.show(STATUS)
+        progress.note("going on with [a]/folder, which has a long name")
+    assert "amuse-lab: going on with [a]/folder, which has a long name\n" in screen.getvalue()
+    with PlainProgress() as plain:
+        plain.note("a word")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "amuse-lab: a word\n")
+    with Silence() as silence:
+        silence.show(STATUS)
+        silence.note("a word")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_summary_stands_beside_the_recorded_results() -> None:

@@ -89,3 +89,42 @@ def test_a_folder_that_cannot_be_filled_is_removed(tiny: Make, monkeypatch: pyte
     with pytest.raises(RecordError, match="No space left"):
         RunFolder.create(config, {})
     assert list((config.runs / "shakespeare").iterdir()) == []
+
+
+def test_metrics_are_cut_to_a_step_and_a_torn_line_goes(tiny: Make) -> None:
+    folder = RunFolder.create(tiny(), {})
+    for step in (1, 2, 2, 3):
+        folder.log({"step": step, "loss": 1 / step})
+    whole = (folder.path / "metrics.jsonl").read_bytes()
+    with (folder.path / "metrics.jsonl").open("ab") as metrics:
+        metrics.write(b'{"step": 4, "lo')
+    assert [line["step"] for line in folder.metrics()] == [1, 2, 2, 3]
+    folder.cut_metrics(3)
+    assert (folder.path / "metrics.jsonl").read_bytes() == whole
+    folder.cut_metrics(2)
+    folder.log({"step": 3, "loss": 0.0})
+    assert [line["step"] for line in folder.metrics()] == [1, 2, 2, 3]
+    folder.cut_metrics(0)
+    assert folder.metrics() == []
+
+
+def test_a_line_is_written_whole_by_short_writes(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.create(tiny(), {})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:3]))
+    folder.log({"step": 1, "loss": 2.5})
+    assert folder.metrics() == [{"step": 1, "loss": 2.5}]
+
+
+def test_one_process_writes_a_folder_at_a_time(tiny: Make) -> None:
+    folder = RunFolder.create(tiny(), {})
+    with pytest.raises(RecordError, match=r"is in use: another process is running it"):
+        RunFolder.open(folder.path)
+    folder.close()
+    folder.close()
+    RunFolder.open(folder.path).close()
+
+
+def test_a_folder_that_is_not_there_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"cannot write in .*: No such file or directory"):
+        RunFolder.open(tmp_path / "missing")

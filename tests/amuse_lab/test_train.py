@@ -50,7 +50,7 @@ def test_run_folder_is_complete(tiny: Make, optimizer: str) -> None:
     outcome = run(config)
     assert {path.name for path in outcome.folder.iterdir()} == {
         *("config.json", "env.json", "metrics.jsonl", "summary.json"),
-        *("model.safetensors", "curve.png", "sample.txt"),
+        *("model.safetensors", "curve.png", "sample.txt", "checkpoints"),
     }
     summary = read_json(outcome, "summary.json")
     assert summary == outcome.summary
@@ -95,7 +95,7 @@ def test_the_saved_model_is_x(tiny: Make, optimizer: str) -> None:
 def test_the_same_seed_gives_the_same_metrics_but_for_times(tiny: Make, optimizer: str) -> None:
     def metrics(seed: int) -> list[dict[str, Any]]:
         lines = RunFolder(run(tiny(optimizer, seed=seed)).folder).metrics()
-        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+        return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
 
     assert metrics(0) == metrics(0)
     assert metrics(0) != metrics(1)
@@ -124,6 +124,22 @@ def test_progress_is_shown_at_every_line(tiny: Make) -> None:
     assert recorder.shown[0].at_x == {}
     assert recorder.shown[-1].seconds_left == 0
     assert recorder.shown[-1].rate > 0
+
+
+def test_lines_of_training_tell_the_speed(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amuse_lab.environment.peak_flops", lambda _: 1e9)
+    config = tiny(steps=6, log_every=3)
+    flops = config.task.build(seed=0, device=torch.device("cpu")).flops_per_unit
+    lines = [line for line in RunFolder(run(config).folder).metrics() if line["split"] == "train"]
+    parts = ("seconds_data", "seconds_forward_backward", "seconds_optimizer")
+    previous = 0.0
+    for line in lines:
+        assert sum(line[part] for part in parts) == pytest.approx((line["seconds"] - previous) / 3)
+        assert line["tokens_per_second"] == pytest.approx(3 * 32 / (line["seconds"] - previous))
+        expected = line["tokens_per_second"] * flops / 1e9
+        assert line["model_flops_utilization"] == pytest.approx(expected)
+        previous = line["seconds"]
+    assert len(lines) == 2
 
 
 def test_clipping_bounds_the_gradient(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:

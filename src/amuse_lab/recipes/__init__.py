@@ -5,7 +5,7 @@ from typing import Protocol
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import unknown
-from amuse_lab.recipes import lm
+from amuse_lab.recipes import lm, pretraining
 
 
 class Recipe(Protocol):
@@ -15,8 +15,13 @@ class Recipe(Protocol):
         """Return the config for an optimizer; without one, for the recipe's own choice."""
 
 
-RECIPES: Mapping[str, Recipe] = {"shakespeare": lm.shakespeare}
+RECIPES: Mapping[str, Recipe] = {"shakespeare": lm.shakespeare, **pretraining.RECIPES}
 """Every recipe by its name."""
+
+
+def remark(config: RunConfig) -> str | None:
+    """What people should know about a run before it starts, if anything."""
+    return pretraining.remark(config) if config.recipe in pretraining.RECIPES else None
 
 
 def find(name: str) -> Recipe:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from amuse_lab.errors import require
+from amuse_lab.tasks.lm.loss import head_cross_entropy
 
 INIT_STD = 0.02
 NORM_EPS = 1e-5
@@ -31,6 +33,8 @@ class ModelConfig:
         mlp_multiple: The hidden width of SwiGLU is 8/3 n_embd, rounded up to a multiple of this.
         tied: Whether the output head is the embedding's own matrix.
         rope_base: Base of the rotary wavelengths.
+        checkpointing: Whether training keeps only what enters each block and computes the rest again in the
+            backward pass: a third more work, far less memory, the same gradients.
     """
 
     n_embd: int
@@ -41,6 +45,7 @@ class ModelConfig:
     mlp_multiple: int = 256
     tied: bool = True
     rope_base: float = 10_000.0
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_embd", "n_head", "n_layer", "context", "vocabulary", "mlp_multiple"):
@@ -85,11 +90,21 @@ def rotate(heads: Tensor, table: Tensor) -> Tensor:
     Returns:
         The rotated heads, same shape and dtype.
     """
-    pairs = torch.view_as_complex(_at_least_float32(heads).reshape(*heads.shape[:-1], -1, 2))
-    turns = torch.view_as_complex(_at_least_float32(table)).view(
-        table.shape[0], *(1,) * (heads.dim() - 3), -1
+    wide = _at_least_float32(heads).unflatten(-1, (-1, 2))
+    turns = table.view(table.shape[0], *(1,) * (heads.dim() - 3), -1, 2)
+    if torch.compiler.is_compiling():  # inductor fuses real numbers alone
+        turned = _multiply(wide, turns)
+    else:  # one operation instead of seven
+        turned = torch.view_as_real(torch.view_as_complex(wide) * torch.view_as_complex(turns))
+    return turned.flatten(-2).type_as(heads)
+
+
+def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    """The complex product of pairs (real, imaginary) in the last dimension."""
+    (a_real, a_imaginary), (b_real, b_imaginary) = a.unbind(-1), b.unbind(-1)
+    return torch.stack(
+        (a_real * b_real - a_imaginary * b_imaginary, a_real * b_imaginary + a_imaginary * b_real), dim=-1
     )
-    return torch.view_as_real(pairs * turns).flatten(-2).type_as(heads)
 
 
 class RMSNorm(nn.Module):
@@ -115,10 +130,10 @@ class Attention(nn.Module):
         self.projection = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """Mix positions: (batch, time, n_embd) to the same shape."""
+        """Mix positions: (batch, time, n_embd) to the same shape; the table is that of `Llama.rope`."""
         qkv = self.qkv(x).unflatten(-1, (3, self.n_head, -1))  # (batch, time, 3, head, width)
         turned, value = qkv.split((2, 1), dim=2)
-        query, key = rotate(turned, table).transpose(1, 3).unbind(2)
+        query, key = rotate(turned, table.view(torch.float32)).transpose(1, 3).unbind(2)
         value = value.squeeze(2).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         projected: Tensor = self.projection(mixed.transpose(1, 2).flatten(2))
@@ -145,6 +160,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.checkpointing = config.checkpointing
         self.attention_norm = RMSNorm(config.n_embd)
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.n_embd)
@@ -152,6 +168,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         """Advance the residual stream by one block."""
+        if self.checkpointing and torch.is_grad_enabled():
+            # Inside the block, so that wrapping blocks (FSDP) keeps working; nothing in it is random.
+            again: Tensor = checkpoint(self._advance, x, table, use_reentrant=False, preserve_rng_state=False)
+            return again
+        return self._advance(x, table)
+
+    def _advance(self, x: Tensor, table: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), table)
         advanced: Tensor = x + self.mlp(self.mlp_norm(x))
         return advanced
@@ -182,7 +205,8 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.n_embd)
         self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocabulary, bias=False)
         table = rope_table(config.context, config.n_embd // config.n_head, config.rope_base)
-        self.register_buffer("rope", table, persistent=False)
+        # As integers, which no `.to(torch.bfloat16)` and no mixed precision rounds.
+        self.register_buffer("rope", table.view(torch.int32), persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith("projection.weight")
@@ -190,18 +214,35 @@ class Llama(nn.Module):
                     parameter, std=INIT_STD / math.sqrt(2 * config.n_layer) if residual else INIT_STD
                 )
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Predict each next token.
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head's matrix, shape (vocabulary, n_embd); the embedding's where they are tied."""
+        return (self.embedding if self.lm_head is None else self.lm_head).weight
 
-        Args:
-            tokens: Shape (batch, time), int64, time at most `context`.
-
-        Returns:
-            Logits of the next token, shape (batch, time, vocabulary).
-        """
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Return what the output head sees: (batch, time) to (batch, time, n_embd)."""
         x = self.embedding(tokens)
         table = self.rope[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x, table)
-        head = self.embedding if self.lm_head is None else self.lm_head
-        return F.linear(self.norm(x), head.weight)
+        normalized: Tensor = self.norm(x)
+        return normalized
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Predict each next token, or tell how well.
+
+        The loss is made in here rather than from the logits outside, so that what wraps a model (DDP, FSDP,
+        `torch.compile`) covers it, and so that the logits of a large batch never exist all at once.
+
+        Args:
+            tokens: Shape (batch, time), int64, time at most `context`.
+            targets: The tokens that follow, same shape.
+
+        Returns:
+            Without targets the logits of the next token, shape (batch, time, vocabulary); with them the mean
+            cross-entropy in nats per token, a scalar.
+        """
+        hidden = self.hidden(tokens)
+        if targets is None:
+            return F.linear(hidden, self.head_weight)
+        return head_cross_entropy(hidden, self.head_weight, targets)

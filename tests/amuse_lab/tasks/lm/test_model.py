@@ -1,14 +1,50 @@
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
+from amuse_lab.bench.memory import PeakMemory
 from amuse_lab.errors import ConfigError
+from amuse_lab.tasks.lm import loss
 from amuse_lab.tasks.lm.model import Llama, ModelConfig, RMSNorm, rope_table, rotate
 
 SMALL = ModelConfig(n_embd=32, n_head=4, n_layer=2, context=24, mlp_multiple=16)
+
+
+def windows(batch: int = 3) -> tuple[Tensor, Tensor]:
+    drawn = torch.randint(256, (batch, 25), generator=torch.Generator().manual_seed(0))
+    return drawn[:, :-1], drawn[:, 1:]
+
+
+def built(**changes: object) -> Llama:
+    torch.manual_seed(0)
+    return Llama(replace(SMALL, **changes))
+
+
+def gradients(loss: Tensor, model: nn.Module) -> list[Tensor]:
+    loss.backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.fixture
+def chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few logits count as many: the loss of `windows` is made in four chunks."""
+    monkeypatch.setattr(loss, "CHUNK_ENTRIES", 20 * 256)
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def count(model: nn.Module) -> int:
@@ -118,3 +154,102 @@ def test_state_dict_holds_each_parameter_once_and_no_tables() -> None:
 def test_impossible_shapes_are_rejected(change: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_and_loss_come_from_what_the_head_sees(tied: bool) -> None:
+    model, (tokens, targets) = built(tied=tied), windows()
+    logits = model.hidden(tokens) @ model.head_weight.T
+    assert (model.head_weight is model.embedding.weight) == tied
+    assert torch.equal(model(tokens), logits)
+    assert torch.equal(
+        model(tokens, targets), functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    )
+
+
+@pytest.mark.usefixtures("chunked")
+@pytest.mark.parametrize("tied", [True, False])
+def test_chunks_change_neither_the_loss_nor_its_gradients(tied: bool) -> None:
+    whole, (tokens, targets) = built(tied=tied), windows()
+    plain = functional.cross_entropy(whole(tokens).flatten(0, 1), targets.flatten())
+    model = built(tied=tied)
+    value = model(tokens, targets)
+    torch.testing.assert_close(value, plain)
+    for ours, theirs in zip(gradients(value, model), gradients(plain, whole), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_checkpointing_changes_no_bit_of_the_gradients() -> None:
+    tokens, targets = windows()
+    plain, model = built(), built(checkpointing=True)
+    for ours, theirs in zip(
+        gradients(model(tokens, targets), model), gradients(plain(tokens, targets), plain), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_checkpointing_keeps_less() -> None:
+    """What enters each block, and the insides of one block, instead of those of all six."""
+
+    def peak(checkpointing: bool) -> int:
+        model = built(n_layer=6, checkpointing=checkpointing)
+        with PeakMemory(torch.device("cpu")) as measured, measured.window():
+            model(*windows()).backward()
+        return measured.bytes
+
+    assert peak(checkpointing=True) < 0.5 * peak(checkpointing=False)
+
+
+# Dynamo makes an instance of every autograd.Function that it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.usefixtures("chunked")
+@pytest.mark.parametrize(("backend", "checkpointing"), [("eager", False), ("aot_eager", True)])
+def test_compiles_as_one_graph(backend: str, checkpointing: bool) -> None:
+    tokens, targets = windows()
+    plain, model = built(n_layer=1), built(n_layer=1, checkpointing=checkpointing)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    value = compiled(tokens, targets)
+    torch.testing.assert_close(value, plain(tokens, targets))
+    for ours, theirs in zip(gradients(value, model), gradients(plain(tokens, targets), plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_compiled_rotation_is_the_same_product() -> None:
+    """Of whole numbers, where no order of operations rounds."""
+    heads, table = torch.randint(-9, 9, (2, 5, 3, 8)).float(), torch.randint(-9, 9, (5, 4, 2)).float()
+    compiled = torch.compile(rotate, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(heads, table), rotate(heads, table))
+
+
+def test_low_precision_leaves_positions_exact() -> None:
+    model = built().bfloat16()
+    assert torch.equal(model.rope.view(torch.float32), rope_table(24, 8, 10_000.0))
+    assert model(windows()[0]).dtype == torch.bfloat16
+
+
+def sharded(model: Llama) -> nn.Module:
+    for block in model.blocks:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+@pytest.mark.usefixtures("chunked", "process_group")
+@pytest.mark.parametrize("wrap", [DistributedDataParallel, sharded])
+@pytest.mark.parametrize("tied", [True, False])
+def test_wrapped_models_get_the_same_gradients(wrap: Callable[[Llama], nn.Module], tied: bool) -> None:
+    tokens, targets = windows()
+    plain, model = built(tied=tied), wrap(built(tied=tied, checkpointing=True))
+    ours = [getattr(g, "full_tensor", lambda g=g: g)() for g in gradients(model(tokens, targets), model)]
+    for wrapped, theirs in zip(ours, gradients(plain(tokens, targets), plain), strict=True):
+        torch.testing.assert_close(wrapped, theirs)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_shards_in_low_precision_leave_positions_exact() -> None:
+    """FSDP converts what enters a block, the table of rotations among it."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    model, tokens = built(n_layer=1), windows()[0]
+    expected = built(n_layer=1).bfloat16()(tokens)
+    fully_shard(model.blocks[0], mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    assert torch.equal(model(tokens), expected)

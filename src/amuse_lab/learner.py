@@ -1,0 +1,218 @@
+"""What computes: a model, its optimizer and its task, on one process of a run."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amuse_lab.config import RunConfig
+from amuse_lab.errors import TrainingError, require
+from amuse_lab.parallel import Processes, accumulating, prepared, whole
+from amuse_lab.protocols import Batch, Task, TrainingOptimizer
+from amuse_lab.timing import Stopwatch
+
+Measures = Mapping[str, float]
+
+
+class Learner:
+    """Takes steps, measures, and can be saved and loaded.
+
+    Every process of a run has one, and all of them call the same methods in the same order.
+
+    Args:
+        config: What to run.
+        task: Data, loss and measures.
+        model: On the device, sharded if it is to be.
+        trained: What to call for the training loss: the model, or DDP around it.
+        optimizer: Of the model.
+        processes: Who takes part.
+        device: Where this process computes.
+
+    Attributes:
+        step: Steps done.
+        losses: Of the steps since `take_losses()`, over the whole batch of each; on a GPU only those that
+            have been looked at.
+        clock: Where the time of the steps went.
+        device: Where this process computes.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        model: nn.Module,
+        trained: nn.Module,
+        optimizer: TrainingOptimizer,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.task = task
+        self.model = model
+        self.optimizer = optimizer
+        self.step = 0
+        self.losses: list[float] = []
+        self.clock = Stopwatch(device)
+        self.device = device
+        self._trained = trained
+        self._processes = processes
+        self._unseen: list[Tensor] = []
+
+    @classmethod
+    def build(cls, config: RunConfig, processes: Processes, device: torch.device) -> Self:
+        """Load the data, make the model from the seed, and build the optimizer.
+
+        Raises:
+            RequestError: If the data, the optimizer or the number of processes does not fit.
+        """
+        torch.manual_seed(config.seed)
+        task = config.task.build(seed=config.seed, device=device)
+        divides = task.batch_size % processes.count == 0
+        require(divides, "batch", f"a multiple of the {processes.count} processes", task.batch_size)
+        model = config.task.build_model().to(device)
+        trained = prepared(
+            model,
+            processes=processes,
+            mode=config.parallel,
+            precision=config.precision,
+            compiled=config.compile,
+        )
+        optimizer = config.optimizer.build(model, steps=config.steps)
+        optimizer.telemetry()  # some only measure what has been asked for before the step
+        return cls(config, task, model, trained, optimizer, processes, device)
+
+    def advance(self, *, look: bool) -> None:
+        """Take one step. A loss that is not finite moves nothing, on a GPU if somebody looks.
+
+        Args:
+            look: Whether to bring the losses from a GPU, which waits for it. On a CPU it costs nothing and is
+                always done.
+
+        Raises:
+            TrainingError: If a loss or a gradient is not finite.
+        """
+        self.clock.start()
+        if self.optimizer.wants_curvature:
+            self._accumulate(self._sampled_loss())
+            self.optimizer.observe_curvature()
+            self.optimizer.zero_grad()
+        self._unseen.append(self._accumulate(self.task.loss))
+        if look or self.device.type == "cpu":
+            self._look_at_losses()
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        try:
+            self.optimizer.step()
+        except FloatingPointError as error:
+            raise TrainingError(f"step {self.step + 1}: {error}") from error
+        self.optimizer.zero_grad()
+        self.clock.lap("optimizer")
+        self.step += 1
+
+    def _accumulate(self, loss_of: Callable[[nn.Module, Batch], Tensor]) -> Tensor:
+        """Leave the gradient of the mean loss over the whole batch; returns this process's part of that."""
+        total = torch.zeros((), device=self.device)
+        microbatches = list(self._processes.rows(self.task.batch_size, self.config.micro_batch))
+        for number, (rows, weight) in enumerate(microbatches, start=1):
+            batch = self.task.batch(self.step, rows)
+            self.clock.lap("data")
+            with accumulating(self._trained, last=number == len(microbatches)):
+                with self._autocast():
+                    loss = loss_of(self._trained, batch) * weight
+                loss.backward()
+            total += loss.detach() / self._processes.count
+            self.clock.lap("forward_backward")
+        return total
+
+    def _sampled_loss(self) -> Callable[[nn.Module, Batch], Tensor]:
+        """The task's loss on labels sampled from the model: others in every step and process."""
+        entropy = (self.config.seed, self.step, self._processes.index)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return lambda model, batch: self.task.sampled_loss(model, batch, generator)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        # FSDP2 gathers bfloat16 parameters itself.
+        enabled = self.config.precision == "amp-bf16" and self.config.parallel != "fsdp"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _look_at_losses(self) -> None:
+        """Add the unseen losses, this step's included, over the processes; none may be infinite or NaN."""
+        values: list[float] = self._processes.sum(torch.stack(self._unseen)).tolist()
+        first = self.step + 2 - len(values)
+        for step, value in enumerate(values, start=first):
+            if not math.isfinite(value):
+                raise TrainingError(f"the training loss of step {step} is {value}: try a lower learning rate")
+        self.losses += values
+        self._unseen.clear()
+
+    def take_losses(self) -> float:
+        """Return the mean of `losses` and begin anew."""
+        mean = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        return mean
+
+    def evaluate(self, *, full: bool) -> tuple[Measures, Measures]:
+        """Measure the model at x and at y, once where they coincide.
+
+        Args:
+            full: On all of the validation data; otherwise on the part of it that is always the same.
+
+        Raises:
+            TrainingError: If a loss is not finite.
+        """
+        self.model.eval()
+        with self.optimizer.averaged(), self._autocast():
+            at_x = self.task.evaluate(self.model, full=full, processes=self._processes)
+        at_y = at_x
+        if self.optimizer.averages:
+            with self._autocast():
+                at_y = self.task.evaluate(self.model, full=full, processes=self._processes)
+        self.model.train()
+        if not math.isfinite(at_x["loss"] + at_y["loss"]):
+            raise TrainingError(
+                f"the validation loss after step {self.step} is {at_x['loss']} at x and {at_y['loss']} at y: "
+                "try a lower learning rate"
+            )
+        return at_x, at_y
+
+    def sample(self) -> str | None:
+        """Return what the task has to show of the model at x."""
+        self.model.eval()
+        # Each token would be a shape of its own to compile for.
+        with self.optimizer.averaged(), self._autocast(), torch.compiler.set_stance("force_eager"):
+            text = self.task.sample(self.model)
+        self.model.train()
+        return text
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the model at x, whole, on the CPU; nothing where this process does not lead."""
+        gathered: dict[str, Tensor] = {}
+        with self.optimizer.averaged():
+            for name, tensor in self.model.state_dict().items():
+                entire = whole(tensor)
+                if self._processes.leads:
+                    gathered[name] = entire.to("cpu", copy=True)
+        return gathered
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that decides how training goes on, the losses included that no line has told yet."""
+        return {
+            "step": self.step,
+            "losses": list(self.losses),
+            "seconds": self.clock.read(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict()`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.losses = list(state["losses"])
+        self.clock.seconds = dict(state["seconds"])

@@ -1,0 +1,136 @@
+"""Optimizers without a schedule: AMUSE and Schedule-Free."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from schedulefree import AdamWScheduleFree, SGDScheduleFree
+from torch import nn
+
+from amuse_lab.errors import require
+from amuse_lab.optimizers.configs import AveragedConfig
+from amuse_lab.optimizers.groups import decay_split, trainable
+from amuse_lab.optimizers.wrappers import Anytime, ScheduleFree
+from amuse_lab.protocols import TrainingOptimizer
+from amuse_optim import AMUSE, param_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amuse(AveragedConfig):
+    """AMUSE, from `amuse_optim`: Muon for hidden matrices, AdamW or SGD for the rest, averaged; no schedule.
+
+    Attributes:
+        auxiliary: Direction of the rest. With "adamw" Muon's directions have entries as large as AdamW's;
+            with "sgd" they have the scale `spectral`, sqrt(max(1, rows / columns)).
+        lr_rest: Peak learning rate of the rest; None means `lr`.
+        warmup_steps: Steps of linear learning-rate warm-up.
+        t0_steps: Steps for which beta stays at beta1; None means warmup_steps.
+        c_warmup_steps: Steps before averaging starts.
+        beta1: Interpolation between z (0) and x (1) up to t0_steps.
+        rho: How fast beta rises afterwards; 0 keeps it.
+        momentum: Of Muon, Nesterov.
+        beta2: Decay of the second moment, for the rest with "adamw".
+        auxiliary_momentum: First moment for the rest with "adamw"; 0 stores none.
+        weight_decay: Decoupled, on every parameter.
+        r: Power of the step in the averaging weights.
+    """
+
+    name: ClassVar[str] = "amuse"
+
+    auxiliary: Literal["adamw", "sgd"] = "adamw"
+    lr_rest: float | None = None
+    warmup_steps: int
+    t0_steps: int | None = None
+    c_warmup_steps: int = 0
+    beta1: float = 0.6
+    rho: float = 0.8
+    momentum: float = 0.95
+    beta2: float = 0.999
+    auxiliary_momentum: float = 0.0
+    weight_decay: float = 0.0
+    r: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.auxiliary == "adamw" or self.auxiliary_momentum == 0,
+            "auxiliary_momentum",
+            "0 with auxiliary 'sgd'",
+            self.auxiliary_momentum,
+        )
+
+    def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
+        """Build AMUSE, which checks the settings itself."""
+        groups = param_groups(model, auxiliary=self.auxiliary)
+        if self.lr_rest is not None:
+            for group in groups:
+                group["lr"] = self.lr if group["direction"] == "muon" else self.lr_rest
+        optimizer = AMUSE(
+            groups,
+            lr=self.lr,
+            warmup_steps=self.warmup_steps,
+            t0_steps=self.t0_steps,
+            c_warmup_steps=self.c_warmup_steps,
+            beta1=self.beta1,
+            rho=self.rho,
+            momentum=self.momentum,
+            beta2=self.beta2,
+            auxiliary_momentum=self.auxiliary_momentum,
+            weight_decay=self.weight_decay,
+            r=self.r,
+        )
+        return Anytime(optimizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFreeAdamW(AveragedConfig):
+    """Schedule-Free AdamW, from the package `schedulefree`.
+
+    Attributes:
+        warmup_steps: Steps of linear learning-rate warm-up.
+        beta1: Interpolation between z (0) and x (1).
+        beta2: Decay of the second moment.
+        weight_decay: Decoupled, at y; not on norms and embeddings.
+    """
+
+    name: ClassVar[str] = "sf-adamw"
+
+    warmup_steps: int
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+
+    def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
+        optimizer = AdamWScheduleFree(
+            decay_split(model, self.weight_decay),
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            warmup_steps=self.warmup_steps,
+        )
+        return ScheduleFree(optimizer, beta=self.beta1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFreeSGD(AveragedConfig):
+    """Schedule-Free SGD, from the package `schedulefree`.
+
+    Attributes:
+        warmup_steps: Steps of linear learning-rate warm-up.
+        beta1: Interpolation between z (0) and x (1), which the package calls momentum.
+        weight_decay: Added to the gradient, at y, of every parameter.
+    """
+
+    name: ClassVar[str] = "sf-sgd"
+
+    warmup_steps: int
+    beta1: float = 0.9
+    weight_decay: float = 0.0
+
+    def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
+        optimizer = SGDScheduleFree(
+            trainable(model),
+            lr=self.lr,
+            momentum=self.beta1,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps,
+        )
+        return ScheduleFree(optimizer, beta=self.beta1)

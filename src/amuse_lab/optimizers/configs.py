@@ -1,0 +1,72 @@
+"""What the configs of the optimizers have in common."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from amuse_lab.config import OptimizerConfig
+from amuse_lab.errors import ConfigError, require
+from amuse_lab.optimizers.groups import trainable
+from amuse_lab.optimizers.wrappers import WithEMA
+from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.schedules import SCHEDULES, ScheduleName
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragedConfig(OptimizerConfig):
+    """An optimizer whose weights can be averaged on the way.
+
+    Attributes:
+        ema: Decay of an exponential moving average of the weights, which is then what is evaluated and
+            shipped; None keeps none.
+    """
+
+    ema: float | None = None
+
+    def build(self, model: nn.Module, *, steps: int) -> TrainingOptimizer:
+        """Build the optimizer, and the average around it.
+
+        Raises:
+            ConfigError: If the package refuses a setting or the model.
+        """
+        try:
+            optimizer = self._optimizer(model, steps)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return optimizer if self.ema is None else WithEMA(optimizer, trainable(model), decay=self.ema)
+
+    @abstractmethod
+    def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
+        """Build the optimizer itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledConfig(AveragedConfig):
+    """An optimizer with a learning-rate schedule that ends at the last step.
+
+    Attributes:
+        warmup_steps: Steps of warm-up from a hundredth of the peak.
+        schedule: What follows the warm-up: "cosine" (its warm-up is one, too) and "linear" go to a hundredth
+            of the peak, "wsd" holds and goes to 0 over the last fifth, "constant" holds; "none" has no
+            warm-up either.
+    """
+
+    warmup_steps: int
+    schedule: ScheduleName = "cosine"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
+        require(
+            self.schedule != "none" or self.warmup_steps == 0,
+            "warmup_steps",
+            "0 with schedule 'none'",
+            self.warmup_steps,
+        )
+
+    def _multiplier(self, steps: int) -> Callable[[int], float]:
+        """The schedule of a run of `steps`."""
+        return partial(SCHEDULES[self.schedule], steps=steps, warmup_steps=self.warmup_steps)

@@ -1,0 +1,117 @@
+"""Muon under a schedule, with different company for what is not a hidden matrix."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from amuse_lab.optimizers.configs import ScheduledConfig
+from amuse_lab.optimizers.groups import decay_split, routed
+from amuse_lab.optimizers.wrappers import Scheduled
+from amuse_lab.protocols import TrainingOptimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(ScheduledConfig):
+    """Muon for hidden matrices, AdamW for the rest, under one schedule; from torch.
+
+    Attributes:
+        lr_rest: Peak learning rate of AdamW; `lr` is Muon's, times sqrt(max(1, rows / columns)).
+        momentum: Of Muon, Nesterov.
+        beta1: Decay of AdamW's first moment.
+        beta2: Decay of AdamW's second moment.
+        weight_decay: Of AdamW, on the rest only.
+    """
+
+    name: ClassVar[str] = "muon"
+
+    lr_rest: float
+    momentum: float = 0.95
+    beta1: float = 0.8
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+
+    def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
+        """Build both parts, with the matrices that AMUSE would choose."""
+        matrices, rest = routed(model)
+        muon = torch.optim.Muon(
+            matrices, lr=self.lr, weight_decay=0.0, momentum=self.momentum, adjust_lr_fn="original"
+        )
+        adamw = torch.optim.AdamW(
+            rest, lr=self.lr_rest, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+        )
+        return Scheduled(muon, adamw, schedule=self._multiplier(steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMuon(ScheduledConfig):
+    """D-Muon: Muon with updates as large as AdamW's, AdamW for the rest at the same rate; from torch.
+
+    The updates of an r x c matrix have a root mean square near 0.2: the orthogonal factor times
+    0.2 sqrt(max(r, c)), as in arXiv 2502.16982.
+
+    Attributes:
+        momentum: Of Muon, Nesterov.
+        beta1: Decay of AdamW's first moment.
+        beta2: Decay of AdamW's second moment.
+        weight_decay: Decoupled, of both parts; not on norms and embeddings.
+    """
+
+    name: ClassVar[str] = "d-muon"
+
+    momentum: float = 0.95
+    beta1: float = 0.8
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+
+    def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
+        """Build both parts, with the matrices that AMUSE would choose."""
+        matrices, _ = routed(model)
+        taken = set(matrices)
+        muon = torch.optim.Muon(
+            matrices,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        rest = [
+            group | {"params": [p for p in group["params"] if p not in taken]}
+            for group in decay_split(model, self.weight_decay)
+        ]
+        adamw = torch.optim.AdamW(rest, lr=self.lr, betas=(self.beta1, self.beta2))
+        return Scheduled(muon, adamw, schedule=self._multiplier(steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonSGD(ScheduledConfig):
+    """Muon, kernels included, from the package `pytorch_optimizer`; heavy-ball SGD for the rest, from torch.
+
+    A convolution kernel is one matrix, output channels by all else.
+
+    Attributes:
+        lr_rest: Peak learning rate of SGD; `lr` is Muon's, times sqrt(max(1, rows / columns)).
+        momentum: Of both; Muon's is Nesterov's, SGD's is not.
+        weight_decay: Decoupled on what Muon moves, added to the gradient of the rest.
+    """
+
+    name: ClassVar[str] = "muon-sgd"
+
+    lr_rest: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
+        """Build both parts, with the matrices that AMUSE would choose."""
+        import pytorch_optimizer  # takes seconds to load
+
+        matrices, rest = routed(model, auxiliary="sgd")
+        muon = pytorch_optimizer.Muon(
+            [{"params": matrices, "use_muon": True}],
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+        )
+        sgd = torch.optim.SGD(rest, lr=self.lr_rest, momentum=self.momentum, weight_decay=self.weight_decay)
+        return Scheduled(muon, sgd, schedule=self._multiplier(steps))

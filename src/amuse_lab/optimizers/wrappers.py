@@ -1,0 +1,295 @@
+"""Optimizers as the training loop wants them: what stands between it and the packages."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amuse_lab.protocols import TrainingOptimizer
+from amuse_optim import AMUSE, averaged, telemetry
+
+
+@contextmanager
+def restored(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Whatever is done to the parameters inside, they hold the same bits as before after it."""
+    kept = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+
+
+def check_kind(state: dict[str, Any], kind: str) -> None:
+    """Refuse the state of another kind of optimizer, which packages would take over without a word."""
+    if state.get("kind") != kind:
+        raise ValueError(
+            f"state must be that of {kind}, got {state.get('kind')!r}: go on with the optimizer it is from"
+        )
+
+
+def check_at_y(at_x: bool, act: str) -> None:
+    """Refuse what makes sense at y only."""
+    if at_x:
+        raise RuntimeError(f"{act}() inside averaged(): the parameters hold x, not y; leave the block first")
+
+
+class Packaged:
+    """One or more of torch's optimizers, which together hold every parameter once.
+
+    Subclasses add what theirs have beyond a step: a schedule, an average, a second kind of gradient.
+
+    Args:
+        optimizers: From any package.
+    """
+
+    averages = False
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self._optimizers = optimizers
+        self._kind = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
+
+    @property
+    def wants_curvature(self) -> bool:
+        """Never."""
+        return False
+
+    def step(self) -> None:
+        """Take one step."""
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+
+    def observe_curvature(self) -> None:
+        """Take in nothing: it is never wanted."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Change nothing: there is one point only."""
+        yield
+
+    def telemetry(self) -> dict[str, float]:
+        """Return the lr of the first group in the last step."""
+        return {"lr": float(self._optimizers[0].param_groups[0]["lr"])}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The packages' own state dicts."""
+        states = [optimizer.state_dict() for optimizer in self._optimizers]
+        return {"kind": self._kind, "optimizers": states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        check_kind(state, self._kind)
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+class Anytime(Packaged):
+    """AMUSE: no schedule, x and y."""
+
+    averages = True
+
+    def __init__(self, optimizer: AMUSE) -> None:
+        super().__init__(optimizer)
+        self._amuse = optimizer
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the parameters hold x."""
+        with averaged(self._amuse):
+            yield
+
+    def telemetry(self) -> dict[str, float]:
+        """Return lr, beta and the averaging weight c of the last step, then the numbers of every group."""
+        group = self._amuse.param_groups[0]
+        shared = {"lr": group["lr_t"], "beta": group["beta_t"], "c": group["c_t"]}
+        measured = {name: value.item() for name, value in telemetry(self._amuse).items()}
+        by_group = {
+            name: value
+            for name, value in measured.items()
+            if name.split("/")[1] not in shared and math.isfinite(value)
+        }
+        return shared | by_group
+
+
+class ScheduleFree(Packaged):
+    """An optimizer of the package `schedulefree`: no schedule, x and y.
+
+    Args:
+        optimizer: AdamWScheduleFree or SGDScheduleFree; its step scales the gradients in place.
+        beta: Its interpolation between z (0) and x (1).
+    """
+
+    averages = True
+
+    def __init__(self, optimizer: Any, *, beta: float) -> None:  # the package has no types
+        super().__init__(optimizer)
+        self._optimizer = optimizer
+        self._beta = beta
+        optimizer.train()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the parameters hold x; y is kept aside, because the package's way back to it rounds."""
+        with restored([p for group in self._optimizer.param_groups for p in group["params"]]):
+            self._optimizer.eval()
+            try:
+                yield
+            finally:
+                self._optimizer.train()
+
+    def telemetry(self) -> dict[str, float]:
+        """Return lr and beta of the last step."""
+        return {"lr": float(self._optimizer.param_groups[0]["scheduled_lr"]), "beta": self._beta}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The package's own state dict, in its training mode."""
+        check_at_y(not self._optimizer.param_groups[0]["train_mode"], "state_dict")
+        return super().state_dict()
+
+
+class Scheduled(Packaged):
+    """Optimizers under one schedule.
+
+    Args:
+        optimizers: Their groups' "lr" is the peak.
+        schedule: From the step, 0 for the first, to the multiplier of the peak.
+        tells: Names of further values of the first group for the telemetry.
+    """
+
+    def __init__(
+        self,
+        *optimizers: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        tells: Sequence[str] = (),
+    ) -> None:
+        super().__init__(*optimizers)
+        self._schedule = schedule
+        self._tells = tells
+        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        self._step = 0
+
+    def step(self) -> None:
+        """Set this step's learning rates and take it."""
+        multiplier = self._schedule(self._step)
+        for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * multiplier
+        self._move()
+        self._step += 1
+
+    def _move(self) -> None:
+        """Move the parameters at the learning rates that are set."""
+        super().step()
+
+    def telemetry(self) -> dict[str, float]:
+        """Return the lr of the first group in the last step, and what else it was told to tell."""
+        group = self._optimizers[0].param_groups[0]
+        return super().telemetry() | {name: float(group[name]) for name in self._tells}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The packages' own state dicts, and the step."""
+        return super().state_dict() | {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`, with this schedule and these peaks."""
+        super().load_state_dict(state)
+        self._step = state["step"]
+
+
+class WithEMA:
+    r"""Any optimizer, with an exponential moving average of what it trains as x.
+
+    With p_t the parameters after step t and the decay d, free of the initial parameters (bias-corrected):
+
+    .. code-block:: text
+
+        x_t = (1 - d) sum_{i <= t} d^(t - i) p_i / (1 - d^t)
+            = x_{t-1} + (1 - d) / (1 - d^t) (p_t - x_{t-1})
+
+    so x_1 = p_1, and x_t is the plain mean as d goes to 1. It is kept in float32 at least. An average that
+    the optimizer itself keeps is not used.
+
+    Args:
+        optimizer: Trains the parameters.
+        parameters: Those it trains.
+        decay: d, in (0, 1).
+    """
+
+    averages = True
+
+    def __init__(self, optimizer: TrainingOptimizer, parameters: Sequence[Tensor], *, decay: float) -> None:
+        self._optimizer = optimizer
+        self._parameters = parameters
+        self._decay = decay
+        self._average = [
+            p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters
+        ]
+        self._step = 0
+        self._at_x = False
+
+    @property
+    def wants_curvature(self) -> bool:
+        """Whether the optimizer does."""
+        return self._optimizer.wants_curvature
+
+    def observe_curvature(self) -> None:
+        """Hand it to the optimizer."""
+        self._optimizer.observe_curvature()
+
+    def step(self) -> None:
+        """Take one step and average its result in."""
+        check_at_y(self._at_x, "step")
+        self._optimizer.step()
+        self._step += 1
+        weight = (1 - self._decay) / (1 - self._decay**self._step)
+        with torch.no_grad():
+            for average, parameter in zip(self._average, self._parameters, strict=True):
+                average.lerp_(parameter.to(average.dtype), weight)
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        self._optimizer.zero_grad()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the parameters hold x."""
+        with restored(self._parameters):
+            with torch.no_grad():
+                for average, parameter in zip(self._average, self._parameters, strict=True):
+                    parameter.copy_(average)
+            self._at_x = True
+            try:
+                yield
+            finally:
+                self._at_x = False
+
+    def telemetry(self) -> dict[str, float]:
+        """Return what the optimizer tells."""
+        return self._optimizer.telemetry()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, the average and the step."""
+        check_at_y(self._at_x, "state_dict")
+        return {
+            "kind": "EMA",
+            "optimizer": self._optimizer.state_dict(),
+            "average": list(self._average),
+            "step": self._step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        check_kind(state, "EMA")
+        self._optimizer.load_state_dict(state["optimizer"])
+        for average, saved in zip(self._average, state["average"], strict=True):
+            average.copy_(saved)
+        self._step = state["step"]

@@ -1,0 +1,123 @@
+"""Where metrics go besides metrics.jsonl: TensorBoard and Weights & Biases, where they are installed."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from amuse_lab.config import RunConfig, SinkName, to_json
+from amuse_lab.errors import RequestError
+
+
+class Sink(Protocol):
+    """Takes lines of metrics."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Take one line, as metrics.jsonl gets it."""
+
+    def close(self) -> None:
+        """Finish writing."""
+
+
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line under `<split>/<name>`; the step is their place, not one of them."""
+    return {
+        f"{line['split']}/{name}": value
+        for name, value in line.items()
+        if name not in ("split", "step") and value is not None
+    }
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` of the run folder.
+
+    Args:
+        folder: Of the run.
+        config: Of the run.
+        step: Steps done; what an earlier process wrote of later ones is hidden.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, step: int) -> None:  # noqa: ARG002 - every sink's
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add one point to each curve."""
+        for name, value in _scalars(line).items():
+            self._writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases with the name of the run folder; `WANDB_MODE` and its like apply.
+
+    Args:
+        folder: Of the run; local files go to `wandb/` in it.
+        config: Of the run.
+        step: Not needed: a point that was logged before has the same value.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, step: int) -> None:  # noqa: ARG002 - every sink's
+        wandb = importlib.import_module("wandb")
+        self._run = wandb.init(
+            project="amuse-optim",
+            group=config.recipe,
+            name=folder.name,
+            id=folder.name,
+            resume="allow",
+            dir=str(folder),
+            config=to_json(config),
+        )
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add one point to each curve."""
+        self._run.log(_scalars(line), step=line["step"])
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._run.finish()
+
+
+_SINKS: Mapping[SinkName, tuple[Callable[[Path, RunConfig, int], Sink], str]] = {
+    "tensorboard": (TensorBoard, "tensorboard"),
+    "wandb": (WeightsAndBiases, "wandb"),
+}
+"""What makes each sink, and the package it needs."""
+
+
+def check_installed(names: Sequence[SinkName]) -> None:
+    """Check that the packages of some sinks are there.
+
+    Raises:
+        RequestError: With what to install, if one is not.
+    """
+    for name in names:
+        package = _SINKS[name][1]
+        if importlib.util.find_spec(package) is None:
+            raise RequestError(
+                f"the sink {name} needs a package that is not installed: pip install {package}"
+            )
+
+
+@contextmanager
+def opened(names: Sequence[SinkName], config: RunConfig, folder: Path, step: int) -> Iterator[list[Sink]]:
+    """Open the sinks of a run and close them in the end.
+
+    Args:
+        names: Which.
+        config: Of the run.
+        folder: Of the run.
+        step: Steps done.
+    """
+    with ExitStack() as stack:
+        sinks: list[Sink] = []
+        for name in names:
+            sinks.append(_SINKS[name][0](folder, config, step))
+            stack.callback(sinks[-1].close)
+        yield sinks

@@ -1,0 +1,126 @@
+"""The index of a folder of prepared text: `index.json`, the last file that a round of shards changes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from amuse_lab.errors import DataError
+from amuse_lab.records import replacing
+from amuse_lab.tasks.lm.shards import Shard
+
+DATA = Path("data")
+"""The folder that holds the folders of prepared text."""
+
+NAME = "index.json"
+VERSION = 1
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the index knows of one shard.
+
+    Attributes:
+        file: Its name in the folder.
+        tokens: How many it holds, the ends of documents among them.
+        documents: How many documents those are.
+        bytes: How long these were in UTF-8.
+        checksum: Stands for its tokens, see `write_shard`.
+    """
+
+    file: str
+    tokens: int
+    documents: int
+    bytes: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a folder is prepared from and how; the same request always gives the same files.
+
+    Attributes:
+        source: What identifies the source and its split, in JSON's types.
+        tokenizer: Name of the tokenizer.
+        tokens: Training tokens to stop after; None takes all there are.
+        shard_tokens: Tokens after which a round of shards is written.
+    """
+
+    source: Mapping[str, Any]
+    tokenizer: str
+    tokens: int | None
+    shard_tokens: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a folder of prepared text holds.
+
+    Attributes:
+        request: What was asked for.
+        sha256: Of the tokenizer.
+        vocabulary: Its different tokens.
+        complete: Whether the request is fulfilled.
+        position: Where the source goes on, while it is not.
+        train: The shards of the training text, in order.
+        validation: Those of the validation text.
+    """
+
+    request: Request
+    sha256: str
+    vocabulary: int
+    complete: bool
+    position: Any
+    train: tuple[ShardEntry, ...] = ()
+    validation: tuple[ShardEntry, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Read the index of a folder; None where there is none.
+
+        Raises:
+            DataError: If it cannot be read or is damaged.
+        """
+        path = folder / NAME
+        try:
+            content = json.loads(path.read_bytes())
+            version = content.pop("version")
+            if version != VERSION:
+                raise DataError(f"{path} must have version {VERSION} of the format, got {version!r}")
+            content["request"] = Request(**content["request"])
+            for split in SPLITS:
+                content[split] = tuple(ShardEntry(**entry) for entry in content[split])
+            return cls(**content)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{path} is damaged: remove {folder} and prepare it again") from error
+
+    def write(self, folder: Path) -> None:
+        """Put the index into its folder, in place of an earlier one."""
+        content = {"version": VERSION} | asdict(self)
+        with replacing(folder / NAME) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def entries(self, split: str) -> tuple[ShardEntry, ...]:
+        """Return the shards of "train" or "validation"."""
+        return {"train": self.train, "validation": self.validation}[split]
+
+    def count(self, split: str, what: str) -> int:
+        """Return the "tokens", "documents" or "bytes" of a split."""
+        return sum(getattr(entry, what) for entry in self.entries(split))
+
+    def open(self, folder: Path, split: str) -> list[Shard]:
+        """Open the shards of a split.
+
+        Raises:
+            DataError: If one is missing, or is not what the index says.
+        """
+        return [
+            Shard(folder / entry.file, tokens=entry.tokens, tokenizer=self.sha256, checksum=entry.checksum)
+            for entry in self.entries(split)
+        ]

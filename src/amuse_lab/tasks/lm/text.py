@@ -1,0 +1,148 @@
+"""What a language model is trained and measured on: bytes held in memory, or prepared tokens on disk."""
+
+import math
+from typing import Protocol
+
+from torch import Tensor
+
+from amuse_lab.errors import require
+from amuse_lab.tasks.lm.data import DATASETS, Corpus, training_windows, validation_windows
+from amuse_lab.tasks.lm.index import DATA
+from amuse_lab.tasks.lm.loader import Batches, open_tokens
+from amuse_lab.tasks.lm.on_board import ON_BOARD, on_board
+
+
+class Text(Protocol):
+    """Windows of tokens, each one longer than the context."""
+
+    def batch(self, step: int, rows: slice) -> Tensor:
+        """Return windows of a training step, shape (rows, context + 1): a pure function."""
+
+    def validation(self, limit: int | None) -> int:
+        """Return how many windows an evaluation has: at most `limit`, or all."""
+
+    def validation_windows(self, limit: int | None, rows: slice) -> Tensor:
+        """Return some of the windows of an evaluation, which are evenly spread and always the same."""
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Convert a mean validation loss in nats per token."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of tokens."""
+
+
+class Bytes:
+    """A text in memory whose tokens are its bytes; training windows start anywhere.
+
+    Args:
+        corpus: Both parts of it.
+        context: Targets per window.
+        batch: Windows per step.
+        seed: Decides which windows each step sees.
+    """
+
+    def __init__(self, corpus: Corpus, *, context: int, batch: int, seed: int) -> None:
+        shortest = min(len(corpus.train), len(corpus.validation))
+        require(context < shortest, "context", f"shorter than each text, here {shortest} bytes", context)
+        self._corpus = corpus
+        self._length = context + 1
+        self._batch = batch
+        self._seed = seed
+
+    def batch(self, step: int, rows: slice) -> Tensor:
+        """Return windows of a training step."""
+        windows = training_windows(
+            self._corpus.train, seed=self._seed, step=step, batch=self._batch, length=self._length
+        )
+        return windows[rows]
+
+    def validation(self, limit: int | None) -> int:
+        """Return how many windows an evaluation has."""
+        return len(validation_windows(self._corpus.validation, length=self._length, limit=limit))
+
+    def validation_windows(self, limit: int | None, rows: slice) -> Tensor:
+        """Return some of the windows of an evaluation."""
+        return validation_windows(self._corpus.validation, length=self._length, limit=limit)[rows]
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Convert a mean validation loss in nats per byte."""
+        return loss / math.log(2)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
+        return list(text.encode())
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of bytes."""
+        return bytes(tokens).decode(errors="replace")
+
+
+class Prepared:
+    """Text that `amuse-lab prepare` has tokenized; every window comes once in an epoch.
+
+    Args:
+        source: Name of a folder in `data`, or a path; a text on board and a tokenizer, such as
+            "shakespeare-gpt2", are prepared when they are first used.
+        vocabulary: How many tokens the model has.
+        context: Targets per window.
+        batch: Windows per step.
+        seed: Decides which windows each step sees.
+
+    Raises:
+        DataError: If the folder is not there, not complete, or damaged.
+        ConfigError: If the model's vocabulary is too small, or the text too short.
+    """
+
+    def __init__(self, source: str, *, vocabulary: int, context: int, batch: int, seed: int) -> None:
+        name, _, tokenizer = source.partition("-")
+        folder = on_board(name, tokenizer) if name in ON_BOARD and tokenizer else source
+        train, self._validation = open_tokens(folder, "train"), open_tokens(folder, "validation")
+        least = train.vocabulary
+        require(vocabulary >= least, "vocabulary", f"at least the {least} of {source}", vocabulary)
+        self._batches = Batches(train.windows(context), batch=batch, seed=seed)
+        self._windows = self._validation.windows(context)
+        self._tokenizer = train.tokenizer
+
+    def batch(self, step: int, rows: slice) -> Tensor:
+        """Return windows of a training step."""
+        return self._batches(step, rows)
+
+    def validation(self, limit: int | None) -> int:
+        """Return how many windows an evaluation has."""
+        return len(self._windows.spread(limit))
+
+    def validation_windows(self, limit: int | None, rows: slice) -> Tensor:
+        """Return some of the windows of an evaluation."""
+        return self._windows.read(self._windows.spread(limit)[rows])
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Convert a mean validation loss in nats per token."""
+        return self._validation.bits_per_byte(loss)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+        return [int(token) for token in self._tokenizer.encode([text])[0]]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of tokens."""
+        return self._tokenizer.decode(tokens)
+
+
+def open_text(source: str, *, vocabulary: int, context: int, batch: int, seed: int) -> Text:
+    """Open what a config calls its data: a text by name, else a prepared folder.
+
+    Raises:
+        DataError: If it is missing or is not what it should be.
+        ConfigError: If model and text do not fit.
+    """
+    if source in DATASETS:
+        return Bytes(Corpus.of(DATASETS[source].load()), context=context, batch=batch, seed=seed)
+    return Prepared(source, vocabulary=vocabulary, context=context, batch=batch, seed=seed)
+
+
+def is_prepared(name: str) -> bool:
+    """Whether a folder of prepared text of this name lies in `data`."""
+    return (DATA / name).is_dir()

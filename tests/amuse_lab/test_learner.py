@@ -1,0 +1,225 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amuse_lab.config import RunConfig
+from amuse_lab.learner import Learner
+from amuse_lab.parallel import ALONE, Processes
+from amuse_lab.tasks.lm.task import LanguageModelTask
+from amuse_lab.timing import Stopwatch
+
+Make = Callable[..., RunConfig]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def wide(tiny: Make) -> Make:
+    """The tiny run with a batch of 6."""
+    return lambda optimizer="amuse", **changes: tiny(
+        optimizer, **{"task": replace(tiny().task, batch=6)} | changes
+    )
+
+
+def learner(config: RunConfig, processes: Processes = ALONE) -> Learner:
+    return Learner.build(config, processes, CPU)
+
+
+def gradients(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients that the optimizer is given in the first step."""
+    learning = learner(config)
+    found: dict[str, Tensor] = {}
+
+    def step() -> None:
+        found.update({name: p.grad.clone() for name, p in learning.model.named_parameters()})  # type: ignore[union-attr]
+
+    monkeypatch.setattr(learning.optimizer, "step", step)
+    learning.advance(look=True)
+    return learning.take_losses(), found
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 6, 100])
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_microbatches_add_up_to_the_mean_over_the_batch(
+    wide: Make, monkeypatch: pytest.MonkeyPatch, micro_batch: int, clip: float | None
+) -> None:
+    """Also where the last microbatch is smaller; and clipping sees the whole gradient."""
+    config = wide(clip=clip)
+    reference = learner(config)
+    model = reference.model.double()
+    windows = reference.task.batch(0)
+    expected = reference.task.loss(model, windows)
+    expected.backward()
+    if clip is not None:
+        norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))  # type: ignore[union-attr]
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad *= clip / norm
+    loss, found = gradients(replace(config, micro_batch=micro_batch), monkeypatch)
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name].double(), parameter.grad, rtol=1e-4, atol=1e-8)
+
+
+def test_no_forward_is_larger_than_a_microbatch(wide: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = LanguageModelTask.loss
+    sizes: list[int] = []
+
+    def spy(task: LanguageModelTask, model: nn.Module, batch: Any) -> Tensor:
+        sizes.append(len(batch[0]))
+        return usual(task, model, batch)
+
+    monkeypatch.setattr(LanguageModelTask, "loss", spy)
+    learner(wide(micro_batch=4)).advance(look=True)
+    assert sizes == [4, 2]
+
+
+class Recorded(Processes):
+    """One of several processes; sums are taken by hand."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("full", [True, False])
+def test_processes_divide_an_evaluation(tiny: Make, count: int, full: bool) -> None:
+    """Their parts add up to what one process measures, with as many forwards on each of them."""
+    config = replace(tiny().task, eval_windows=7)
+    task = config.build(seed=0, device=CPU)
+    model = config.build_model()
+    forwards: list[int] = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    parts, calls = [], []
+    for index in range(count):
+        forwards.clear()
+        parts.append(task.evaluate(model, full=full, processes=Recorded(index, count))["loss"])
+        calls.append(len(forwards))
+    assert sum(parts) == pytest.approx(task.evaluate(model, full=full)["loss"], rel=1e-6)
+    assert len(set(calls)) == 1
+
+
+@pytest.mark.parametrize(("precision", "weights"), [("amp-bf16", torch.float32), ("bf16", torch.bfloat16)])
+def test_low_precision_computes_in_bfloat16(tiny: Make, precision: str, weights: torch.dtype) -> None:
+    seen: list[torch.dtype] = []
+    learning = learner(tiny(precision=precision))
+    projection = learning.model.get_submodule("blocks.0.mlp.projection")
+    projection.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    learning.advance(look=True)
+    learning.evaluate(full=False)
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in learning.model.parameters()} == {weights}
+    plain = learner(tiny())
+    plain.advance(look=True)
+    assert learning.take_losses() == pytest.approx(plain.take_losses(), rel=1e-2)
+
+
+def test_compiling_changes_no_result(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the backend that runs the traced operations as they are: inductor takes a minute."""
+    compiled: list[nn.Module] = []
+
+    def compile_eagerly(module: nn.Module) -> None:
+        compiled.append(module)
+        usual(module, backend="eager")
+
+    usual = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    fast, plain = learner(tiny(compile=True)), learner(tiny())
+    assert compiled == [fast.model]
+    for _ in range(2):
+        fast.advance(look=True)
+        plain.advance(look=True)
+    assert fast.take_losses() == pytest.approx(plain.take_losses(), rel=1e-5)
+    assert fast.sample() == plain.sample()
+    assert fast.state_dict()["model"].keys() == plain.state_dict()["model"].keys()
+
+
+def test_curvature_is_estimated_when_it_is_wanted(tiny: Make) -> None:
+    """On labels from the model, before the step's own gradient, the same again from the same seed."""
+
+    def observed(micro_batch: int | None) -> list[Tensor]:
+        learning = learner(tiny(micro_batch=micro_batch))
+        found: list[Tensor] = []
+        calls: list[str] = []
+        wanted = iter((True, False))
+
+        class Curious:
+            wants_curvature = property(lambda _: next(wanted))
+
+            def observe_curvature(self) -> None:
+                calls.append("observe")
+                found.append(parameter.grad.clone())  # type: ignore[union-attr]
+
+            def step(self) -> None:
+                calls.append("step")
+                found.append(parameter.grad.clone())  # type: ignore[union-attr]
+
+            def zero_grad(self) -> None:
+                learning.model.zero_grad()
+
+        parameter = learning.model.get_parameter("embedding.weight")
+        learning.optimizer = Curious()  # type: ignore[assignment]
+        learning.advance(look=True)
+        learning.advance(look=True)
+        assert calls == ["observe", "step", "step"]
+        return found
+
+    curvature, first, second = observed(None)
+    assert not torch.equal(curvature, first)
+    torch.testing.assert_close(observed(None), [curvature, first, second], rtol=0, atol=0)
+    torch.testing.assert_close(observed(1)[1], first)
+
+
+def test_sampled_labels_follow_the_model(tiny: Make) -> None:
+    """The gradient of the loss on its own labels vanishes in the mean (Bartlett), on given ones not."""
+    config = tiny().task
+    task, model = config.build(seed=0, device=CPU), config.build_model()
+    generator = torch.Generator().manual_seed(0)
+    batch = task.batch(0)
+    weight = model.norm.weight
+    total = torch.zeros_like(weight)
+    for _ in range(400):
+        (gradient,) = torch.autograd.grad(task.sampled_loss(model, batch, generator), weight)
+        total += gradient / 400
+    (given,) = torch.autograd.grad(task.loss(model, batch), weight)
+    assert total.norm() < 0.1 * given.norm()
+
+
+def test_parts_of_the_time_add_up(tiny: Make) -> None:
+    learning = learner(tiny())
+    for _ in range(3):
+        learning.advance(look=True)
+    parts = learning.clock.read()
+    assert set(parts) == {"data", "forward_backward", "optimizer"}
+    assert all(seconds > 0 for seconds in parts.values())
+
+
+def test_a_stopwatch_counts_laps(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter((1.0, 3.0, 4.0, 10.0, 10.5))
+    monkeypatch.setattr("time.perf_counter", lambda: next(moments))
+    watch = Stopwatch(CPU)
+    watch.start()
+    watch.lap("a")
+    watch.lap("b")
+    watch.start()
+    watch.lap("a")
+    assert watch.read() == {"a": 2.5, "b": 1.0}
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU; test_parts_of_the_time_add_up is the CPU's"
+)
+def test_a_gpu_is_measured_in_its_own_time(tiny: Make) -> None:
+    learning = Learner.build(tiny(device="cuda", precision="amp-bf16"), ALONE, torch.device("cuda"))
+    for _ in range(3):
+        learning.advance(look=False)
+    assert learning.losses == []
+    parts = learning.clock.read()
+    assert set(parts) == {"data", "forward_backward", "optimizer"}
+    assert all(seconds > 0 for seconds in parts.values())
+    learning.advance(look=True)
+    assert len(learning.losses) == 4

@@ -1,0 +1,302 @@
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from amuse_lab import checkpoint
+from amuse_lab.config import RunConfig
+from amuse_lab.errors import ConfigError, RecordError
+from amuse_lab.progress import Silence, Status
+from amuse_lab.records import RunFolder
+from amuse_lab.resume import check_changes, newest_unfinished, saved_config
+from amuse_lab.train import Outcome, train
+
+Make = Callable[..., RunConfig]
+ROOT = Path(__file__).parents[2]
+
+
+class Stopping(Silence):
+    """Sends a signal at some step."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.step, self.number = step, number
+
+    def show(self, status: Status) -> None:
+        if status.step == self.step:
+            signal.raise_signal(self.number)
+
+
+class Notes(Silence):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def remains(folder: Path) -> dict[str, Any]:
+    """What a run leaves, without times."""
+    return {
+        "metrics": [
+            {name: value for name, value in line.items() if "second" not in name}
+            for line in RunFolder(folder).metrics()
+        ],
+        "state": load_file(checkpoint.finished(folder / "checkpoints")[-1] / "whole.safetensors"),
+        "model": load_file(folder / "model.safetensors"),
+        "sample": (folder / "sample.txt").read_text(),
+        "val_loss": json.loads((folder / "summary.json").read_text())["val_loss"],
+    }
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name in ("metrics", "sample", "val_loss"):
+        assert found[name] == expected[name]
+    for name in ("state", "model"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((outcome.folder / "summary.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("optimizer", ["amuse", "sf-adamw", "muon", "adamw"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tiny: Make, optimizer: str) -> None:
+    config = tiny(optimizer, steps=9, log_every=2, eval_every=3, clip=0.5)
+    expected = train(config, Silence())
+    first = train(config, Stopping(3))
+    assert first.summary["status"] == "interrupted"
+    assert first.signal == signal.SIGINT
+    resumed = train(config, Silence(), resume=first.folder)
+    assert resumed.folder == first.folder
+    assert resumed.summary["status"] == "finished"
+    assert resumed.summary["seconds"] > first.summary["seconds"]
+    assert_same(remains(resumed.folder), remains(expected.folder))
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"micro_batch": 1}])
+def test_settings_of_the_loop_resume_too(tiny: Make, changes: dict[str, Any]) -> None:
+    config = tiny(steps=6, **changes)
+    expected = train(config, Silence())
+    first = train(config, Stopping(2))
+    assert_same(remains(train(config, Silence(), resume=first.folder).folder), remains(expected.folder))
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(tiny: Make) -> None:
+    """A process that is gone leaves lines of steps that will be taken again, and perhaps half a line."""
+    config = tiny(steps=6, checkpoint_every=2, keep_last=9)
+    expected = train(config, Silence())
+    folder = train(config, Stopping(5)).folder
+    for path in checkpoint.finished(folder / "checkpoints"):
+        if checkpoint.step_of(path) > 2:
+            (path / "outline.pt").unlink()
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 6, "tok')
+    progress = Notes()
+    assert_same(remains(train(config, progress, resume=folder).folder), remains(expected.folder))
+    damaged = [note for note in progress.notes if "is damaged" in note]
+    assert len(damaged) == 2
+    assert progress.notes[-1] == f"going on with {folder} after step 2"
+
+
+def test_a_run_without_a_checkpoint_begins_again_in_its_folder(tiny: Make) -> None:
+    config = tiny(steps=4)
+    expected = train(config, Silence())
+    folder = RunFolder.create(config, {})
+    folder.log({"step": 1, "split": "train", "loss": 5.0})
+    folder.close()
+    assert_same(remains(train(config, Silence(), resume=folder.path).folder), remains(expected.folder))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(tiny: Make) -> None:
+    config = tiny(steps=4)
+    folder = train(config, Silence()).folder
+    for path in checkpoint.finished(folder / "checkpoints"):
+        (path / "manifest.json").unlink()
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    with pytest.raises(RecordError, match=r"every checkpoint in .* is damaged; start the run anew"):
+        train(config, Silence(), resume=folder)
+    assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+def test_a_finished_run_can_be_made_longer(tiny: Make) -> None:
+    """With AMUSE, which knows no end, it is the run that would have been longer from its beginning."""
+    expected = remains(train(tiny(steps=8, log_every=4), Silence()).folder)
+    short = train(tiny(steps=4, log_every=4), Silence())
+    longer = replace(saved_config(short.folder), steps=8)
+    check_changes(saved_config(short.folder), longer)
+    assert_same(remains(train(longer, Silence(), resume=short.folder).folder), expected)
+    assert saved_config(short.folder).steps == 8
+    environments = sorted(path.name for path in short.folder.glob("env*"))
+    assert environments == ["env-2.json", "env.json"]
+    assert json.loads((short.folder / "env-2.json").read_text())["from_step"] == 4
+
+
+def test_a_run_that_goes_on_has_not_ended(tiny: Make) -> None:
+    """Should it be killed now, it is found again."""
+    config = tiny(steps=4)
+    folder = train(config, Silence()).folder
+
+    class Looking(Silence):
+        def show(self, status: Status) -> None:
+            assert newest_unfinished(replace(config, steps=8)) == folder
+            seen.append(status.step)
+
+    seen: list[int] = []
+    train(replace(config, steps=8), Looking(), resume=folder)
+    assert seen == [5, 6, 7, 8]
+    assert newest_unfinished(replace(config, steps=8)) is None
+
+
+def test_resuming_what_is_done_changes_nothing(tiny: Make) -> None:
+    config = tiny(steps=4)
+    folder = train(config, Silence()).folder
+    before = remains(folder)
+    assert summary(train(config, Silence(), resume=folder))["status"] == "finished"
+    assert_same(remains(folder), before)
+
+
+def test_fewer_steps_than_are_done_are_refused(tiny: Make) -> None:
+    folder = train(tiny(steps=4), Silence()).folder
+    with pytest.raises(ConfigError, match=r"^steps must be at least the 4 done, got 3$"):
+        train(tiny(steps=3), Silence(), resume=folder)
+    assert summary(Outcome(folder, {}, "", "", 0))["status"] == "finished"
+
+
+@pytest.mark.parametrize("optimizer", ["amuse", "sf-adamw", "muon", "adamw"])
+def test_the_saved_config_is_the_config(tiny: Make, optimizer: str) -> None:
+    config = tiny(optimizer, sinks=("tensorboard",), clip=1.5, seed=7, precision="bf16")
+    folder = RunFolder.create(config, {})
+    folder.close()
+    assert saved_config(folder.path) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a run folder: No such file or directory: config.json"),
+        ("{", "cannot go on with .*: config.json: "),
+        ('{"recipe": "nobody"}', "unknown recipe 'nobody'"),
+        (
+            '{"recipe": "shakespeare", "optimizer": {"name": "adamw"}, "stepz": 3}',
+            "RunConfig has no setting 'stepz': another version wrote it",
+        ),
+        (
+            '{"recipe": "shakespeare", "optimizer": {"name": "adamw"}, "steps": -3}',
+            "steps must be at least 1, got -3",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_resumed_says_why(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RecordError, match=message):
+        saved_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "changes", "message"),
+    [
+        ("amuse", {"seed": 3}, r"^seed must stay 0 when a run goes on, got 3; start a new run$"),
+        ("amuse", {"precision": "bf16"}, "^precision must stay 'fp32'"),
+        ("amuse", {"log_every": 7}, "^log_every must stay 1"),
+        (
+            "adamw",
+            {"steps": 8},
+            "^steps must be the 4 that the cosine schedule of adamw ends with, got 8$",
+        ),
+    ],
+)
+def test_what_decides_the_run_has_to_stay(
+    tiny: Make, optimizer: str, changes: dict[str, Any], message: str
+) -> None:
+    config = tiny(optimizer)
+    check_changes(config, config)
+    with pytest.raises(ConfigError, match=message):
+        check_changes(config, replace(config, **changes))
+
+
+def test_nested_settings_have_to_stay_and_free_ones_may_change(tiny: Make) -> None:
+    config = tiny()
+    other = replace(config, task=replace(config.task, batch=4))
+    with pytest.raises(ConfigError, match=r"^task.batch must stay 2"):
+        check_changes(config, other)
+    check_changes(config, replace(config, steps=9, micro_batch=1, threads=2, keep_last=5, sinks=("wandb",)))
+
+
+def test_a_schedule_without_an_end_can_be_made_longer(tiny: Make) -> None:
+    config = tiny("adamw")
+    config = replace(config, optimizer=replace(config.optimizer, schedule="constant"))
+    check_changes(config, replace(config, steps=8))
+
+
+def test_the_newest_unfinished_run_of_a_config_is_found(tiny: Make) -> None:
+    config = tiny(steps=4)
+    assert newest_unfinished(config) is None
+    train(config, Silence())
+    assert newest_unfinished(config) is None
+    train(replace(config, seed=1), Stopping(2))
+    assert newest_unfinished(config) is None
+    older, newer = (train(config, Stopping(2)).folder for _ in range(2))
+    assert newest_unfinished(config) == newer
+    train(config, Silence(), resume=newer)
+    assert newest_unfinished(config) == older
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tiny: Make) -> None:
+    config = tiny(steps=4)
+    folder = RunFolder.create(config, {})
+    with pytest.raises(RecordError, match=r"is in use: another process is running it"):
+        train(config, Silence(), resume=folder.path)
+    folder.close()
+    train(config, Silence(), resume=folder.path)
+
+
+def test_a_command_that_is_stopped_can_be_given_again(tmp_path: Path) -> None:
+    small = [
+        *("--task.model.n-embd", "8", "--task.model.n-head", "1", "--task.model.n-layer", "1"),
+        *("--task.batch", "1", "--task.eval-windows", "2", "--task.sample-length", "3"),
+    ]
+    command = [sys.executable, "-m", "amuse_lab", "train", "shakespeare", "--resume", "--eval-every", "5"]
+    command += [*small, "--steps", "1000000"]
+    for number, status, notes in ((signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 1)):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("step ")
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == status
+        *before, last = error.splitlines()
+        assert last.startswith("amuse-lab: interrupted after step ")
+        assert len(before) == notes
+    (folder,) = tmp_path.glob("runs/shakespeare/*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert (folder / "model.safetensors").exists()
+    steps = [line["step"] for line in RunFolder(folder).metrics() if line["split"] == "train"]
+    assert steps == list(range(10, steps[-1] + 1, 10))
+
+
+def test_kills_at_any_moment_leave_no_trace(tmp_path: Path) -> None:
+    """Real processes, really killed; `benchmarks/fault_test.py --kills 50` is the long form."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "fault_test.py", "--kills", "5", "--steps", "40"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["kills"] == 5
+    assert report["inside checkpoint writes"] >= 1
+    assert report["different"] == []
