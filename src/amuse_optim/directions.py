@@ -74,12 +74,3 @@ def adamw_direction(
         return torch.div(gradient, denominator, out=denominator), correction
     first_moment.lerp_(gradient, 1.0 - momentum)
     return torch.div(first_moment, denominator, out=denominator), correction / (1.0 - momentum**step)
-
-
-def total_norm(tensors: list[Tensor]) -> Tensor:
-    """Euclidean norm over all entries of all tensors, on the first one's device."""
-    if not tensors:
-        return torch.tensor(0.0)
-    norms = torch._foreach_norm(tensors)
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
-    return total

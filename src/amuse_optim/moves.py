@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import directions, sequences, tiles
+from .distributed import LocalState, gathered, is_sharded, local, own_part, summed
 from .layout import Layout
 from .orthogonalize import (
     batch_entries,
@@ -35,19 +36,29 @@ _STORED = ("z", "x", *_MOMENTA)
 
 @dataclass(frozen=True)
 class Member:
-    """A parameter in one step.
+    """A parameter in one step; of a sharded one, this rank's part.
 
     Args:
         parameter: Holds y.
         gradient: Read only.
         state: Its state.
         place: Index of its group and its index in it.
+        whole: The parameter itself, for its shape and how it is sharded.
     """
 
     parameter: Tensor
     gradient: Tensor
     state: State
     place: tuple[int, int]
+    whole: Tensor
+
+    @classmethod
+    def of(cls, parameter: Tensor, state: State, place: tuple[int, int]) -> "Member":
+        """The member of a parameter with a gradient."""
+        assert parameter.grad is not None
+        if is_sharded(parameter):
+            return cls(local(parameter), local(parameter.grad), LocalState(state), place, parameter)
+        return cls(parameter, parameter.grad, state, place, parameter)
 
     @property
     def in_full_precision(self) -> bool:
@@ -94,11 +105,13 @@ class Measurement:
         if stacks:
             self._errors.append(orthogonality_errors(stacks))
 
-    def values(self) -> dict[str, Tensor]:
-        """The root mean squares over all batches."""
+    def values(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The root mean squares over all batches, and over the ranks that share the parameters."""
         device = self._squares[0].device
-        mean = torch.stack([square.to(device) for square in self._squares]).sum() / self._entries
-        found = {"update_rms": mean.sqrt()}
+        squares = torch.stack([square.to(device) for square in self._squares]).sum()
+        sums = torch.stack([squares, torch.full_like(squares, self._entries)])
+        total, entries = summed(sums, parameters)
+        found = {"update_rms": (total / entries).sqrt()}
         if self._errors:
             found["orthogonality_error"] = torch.cat([e.to(device) for e in self._errors]).mean().sqrt()
         return found
@@ -122,7 +135,9 @@ def together_or_apart(group: Group, members: Sequence[Member]) -> tuple[list[lis
     alike: dict[object, list[Flat]] = {}
     apart: list[Member] = []
     for member in members:
-        columns = None if group["foreach"] is False else _flat_columns(member)
+        # Sharded matrices are gathered one by one, in the order that all ranks have.
+        gathering = group["direction"] == "muon" and is_sharded(member.whole)
+        columns = None if group["foreach"] is False or gathering else _flat_columns(member)
         if columns is None:
             apart.append(member)
         else:
@@ -230,7 +245,7 @@ def _pieces_by_shape(group: Group, members: list[Flat]) -> dict[tuple[int, int],
     bound = batch_entries(members[0].columns[0].device)
     for flat in members:
         start = 0
-        for count, rows, cols in layout_of(group, flat.member.parameter).blocks:
+        for count, rows, cols in layout_of(group, flat.member.whole).blocks:
             pieces = shapes.setdefault((rows, cols), [])
             end = start + count * rows * cols
             limit = max(1, bound // (rows * cols)) * rows * cols
@@ -282,12 +297,12 @@ def batches(group: Group, members: list[Member]) -> Iterator[list[Member]]:
         return
     batch: list[Member] = []
     entries = 0
-    for member in sorted(members, key=lambda member: member.parameter.shape):
-        if batch and entries + member.parameter.numel() > batch_entries(member.parameter.device):
+    for member in sorted(members, key=lambda member: member.whole.shape):
+        if batch and entries + member.whole.numel() > batch_entries(member.parameter.device):
             yield batch
             batch, entries = [], 0
         batch.append(member)
-        entries += member.parameter.numel()
+        entries += member.whole.numel()
     if batch:
         yield batch
 
@@ -304,9 +319,12 @@ def directions_of(group: Group, batch: list[Member], measurement: Measurement | 
     """The directions of a batch; updates the momenta."""
     stacks: list[Tensor] = []
     if group["direction"] == "muon":
-        layouts = [layout_of(group, member.parameter) for member in batch]
+        layouts = [layout_of(group, member.whole) for member in batch]
         stacks = orthogonal_stacks(group, layouts, batch)
-        found = scaled(group, layouts, stacks)
+        found = [
+            (own_part(tensor, member.whole), scale) if is_sharded(member.whole) else (tensor, scale)
+            for member, (tensor, scale) in zip(batch, scaled(group, layouts, stacks), strict=True)
+        ]
     elif group["direction"] == "adamw":
         found = [adamw(group, member) for member in batch]
     else:
@@ -341,7 +359,7 @@ def orthogonal_stacks(group: Group, layouts: list[Layout], members: list[Member]
                 group["momentum"],
                 nesterov=group["nesterov"],
             )
-        blocks += layout.split(update)
+        blocks += layout.split(gathered(update, member.whole) if is_sharded(member.whole) else update)
     return orthogonalize_all(
         blocks,
         method=group["orthogonalize"],

@@ -326,7 +326,7 @@ class AMUSE(torch.optim.Optimizer):
         """The parameters of a group that have a gradient."""
         index = self._index(group)
         return [
-            Member(parameter, parameter.grad, self.state[parameter], (index, i))
+            Member.of(parameter, self.state[parameter], (index, i))
             for i, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
@@ -335,7 +335,7 @@ class AMUSE(torch.optim.Optimizer):
         """The parameters of a group that have a gradient, their step counted."""
         members = self._members(group)
         for member in members:
-            synchronize(member.parameter, member.state, group)
+            synchronize(member.whole, self.state[member.whole], group)
         if group["capturable"]:
             on_device.count([member.state for member in members])
         else:
@@ -352,7 +352,7 @@ class AMUSE(torch.optim.Optimizer):
         measurement = None if self.measurements is None else Measurement()
         yield measurement
         if self.measurements is not None and measurement is not None:
-            self.measurements[self._index(group)] = measurement.values()
+            self.measurements[self._index(group)] = measurement.values(group["params"])
 
     def _directions_that_may_raise(self, groups: list[Group]) -> dict[int, list[tuple[Member, Move]]]:
         """Directions that depend on a user's function or on a decomposition, before anything has moved.

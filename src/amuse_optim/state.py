@@ -1,6 +1,6 @@
 """The state of a parameter and of a group: made, read, advanced, and checked before a step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from . import sequences
 from .directions import Direction
+from .distributed import is_sharded, local, summed
 from .precision import state_dtype, working
 from .schedule import Clock, Coefficients, advance
 from .settings import Group, check_lr, check_options, describe, layout_of
 
-State = dict[str, Any]
+State = MutableMapping[str, Any]
 
 CLOCK_KEYS = tuple(field.name for field in fields(Clock))
 SCHEDULE_KEYS = (
@@ -137,7 +138,7 @@ def gradients_usable(groups: list[Group]) -> bool:
     """Check every gradient before anything changes; False if the step is to be skipped."""
     skip = False
     for group in groups:
-        present = [(i, p.grad) for i, p in enumerate(group["params"]) if p.grad is not None]
+        present = [(i, local(p.grad)) for i, p in enumerate(group["params"]) if p.grad is not None]
         for i, gradient in present:
             if gradient.layout != torch.strided:
                 raise TypeError(
@@ -145,19 +146,31 @@ def gradients_usable(groups: list[Group]) -> bool:
                     "build the embedding with sparse=False"
                 )
         present = [(i, gradient) for i, gradient in present if gradient.numel() > 0]
-        if group["nonfinite"] == "ignore" or not present:
+        if group["nonfinite"] == "ignore":
             continue
-        norms = torch._foreach_norm([gradient for _, gradient in present])
-        if torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all():
-            continue
-        # A norm overflows where no entry does: only now is it worth looking at every entry.
-        bad = [describe(group, i) for i, gradient in present if not gradient.isfinite().all()]
-        if not bad:
+        bad = [describe(group, i) for i in _not_finite(present)]
+        anywhere = len(bad)
+        if any(is_sharded(parameter) for parameter in group["params"]):  # all ranks do the same
+            count = torch.tensor(len(bad), device=group["params"][0].device)
+            anywhere = int(summed(count, group["params"]))
+        if not anywhere:
             continue
         if group["nonfinite"] == "raise":
+            whose = f"the gradient of {bad[0]} is" if bad else "gradients on another rank are"
             raise FloatingPointError(
-                f"the gradient of {bad[0]} is not finite ({len(bad)} of {len(present)} gradients of its "
-                "group). Nothing was changed. Lower the learning rate or clip, or pass nonfinite='skip'"
+                f"{whose} not finite ({anywhere} of {len(group['params'])} parameters of the group). Nothing "
+                "was changed. Lower the learning rate or clip, or pass nonfinite='skip'"
             )
         skip = True
     return not skip
+
+
+def _not_finite(gradients: list[tuple[int, Tensor]]) -> list[int]:
+    """The indices of those with an infinite or NaN entry."""
+    if not gradients:
+        return []
+    norms = torch._foreach_norm([gradient for _, gradient in gradients])
+    if torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all():
+        return []
+    # A norm overflows where no entry does: only now is it worth looking at every entry.
+    return [i for i, gradient in gradients if not gradient.isfinite().all()]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .directions import total_norm
+from .distributed import local, summed
 from .optimizer import AMUSE
 from .precision import working
 from .state import averaged_value, interpolated_value
@@ -50,15 +50,15 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
             else:
                 x = working(state["x"] if "x" in state else parameter.detach())
                 y = interpolated_value(parameter, state)
-            differences_xz.append(x - z)
-            differences_yx.append(y - x)
+            differences_xz.append(local(x - z))
+            differences_yx.append(local(y - x))
         measured: dict[str, Any] = {
             "lr": group["lr_t"],
             "beta": group["beta_t"],
             "c": group["c_t"],
             "window": (1.0 - torch.as_tensor(group["c_t"])) / group["c_t"],
-            "distance_xz": total_norm(differences_xz),
-            "distance_yx": total_norm(differences_yx),
+            "distance_xz": _total_norm(differences_xz, group["params"]),
+            "distance_yx": _total_norm(differences_yx, group["params"]),
             "update_rms": float("nan"),
         }
         if group["direction"] == "muon":
@@ -67,3 +67,12 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
         for name, value in measured.items():
             report[f"{index}_{group['direction']}/{name}"] = torch.as_tensor(value)
     return report
+
+
+def _total_norm(differences: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    """Euclidean norm over all entries, of which this rank has these."""
+    if not differences:
+        return torch.tensor(0.0)
+    norms = torch._foreach_norm(differences)
+    squares = torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
+    return summed(squares, parameters).sqrt()

@@ -1,0 +1,91 @@
+"""Sharded parameters (DTensor, as FSDP2 makes them): what is done where.
+
+Everything but the orthogonalization works entry by entry, so every rank moves its own shards as plain
+tensors. A momentum that is to be orthogonalized is gathered; every rank orthogonalizes it and keeps its part.
+"""
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+if torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds only a part of a tensor, as a DTensor."""
+    return torch.distributed.is_available() and isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: a view of it where it is sharded, else the tensor itself."""
+    if not is_sharded(tensor):
+        return tensor
+    assert isinstance(tensor, DTensor)
+    part: Tensor = tensor.to_local()
+    return part
+
+
+def gathered(part: Tensor, like: Tensor) -> Tensor:
+    """The whole of a tensor of which this rank has a part; all ranks of the mesh call this.
+
+    Args:
+        part: Of this rank, shaped as its part of `like`.
+        like: A DTensor.
+    """
+    assert isinstance(like, DTensor)
+    spread = DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    whole: Tensor = spread.full_tensor()
+    return whole
+
+
+def own_part(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a tensor that every rank has, cut as the DTensor `like` is."""
+    assert isinstance(like, DTensor)
+    spread = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    part: Tensor = spread.to_local()
+    return part
+
+
+def summed(value: Tensor, like: Sequence[Tensor]) -> Tensor:
+    """A sum over this rank's parts of tensors, added up over the ranks that share the first sharded one."""
+    sharded = next((tensor for tensor in like if is_sharded(tensor)), None)
+    if sharded is None:
+        return value
+    assert isinstance(sharded, DTensor)
+    value = value.clone()
+    for dim, placement in enumerate(sharded.placements):
+        if placement.is_shard():  # along other dimensions all have the same
+            torch.distributed.all_reduce(value, group=sharded.device_mesh.get_group(dim))
+    return value
+
+
+class LocalState(MutableMapping[str, Any]):
+    """The state of a sharded parameter with this rank's part in place of every tensor.
+
+    Args:
+        state: What it is a view of.
+    """
+
+    def __init__(self, state: MutableMapping[str, Any]) -> None:
+        self._state = state
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._state[name]
+        return local(value) if isinstance(value, Tensor) else value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._state[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._state[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)

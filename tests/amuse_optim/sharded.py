@@ -1,0 +1,97 @@
+"""What each of torchrun's processes does for `test_sharded.py`: the same steps as one process, on shards."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from amuse_optim import AMUSE, averaged, param_groups, telemetry
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"auxiliary_momentum": 0.9, "weight_decay_at": "y"},
+    {"foreach": False},
+    {"orthogonalize": "exact"},
+]
+
+
+def model() -> nn.Module:
+    """Rows that two and three processes share evenly, unevenly, and not at all."""
+    torch.manual_seed(0)
+    layers = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 1, bias=False), nn.LayerNorm(1), nn.Linear(1, 2)
+    return nn.Sequential(*layers).double()
+
+
+def gradients(step: int, network: nn.Module) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    shapes = [parameter.shape for parameter in network.parameters()]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def build(network: nn.Module, options: dict[str, Any]) -> AMUSE:
+    groups = param_groups(network, overrides=[("2.weight", "muon")])
+    return AMUSE(groups, lr=0.05, warmup_steps=3, weight_decay=0.1, **options)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def compare(options: dict[str, Any]) -> None:
+    expected = model()
+    usual = build(expected, options)
+    sharded = model()
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    fully_shard(sharded, mesh=mesh)
+    optimizer = build(sharded, options)
+    for each in (usual, optimizer):
+        telemetry(each)
+    for step in range(8):
+        for parameter, gradient in zip(expected.parameters(), gradients(step, expected), strict=True):
+            parameter.grad = gradient
+        for parameter, gradient in zip(sharded.parameters(), gradients(step, expected), strict=True):
+            parameter.grad = distributed.tensor.distribute_tensor(gradient, mesh, parameter.placements)
+        usual.step()
+        optimizer.step()
+    equal(expected, sharded)
+    with averaged(usual), averaged(optimizer):
+        equal(expected, sharded)
+    equal(expected, sharded)
+    for name, value in telemetry(usual).items():
+        torch.testing.assert_close(telemetry(optimizer)[name], value, rtol=1e-9, atol=1e-12)
+
+
+def equal(expected: nn.Module, sharded: nn.Module) -> None:
+    for ours, theirs in zip(sharded.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(whole(ours.detach()), theirs.detach(), rtol=1e-9, atol=1e-10)
+
+
+def refuse_together() -> None:
+    """A gradient that is not finite on one process stops all of them, and nothing has moved."""
+    network = model()
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    fully_shard(network, mesh=mesh)
+    optimizer = build(network, {})
+    before = [parameter.detach().to_local().clone() for parameter in network.parameters()]
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    if distributed.get_rank() == 0:
+        next(network.parameters()).grad.to_local()[0, 0] = torch.nan
+    whose = "the gradient of parameter" if distributed.get_rank() == 0 else "gradients on another rank"
+    with pytest.raises(FloatingPointError, match=whose):
+        optimizer.step()
+    for parameter, kept in zip(network.parameters(), before, strict=True):
+        assert torch.equal(parameter.detach().to_local(), kept)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    for options in OPTIONS:
+        compare(options)
+    refuse_together()
+    distributed.destroy_process_group()
+    print("equal")
