@@ -23,16 +23,19 @@ def catalogue(runs: Path = Path("runs")) -> dict[str, list[dict[str, Any]]]:
     return {
         "recipes": [_recipe(name, runs) for name in RECIPES],
         "studies": [],
-        "datasets": [
-            {"name": name, "description": data.description}
-            for name, data in {**DATASETS, **PREPARATIONS}.items()
-        ],
+        "datasets": [{"name": name, "description": text} for name, text in _datasets().items()],
         "optimizers": [{"name": name, "description": _first_line(kind)} for name, kind in OPTIMIZERS.items()],
     }
 
 
 def _first_line(documented: object) -> str:
     return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def _datasets() -> dict[str, str]:
+    """Data sets by name: those that `prepare` makes, and texts in bytes that need no preparation."""
+    prepared = {name: preparation.description for name, preparation in PREPARATIONS.items()}
+    return prepared | {name: data.description for name, data in DATASETS.items()}
 
 
 def _recipe(name: str, runs: Path) -> dict[str, Any]:

@@ -103,10 +103,11 @@ def working_dtype(matrices: Tensor) -> torch.dtype:
 
 def polar_factor(matrices: Tensor) -> Tensor:
     """The exact polar factor by singular value decomposition; singular values that are 0 stay 0."""
-    exact = matrices if matrices.dtype == torch.float64 else matrices.float()
-    u, s, vh = torch.linalg.svd(_entries_near_one(exact), full_matrices=False)
-    rounding = torch.finfo(s.dtype).eps * max(matrices.shape[-2:])
-    return torch.matmul(u * (s > rounding * s[..., :1]).to(u.dtype).unsqueeze(-2), vh)
+    kept = matrices.dtype if matrices.dtype == torch.float64 else torch.float32
+    # In float64: LAPACK's float32 form fails on some matrices of repeated singular values.
+    u, s, vh = torch.linalg.svd(_entries_near_one(matrices.to(kept)).double(), full_matrices=False)
+    rounding = torch.finfo(kept).eps * max(matrices.shape[-2:])
+    return torch.matmul(u * (s > rounding * s[..., :1]).unsqueeze(-2), vh).to(kept)
 
 
 def _entries_near_one(matrices: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from amuse_lab import checkpoint
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError, RecordError
+from amuse_lab.optimizers import Sophia
 from amuse_lab.progress import Silence, Status
 from amuse_lab.records import RunFolder
 from amuse_lab.resume import check_changes, newest_unfinished, saved_config
@@ -82,7 +83,10 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tiny: Make, optimizer
     assert_same(remains(resumed.folder), remains(expected.folder))
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"micro_batch": 1}])
+SOPHIA = Sophia(lr=0.01, warmup_steps=2, curvature_batch=2, curvature_every=2, ema=0.9)
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"micro_batch": 1}, {"optimizer": SOPHIA}])
 def test_settings_of_the_loop_resume_too(tiny: Make, changes: dict[str, Any]) -> None:
     config = tiny(steps=6, **changes)
     expected = train(config, Silence())
