@@ -88,7 +88,7 @@ SOPHIA = Sophia(lr=0.01, warmup_steps=2, curvature_batch=2, curvature_every=2, e
 
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"micro_batch": 1}, {"optimizer": SOPHIA}])
 def test_settings_of_the_loop_resume_too(tiny: Make, changes: dict[str, Any]) -> None:
-    config = tiny(steps=6, **changes)
+    config = replace(tiny(steps=6), **changes)
     expected = train(config, Silence())
     first = train(config, Stopping(2))
     assert_same(remains(train(config, Silence(), resume=first.folder).folder), remains(expected.folder))
