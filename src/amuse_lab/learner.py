@@ -61,6 +61,7 @@ class Learner:
         self._trained = trained
         self._processes = processes
         self._unseen: list[Tensor] = []
+        self._always_looks = device.type == "cpu"  # where it costs nothing
 
     @classmethod
     def build(cls, config: RunConfig, processes: Processes, device: torch.device) -> Self:
@@ -101,8 +102,8 @@ class Learner:
             self.optimizer.observe_curvature()
             self.optimizer.zero_grad()
         self._unseen.append(self._accumulate(self.task.loss))
-        if look or self.device.type == "cpu":
-            self._look_at_losses()
+        if look or self._always_looks:
+            self._look_at_losses(last=self.step + 1)
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         try:
@@ -140,11 +141,10 @@ class Learner:
         enabled = self.config.precision == "amp-bf16" and self.config.parallel != "fsdp"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
-    def _look_at_losses(self) -> None:
-        """Add the unseen losses, this step's included, over the processes; none may be infinite or NaN."""
+    def _look_at_losses(self, *, last: int) -> None:
+        """Add the unseen losses, up to that of step `last`, over the processes; all must be finite."""
         values: list[float] = self._processes.sum(torch.stack(self._unseen)).tolist()
-        first = self.step + 2 - len(values)
-        for step, value in enumerate(values, start=first):
+        for step, value in enumerate(values, start=last + 1 - len(values)):
             if not math.isfinite(value):
                 raise TrainingError(f"the training loss of step {step} is {value}: try a lower learning rate")
         self.losses += values
@@ -200,7 +200,13 @@ class Learner:
         return gathered
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that decides how training goes on, the losses included that no line has told yet."""
+        """Return all that decides how training goes on, the losses included that no line has told yet.
+
+        Raises:
+            TrainingError: If one of these is not finite: it is not worth going on from here.
+        """
+        if self._unseen:
+            self._look_at_losses(last=self.step)
         return {
             "step": self.step,
             "losses": list(self.losses),

@@ -21,7 +21,7 @@ from amuse_lab.train import train
 
 TEXT = b"To be, or not to be. " * 200
 # A vocabulary and a width that four processes cannot divide into equal shards.
-MODEL = ModelConfig(n_embd=12, n_head=2, n_layer=2, context=16, mlp_multiple=2, vocabulary=257, tied=False)
+MODEL = ModelConfig(n_embd=12, n_head=2, n_layer=1, context=16, mlp_multiple=2, vocabulary=257, tied=False)
 SMALL = [
     *("--task.data", "tiny", "--task.batch", "2", "--task.eval-windows", "3", "--task.sample-length", "2"),
     *("--task.model.n-embd", "8", "--task.model.n-head", "1", "--task.model.context", "16", "--steps", "2"),
@@ -31,7 +31,7 @@ SMALL = [
 def config(case: str, folder: Path) -> RunConfig:
     """A case is an optimizer, how processes share the work, and what is special: `adamw/fsdp/stopped`.
 
-    "stopped" is told to end after step 4, "resumed" goes on with it.
+    "stopped" is told to end after step 2, "resumed" goes on with it.
     """
     optimizer, parallel, *_ = case.split("/")
     recipe = shakespeare(optimizer)
@@ -40,9 +40,9 @@ def config(case: str, folder: Path) -> RunConfig:
         task=LanguageModelConfig(model=MODEL, data="tiny", batch=8, eval_windows=7, sample_length=5),
         optimizer=replace(recipe.optimizer, warmup_steps=2),
         parallel=parallel,
-        steps=6,
-        eval_every=3,
-        log_every=2,
+        steps=4,
+        eval_every=2,
+        log_every=1,
         clip=0.5,
         micro_batch=1,
         threads=1,
@@ -76,7 +76,7 @@ def main() -> None:
         wanted = config(case, folder)
         resume = None
         if case.endswith("/stopped"):
-            stop_one_process(at=4)
+            stop_one_process(at=2)
         if case.endswith("/resumed"):
             wanted = config(case.replace("resumed", "stopped"), folder)
             (resume,) = (wanted.runs / "shakespeare").iterdir()

@@ -46,7 +46,10 @@ def test_train_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["train", "--resume", "nowhere"], "nowhere is not a run folder: No such file or directory"),
         (["train", "shakespeare", "--resume", "nowhere"], "unexpected argument 'nowhere'"),
         (["train", "shakespeare", "--precision", "fp8"], "invalid choice 'fp8' for argument '--precision'"),
-        (["train", "shakespeare", "--parallel", "fsdp"], "parallel must be ddp for amuse, got 'fsdp'"),
+        (
+            ["train", "shakespeare", "--optimizer", "muon", "--parallel", "fsdp"],
+            "parallel must be ddp for muon, got 'fsdp'",
+        ),
     ],
 )
 def test_a_wrong_request_is_one_line_and_leaves_nothing(

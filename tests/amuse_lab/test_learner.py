@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amuse_lab.config import RunConfig
+from amuse_lab.errors import TrainingError
 from amuse_lab.learner import Learner
 from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.tasks.lm.task import LanguageModelTask
@@ -187,6 +188,36 @@ def test_sampled_labels_follow_the_model(tiny: Make) -> None:
         total += gradient / 400
     (given,) = torch.autograd.grad(task.loss(model, batch), weight)
     assert total.norm() < 0.1 * given.norm()
+
+
+@pytest.mark.parametrize("act", ["advance", "state_dict"])
+def test_losses_that_nobody_has_looked_at_are_not_lost(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """On a GPU they stay there until a line or a checkpoint wants them."""
+    usual = LanguageModelTask.loss
+
+    def looked(factors: list[float]) -> list[float]:
+        following = iter(factors)
+        monkeypatch.setattr(LanguageModelTask, "loss", lambda *given: usual(*given) * next(following))
+        learning = learner(tiny("adamw"))
+        learning._always_looks = False
+        for _ in range(3):
+            learning.advance(look=False)
+        assert learning.losses == []
+        if act == "advance":
+            learning.advance(look=True)
+        else:
+            learning.state_dict()
+        return learning.losses
+
+    count = 4 if act == "advance" else 3
+    each = learner(tiny("adamw"))
+    for _ in range(count):
+        each.advance(look=True)
+    assert looked([1.0] * 4) == each.losses
+    with pytest.raises(TrainingError, match=r"^the training loss of step 2 is nan"):
+        looked([1.0, math.nan, 1.0, 1.0])
 
 
 def test_parts_of_the_time_add_up(tiny: Make) -> None:
