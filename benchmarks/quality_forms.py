@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,14 @@ class Form:
             triples = [(a / s, b / s**3, c / s**5) for a, b, c in endless[: self.steps]]
         restarts = range(1, self.steps) if self.restarts is None else self.restarts
         return [triples[start:stop] for start, stop in itertools.pairwise((0, *restarts, self.steps))]
+
+    @property
+    def beginnings(self) -> "list[Form]":
+        """The form up to each restart; none for the plain iteration, which has no step to share."""
+        restarts = self.restarts or ()
+        return [
+            replace(self, steps=stop, restarts=restarts[:i], last=None) for i, stop in enumerate(restarts)
+        ]
 
     @property
     def operations(self) -> str:

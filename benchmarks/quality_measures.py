@@ -64,40 +64,55 @@ def _roots(gram: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
 
 
-def search(function: Stacked, rows: int, cols: int, moves: int) -> float:
-    """The largest singular value that hill climbing finds among a function's outputs.
+def search(function: Stacked, guide: Stacked, rows: int, cols: int, moves: int) -> float:
+    """The largest singular value among a function's outputs while hill climbing raises that of a guide's.
 
-    Forty-eight matrices start with few or many equal singular values and a tail anywhere down to 1e-4 of
-    them; at each move their singular values change, and stay changed if the output's largest one grows.
+    Matrices start with few or many equal singular values and a tail anywhere down to 1e-4 of them; at each
+    move their singular values change, and stay changed if the guide's output grows.
+
+    Args:
+        function: From stacks (n, rows, cols) to stacks; what is judged.
+        guide: The same, or its first steps, whose overshoot the others may amplify.
+        rows: Of the matrices.
+        cols: Of the matrices.
+        moves: How many.
     """
-    count, kinds = 48, ("gauss", "levels", "sparse", "lognormal")
+    count, kinds = 64, ("gauss", "levels", "sparse", "lognormal")
     generator = torch.Generator().manual_seed(SEED)
     normal = partial(torch.randn, generator=generator, dtype=torch.float64)
     uniform = partial(torch.rand, generator=generator, dtype=torch.float64)
     left = torch.cat([random_basis(count // 4, rows, rows, generator, kind) for kind in kinds])
     right = torch.cat([random_basis(count // 4, cols, rows, generator, kind) for kind in kinds]).mT
 
-    def largest(logarithms: Tensor) -> Tensor:
-        matrices = (left * logarithms.exp().unsqueeze(-2)) @ right
-        norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
-        output = function((matrices / norms).float()).double()
-        bounded = torch.nan_to_num(output, nan=1e15).clamp(-1e15, 1e15)
-        return _roots(bounded @ bounded.mT)[:, -1]
+    def matrices(logarithms: Tensor) -> Tensor:
+        found = (left * logarithms.exp().unsqueeze(-2)) @ right
+        return (found / torch.linalg.vector_norm(found, dim=(-2, -1), keepdim=True)).float()
 
     bounds = torch.tensor([5, rows // 2 + 1]).repeat(count // 2).unsqueeze(1)
     equal = torch.arange(rows) < 1 + (uniform(count, 1) * (bounds - 1)).floor()
     tail = uniform(count, 1) * normal(count, rows) - 0.5 - 9 * uniform(count, 1)
     logarithms = torch.where(equal, 0.0, tail)
-    best = largest(logarithms)
+    best = _largest(guide(matrices(logarithms)))
+    worst = float(_largest(function(matrices(logarithms))).max())
     for move in range(moves):
         sizes = torch.exp(normal(count, 1) - 1) * (uniform(count, rows) < 0.15)
         moved = logarithms + normal(count, rows) * sizes
         if move % 4 == 0:
             moved += 0.3 * normal(count, 1) * (logarithms < -0.5)
-        values = largest(moved)
-        logarithms = torch.where((values > best).unsqueeze(-1), moved, logarithms)
+        inputs = matrices(moved)
+        values = _largest(guide(inputs))
+        better = values > best
+        if guide is not function and bool(better.any()):
+            worst = max(worst, float(_largest(function(inputs[better])).max()))
+        logarithms = torch.where(better.unsqueeze(-1), moved, logarithms)
         best = torch.maximum(values, best)
-    return float(best.max())
+    return max(worst, float(best.max())) if guide is function else worst
+
+
+def _largest(outputs: Tensor) -> Tensor:
+    """The largest singular value of each matrix, at most about 1e16."""
+    bounded = torch.nan_to_num(outputs.double(), nan=1e15).clamp(-1e15, 1e15)
+    return _roots(bounded @ bounded.mT)[:, -1]
 
 
 def change_with_scale(function: Stacked, factors: Iterable[float]) -> float:

@@ -90,8 +90,8 @@ class Learner:
         """Take one step. A loss that is not finite moves nothing, on a GPU if somebody looks.
 
         Args:
-            look: Whether to bring the losses from a GPU, which waits for it. On a CPU it costs nothing and is
-                always done.
+            look: Whether the optimizer's telemetry is going to be read, and the losses are brought from a
+                GPU, which waits for it. On a CPU that costs nothing and is always done.
 
         Raises:
             TrainingError: If a loss or a gradient is not finite.
@@ -106,6 +106,8 @@ class Learner:
             self._look_at_losses(last=self.step + 1)
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if look:
+            self.optimizer.watch()
         try:
             self.optimizer.step()
         except FloatingPointError as error:

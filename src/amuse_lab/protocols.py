@@ -99,6 +99,9 @@ class TrainingOptimizer(Protocol):
         They are no step's gradients: drop them afterwards.
         """
 
+    def watch(self) -> None:
+        """Gather in the next step what `telemetry()` is going to tell of it, where that takes time."""
+
     def step(self) -> None:
         """Move the parameters by their gradients."""
 

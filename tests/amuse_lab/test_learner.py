@@ -151,6 +151,9 @@ def test_curvature_is_estimated_when_it_is_wanted(tiny: Make) -> None:
         class Curious:
             wants_curvature = property(lambda _: next(wanted))
 
+            def watch(self) -> None:
+                calls.append("watch")
+
             def observe_curvature(self) -> None:
                 calls.append("observe")
                 found.append(parameter.grad.clone())  # type: ignore[union-attr]
@@ -166,7 +169,7 @@ def test_curvature_is_estimated_when_it_is_wanted(tiny: Make) -> None:
         learning.optimizer = Curious()  # type: ignore[assignment]
         learning.advance(look=True)
         learning.advance(look=True)
-        assert calls == ["observe", "step", "step"]
+        assert calls == ["observe", "watch", "step", "watch", "step"]
         return found
 
     curvature, first, second = observed(None)

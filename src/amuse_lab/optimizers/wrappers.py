@@ -58,6 +58,9 @@ class Packaged:
         """Never."""
         return False
 
+    def watch(self) -> None:
+        """Nothing has to be known before."""
+
     def step(self) -> None:
         """Take one step."""
         for optimizer in self._optimizers:
@@ -107,11 +110,16 @@ class Anytime(Packaged):
         with averaged(self._amuse):
             yield
 
+    def watch(self) -> None:
+        """Measure the directions of the next step."""
+        self._amuse.measurements = {}
+
     def telemetry(self) -> dict[str, float]:
         """Return lr, beta and the averaging weight c of the last step, then the numbers of every group."""
         group = self._amuse.param_groups[0]
         shared = {"lr": group["lr_t"], "beta": group["beta_t"], "c": group["c_t"]}
         measured = {name: value.item() for name, value in telemetry(self._amuse).items()}
+        self._amuse.measurements = None  # until the next `watch()`: measuring takes time in every step
         by_group = {
             name: value
             for name, value in measured.items()
@@ -244,6 +252,10 @@ class WithEMA:
     def observe_curvature(self) -> None:
         """Hand it to the optimizer."""
         self._optimizer.observe_curvature()
+
+    def watch(self) -> None:
+        """Tell the optimizer."""
+        self._optimizer.watch()
 
     def step(self) -> None:
         """Take one step and average its result in."""
