@@ -1,15 +1,14 @@
 """`amuse-lab bench`: the command line, and the order of things."""
 
 import argparse
-import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from amuse_lab.arguments import Parser
 from amuse_lab.bench import record
 from amuse_lab.bench.contestants import CONTESTANTS, Contestant
 from amuse_lab.bench.measure import Bench, Result, machine_set
@@ -57,27 +56,8 @@ class Request:
     out: Path | None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors are exceptions of one line, and unknown options come with the nearest one."""
-
-    def error(self, message: str) -> Never:
-        found = re.fullmatch(r"argument (--[a-z-]+): (.*)", message)
-        raise ConfigError(f"{found[1]}: {found[2]}" if found else message)
-
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        parsed, unused = self.parse_known_args(arguments)
-        if unused:
-            named = unused[0].partition("=")[0]
-            if not named.startswith("-"):
-                raise ConfigError(f"unexpected argument {named!r}")
-            nearest = difflib.get_close_matches(named, self._option_string_actions, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "--help lists the options"
-            raise ConfigError(f"unknown option {named}; {hint}")
-        return parsed
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="amuse-lab bench",
         description=_DESCRIPTION,
         epilog="\n".join(
