@@ -85,13 +85,13 @@ class Extent:
         shapes: Of the random matrices the schemes get; the twin of the second is tall.
         form_shapes: Of those the forms get.
         trainings: Whose momentum everybody gets.
-        moves: Of the search, for each shape of it.
+        searches: Rows, columns, number of matrices and moves of each search.
     """
 
     shapes: tuple[tuple[int, int], ...]
     form_shapes: tuple[tuple[int, int], ...]
     trainings: tuple[Training, ...]
-    moves: tuple[tuple[int, int, int], ...]
+    searches: tuple[tuple[int, int, int, int], ...]
 
 
 FULL = Extent(
@@ -101,23 +101,23 @@ FULL = Extent(
         Training(width=96, heads=3, layers=3, steps=(1, 30, 300)),
         Training(width=256, heads=4, layers=2, steps=(1, 30, 300)),
     ),
-    moves=((16, 40, 600), (64, 128, 120)),
+    searches=((16, 40, 256, 600), (64, 128, 64, 100)),
 )
 QUICK = Extent(
     shapes=((64, 64), (64, 160)),
     form_shapes=((16, 48), (64, 160)),
     trainings=(Training(width=96, heads=3, layers=3, steps=(1, 30)),),
-    moves=((16, 40, 20),),
+    searches=((16, 40, 48, 20),),
 )
 
 
 def searched(function: Stacked, beginnings: Sequence[Stacked], extent: Extent) -> float:
     """The worst that the search finds, guided by the end and by the ends of the beginnings."""
     worst = 0.0
-    for rows, cols, moves in extent.moves:
+    for size in extent.searches:
         for guide in (function, *beginnings):
             if worst <= ENOUGH:
-                worst = max(worst, search(function, guide, rows, cols, moves))
+                worst = max(worst, search(function, guide, *size))
     return worst
 
 

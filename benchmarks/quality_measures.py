@@ -64,7 +64,7 @@ def _roots(gram: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
 
 
-def search(function: Stacked, guide: Stacked, rows: int, cols: int, moves: int) -> float:
+def search(function: Stacked, guide: Stacked, rows: int, cols: int, count: int, moves: int) -> float:
     """The largest singular value among a function's outputs while hill climbing raises that of a guide's.
 
     Matrices start with few or many equal singular values and a tail anywhere down to 1e-4 of them; at each
@@ -75,9 +75,10 @@ def search(function: Stacked, guide: Stacked, rows: int, cols: int, moves: int) 
         guide: The same, or its first steps, whose overshoot the others may amplify.
         rows: Of the matrices.
         cols: Of the matrices.
+        count: How many matrices, a multiple of 4.
         moves: How many.
     """
-    count, kinds = 64, ("gauss", "levels", "sparse", "lognormal")
+    kinds = ("gauss", "levels", "sparse", "lognormal")
     generator = torch.Generator().manual_seed(SEED)
     normal = partial(torch.randn, generator=generator, dtype=torch.float64)
     uniform = partial(torch.rand, generator=generator, dtype=torch.float64)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from amuse_lab.errors import ConfigError, require, unknown
+from amuse_lab.tasks.image import command as image
 from amuse_lab.tasks.lm import command as text
 
 
@@ -36,6 +37,7 @@ class Preparation:
 PREPARATIONS: Mapping[str, Preparation] = {
     "fineweb": Preparation("FineWeb sample-100BT from the Hugging Face hub, tokenized", text.parse_fineweb),
     "shakespeare": Preparation("38 plays of Shakespeare, tokenized", text.parse_shakespeare),
+    **{name: Preparation(description, image.parse_images) for name, description in image.PREPARED.items()},
 }
 """Every data set that is prepared under a name of its own; any other name is for text of the user's."""
 

@@ -92,7 +92,7 @@ def test_progress_is_a_line_every_ten_seconds(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "prepare needs the name of a data set: fineweb, shakespeare, or one of yours"),
+        ([], f"prepare needs the name of a data set: {', '.join(PREPARATIONS)}, or one of yours"),
         (["--from", "x"], "prepare needs the name of a data set"),
         (["finewb", "--tokens", "3"], "unknown data set 'finewb'; did you mean 'fineweb'?"),
         (["fineweb"], "the following arguments are required: --tokens"),

@@ -66,6 +66,6 @@ def test_the_search_finds_what_few_random_matrices_show(forms: ModuleType, measu
     form = forms.Form("quintic", 5, (3,))
     gaussian = measures.Reference(random(16, 40).float()).measure(form)
     assert gaussian["largest"] < 1.25
-    assert measures.search(form, form, 16, 40, moves=40) > 2
+    assert measures.search(form, form, 16, 40, count=48, moves=40) > 2
     plain = forms.Form("quintic", 5)
-    assert measures.search(plain, plain, 16, 40, moves=40) < 1.25
+    assert measures.search(plain, plain, 16, 40, count=48, moves=40) < 1.25

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import unknown
-from amuse_lab.recipes import lm, pretraining
+from amuse_lab.recipes import image, lm, pretraining
 
 
 class Recipe(Protocol):
@@ -15,7 +15,11 @@ class Recipe(Protocol):
         """Return the config for an optimizer; without one, for the recipe's own choice."""
 
 
-RECIPES: Mapping[str, Recipe] = {"shakespeare": lm.shakespeare, **pretraining.RECIPES}
+RECIPES: Mapping[str, Recipe] = {
+    "shakespeare": lm.shakespeare,
+    **pretraining.RECIPES,
+    **image.RECIPES,
+}
 """Every recipe by its name."""
 
 

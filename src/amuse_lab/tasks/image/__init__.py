@@ -1,0 +1,1 @@
+"""Image classification: data sets in their original files, models, augmentation, task."""

@@ -1,0 +1,1 @@
+"""Images from the files that their makers publish, one room per format."""

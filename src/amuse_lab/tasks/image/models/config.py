@@ -1,0 +1,40 @@
+"""What every image model's config can do."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+
+from torch import nn
+
+from amuse_lab.errors import require
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
+
+HEAD = "head"
+"""What every model calls its classifier."""
+
+
+@dataclass(frozen=True)
+class ImageModelConfig(ABC):
+    """Size and shape of a model. Its numbers, and those in its tuples, are at least 1."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                positive = bool(value) and min(value) >= 1
+                require(positive, field.name, "one or more numbers of at least 1", value)
+            elif not isinstance(value, bool):
+                require(value >= 1, field.name, "at least 1", value)
+
+    @abstractmethod
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """Build the untrained model, from torch's global generator.
+
+        Args:
+            shape: Of the images.
+            classes: How many there are to tell apart.
+
+        Returns:
+            From images, shape (batch, *shape), to logits, shape (batch, classes).
+        """

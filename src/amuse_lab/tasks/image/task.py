@@ -1,0 +1,253 @@
+"""Image classification."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from amuse_lab.config import TaskConfig
+from amuse_lab.errors import require, unknown
+from amuse_lab.parallel import ALONE, Processes
+from amuse_lab.protocols import Batch, Task
+from amuse_lab.tasks.image.augmentation import normalized
+from amuse_lab.tasks.image.data.decoding import available_workers
+from amuse_lab.tasks.image.data.sets import DATASETS, Dataset
+from amuse_lab.tasks.image.models import ImageModelConfig
+from amuse_lab.tasks.image.models.loading import load_weights
+from amuse_lab.tasks.image.order import Order, hold_out
+from amuse_lab.tasks.image.source import Source
+from amuse_optim import refresh_batch_norm
+
+_EVALUATION_BATCH = 256  # images; bounds memory, changes no result beyond rounding
+_AHEAD = 2  # batches that are decoded before they are asked for
+
+
+@dataclass(frozen=True)
+class ImageConfig(TaskConfig):
+    """Classification of the images of one data set, by cross-entropy.
+
+    Attributes:
+        model: The classifier.
+        data: Name of the data set, see `amuse-lab list`.
+        batch: Images per step over all processes.
+        folder: Where `amuse-lab prepare` has put it; None means `data/NAME`.
+        refresh_batches: Training batches from which the statistics of BatchNorm are computed anew for an
+            evaluation.
+        workers: Processes that decode, for data sets of photographs; None takes as many as there are cores.
+        init_from: A safetensors file with the weights to start from, of this model or timm's of the same
+            size; None starts from random ones.
+        new_head: Whether the classifier starts from random weights even then.
+    """
+
+    name: ClassVar[str] = "image"
+
+    model: ImageModelConfig
+    data: str
+    batch: int
+    folder: str | None = None
+    refresh_batches: int = 50
+    workers: int | None = None
+    init_from: str | None = None
+    new_head: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "refresh_batches"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.workers is None or self.workers >= 1, "workers", "None or at least 1", self.workers)
+        if self.data not in DATASETS:
+            raise unknown("data set", self.data, DATASETS)
+
+    def build_model(self) -> nn.Module:
+        """Build the classifier, with the weights of `init_from` if there are any.
+
+        Raises:
+            RequestError: If they cannot be read or do not fit.
+        """
+        dataset = DATASETS[self.data]
+        model = self.model.build(dataset.shape, dataset.classes)
+        if self.init_from is not None:
+            load_weights(model, Path(self.init_from), new_head=self.new_head)
+        return model
+
+    def build(self, *, seed: int, device: torch.device) -> Task:
+        """Load and check the images."""
+        dataset = DATASETS[self.data]
+        folder = None if self.folder is None else Path(self.folder)
+        workers = self.workers or available_workers()
+        training, test = dataset.load(folder, device=device, workers=workers)
+        return ImageTask(self, dataset, training, test, seed=seed, device=device)
+
+
+@dataclass(frozen=True)
+class FineTuningConfig(ImageConfig):
+    """The same, which makes sense from pretrained weights only."""
+
+    def build(self, *, seed: int, device: torch.device) -> Task:
+        """Load and check the images.
+
+        Raises:
+            ConfigError: If there is nothing to start from.
+        """
+        given = self.init_from is not None
+        require(given, "init_from", "a safetensors file with the weights to start from", self.init_from)
+        return super().build(seed=seed, device=device)
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """What a model says, in float32 whatever its own type."""
+    kind = next(model.parameters()).dtype
+    logits: Tensor = model(images.to(kind))
+    return logits.float()
+
+
+class ImageTask:
+    """The task over opened images.
+
+    Args:
+        config: Its settings.
+        dataset: What the images are of.
+        training: The training set, of which a part is held out for validation.
+        test: The test set, if there is one.
+        seed: Decides which images each step sees, and how.
+        device: Where batches go.
+    """
+
+    unit = "images"
+    measure = "accuracy"
+
+    def __init__(
+        self,
+        config: ImageConfig,
+        dataset: Dataset,
+        training: Source,
+        test: Source | None,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._training = training
+        self._test = test
+        self._device = device
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(-1, 1, 1) for values in (dataset.mean, dataset.std)
+        )
+        images = len(training.labels)
+        enough = dataset.validation < images
+        require(enough, "validation", f"less than the {images} training images", dataset.validation)
+        trained_on, self._held_out = hold_out(training.labels, dataset.validation)
+        self._order = Order(trained_on, config.batch, f"training {seed}")
+        self._refresh_order = Order(trained_on, config.batch, f"statistics {seed}")
+        self.batch_size = config.batch
+        self.units_per_step = config.batch
+
+    @cached_property
+    def flops_per_unit(self) -> float:
+        """Three times what torch counts in a forward pass: backward takes twice as much."""
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            model = self._config.model.build(self._dataset.shape, self._dataset.classes)
+            model.eval()(torch.empty(1, *self._dataset.shape))
+        return 3.0 * float(counter.get_total_flops())
+
+    def _batch(self, source: Source, pixels: Tensor, images: NDArray[np.int64]) -> Batch:
+        labels = torch.from_numpy(source.labels[images]).to(self._device)
+        return normalized(pixels.to(self._device), self._mean, self._std), labels
+
+    def _augmented(self, order: Order, step: int, rows: slice = slice(None)) -> Batch:
+        visits = order.visits(step, rows)
+        upcoming = (order.visits(step + ahead, rows) for ahead in range(1, 1 + _AHEAD))
+        return self._batch(self._training, self._training.augmented(visits, upcoming), visits.images)
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Return augmented images of a step and their labels."""
+        return self._augmented(self._order, step, rows)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy in nats per image."""
+        images, labels = batch
+        return F.cross_entropy(_logits(model, images), labels)
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the mean cross-entropy in nats per image of classes sampled from the model."""
+        logits = _logits(model, batch[0])
+        labels = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=generator)
+        return F.cross_entropy(logits, labels.squeeze(-1))
+
+    @contextmanager
+    def refreshed(self, model: nn.Module) -> Iterator[None]:
+        """Inside, BatchNorm has statistics of the model's parameters as they stand; then the old ones again.
+
+        What it gathers in training belongs to earlier values of y. The statistics are the mean over training
+        batches that have an order and an augmentation of their own, the same at every call, so that neither
+        an evaluation nor the training after it depends on when the others were.
+
+        Args:
+            model: Does nothing for one without BatchNorm.
+        """
+        layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        kept = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+        batches = (self._augmented(self._refresh_order, n) for n in range(self._config.refresh_batches))
+        try:
+            refresh_batch_norm(model, batches, forward=lambda batch: _logits(model, batch[0]))
+            yield
+        finally:
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        *,
+        full: bool,  # noqa: ARG002 - the held-out images are few enough to take them all
+        processes: Processes = ALONE,
+    ) -> dict[str, float]:
+        """Return the mean loss (nats per image) and the accuracy on the held-out images."""
+        with self.refreshed(model):
+            return self._measured(model, self._training, self._held_out, processes)
+
+    def test(self, model: nn.Module, *, processes: Processes = ALONE) -> dict[str, float]:
+        """Measure the finished model on the test set, which nothing else looks at.
+
+        Args:
+            model: The model at x, in eval mode.
+            processes: As for `evaluate`.
+
+        Returns:
+            "test_loss" and "test_accuracy"; nothing if there is no test set.
+        """
+        if self._test is None:
+            return {}
+        with self.refreshed(model):
+            measured = self._measured(model, self._test, np.arange(len(self._test.labels)), processes)
+        return {f"test_{name}": value for name, value in measured.items()}
+
+    @torch.no_grad()
+    def _measured(
+        self, model: nn.Module, source: Source, images: NDArray[np.int64], processes: Processes
+    ) -> dict[str, float]:
+        totals = torch.zeros(2, dtype=torch.float64, device=self._device)
+        parts = list(processes.parts(len(images), _EVALUATION_BATCH))
+        for number, (rows, counted) in enumerate(parts):
+            upcoming = (images[later] for later, _ in parts[number + 1 : number + 1 + _AHEAD])
+            pixels = source.plain(images[rows], upcoming)
+            inputs, labels = self._batch(source, pixels, images[rows])
+            logits = _logits(model, inputs).double()
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            hits = (logits.argmax(dim=-1) == labels).double()
+            totals += torch.stack((losses, hits))[:, :counted].sum(dim=1)
+        loss, accuracy = (processes.sum(totals) / len(images)).tolist()
+        return {"loss": loss, "accuracy": accuracy}
+
+    def sample(self, model: nn.Module) -> None:
+        """Return nothing: a classifier has nothing to show."""

@@ -1,0 +1,157 @@
+import gc
+import math
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from amuse_lab.errors import DataError
+from amuse_lab.tasks.image.data.decoding import Decoder, Job, available_workers, decode, resized_crop
+from amuse_lab.tasks.image.order import Visits, uniforms
+from tests.amuse_lab.tasks.image.originals import random_images, write_jpeg
+
+
+@given(
+    width=st.integers(1, 600),
+    height=st.integers(1, 600),
+    drawn=st.lists(st.floats(0, 1, exclude_max=True), min_size=40, max_size=40).map(np.array),
+)
+def test_random_parts_lie_inside_with_allowed_area_and_shape(
+    width: int, height: int, drawn: np.ndarray
+) -> None:
+    left, top, right, bottom = resized_crop(width, height, drawn)
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    w, h = right - left, bottom - top
+    # Each side is rounded to whole pixels.
+    assert (w - 0.5) / (h + 0.5) <= 4 / 3 + 1e-9
+    assert (w + 0.5) / (h - 0.5) >= 3 / 4 - 1e-9
+    if width * 4 >= height * 3 and height * 4 >= width * 3:  # otherwise the middle, however small
+        assert (w + 0.5) * (h + 0.5) >= 0.08 * width * height
+
+
+def test_random_parts_are_spread_as_they_should_be() -> None:
+    drawn = np.random.default_rng(0).random((4000, 40))
+    boxes = np.array([resized_crop(1000, 1000, each) for each in drawn])
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    # Large parts of an extreme shape do not fit, so look where all do: area below 3/4.
+    small = w * h / 1e6 < 0.75
+    assert (w * h / 1e6)[small].mean() == pytest.approx((0.08 + 0.75) / 2, abs=0.01)
+    assert np.log(w / h)[small].mean() == pytest.approx(0, abs=0.01)
+    assert np.log(w / h)[small].std() == pytest.approx(2 * math.log(4 / 3) / math.sqrt(12), abs=0.01)
+    places = boxes[small, 0] / np.maximum(1, 1000 - w[small])
+    assert (places.mean(), places.std()) == pytest.approx((1 / 2, 1 / math.sqrt(12)), abs=0.01)
+
+
+def test_shapes_that_never_fit_give_the_middle() -> None:
+    assert resized_crop(400, 30, np.full(40, 0.999)) == (180, 0, 220, 30)
+    assert resized_crop(30, 400, np.full(40, 0.999)) == (0, 180, 30, 220)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """An image that JPEG keeps to a level or two, different in every direction and channel."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = (255 * x / width, 255 * y / height, 127 + 120 * np.sin(x / 9) * np.cos(y / 7))
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """By torch: linear, averaging where it shrinks."""
+    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+
+
+def tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.tensor(pixels).permute(2, 0, 1)[None].double()
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 420), (420, 300), (40, 40), (20, 90)])
+def test_evaluation_sees_the_middle_of_the_resized_image(tmp_path: Path, height: int, width: int) -> None:
+    path = tmp_path / "image.JPEG"
+    write_jpeg(path, smooth(height, width))
+    pixels = tensor(np.array(Image.open(path)))
+    scale = 256 / min(height, width)
+    large = resized(pixels, round(height * scale), round(width * scale))
+    y, x = (large.shape[2] - 224) // 2, (large.shape[3] - 224) // 2
+    expected = large[:, :, y : y + 224, x : x + 224]
+    found = tensor(decode(Job(str(path), None), 224))
+    assert (found - expected).abs().max() <= 2
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_training_sees_a_random_part_flipped_or_not(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "image.JPEG"
+    write_jpeg(path, smooth(200, 260))
+    pixels = tensor(np.array(Image.open(path)))
+    drawn = uniforms(Visits("training 0", np.array([3]), np.array([number])), 41)[0]
+    left, top, right, bottom = resized_crop(260, 200, drawn[1:])
+    expected = resized(pixels[:, :, top:bottom, left:right], 64, 64)
+    expected = expected.flip(-1) if drawn[0] < 0.5 else expected
+    found = tensor(decode(Job(str(path), ("training 0", 3, number)), 64))
+    assert (found - expected).abs().max() <= 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    for number, pixels in enumerate(random_images(20, 40, 50, 3)):
+        write_jpeg(root / f"{number}.JPEG", pixels)
+    return root
+
+
+def jobs(folder: Path, epoch: int) -> list[Job]:
+    return [Job(str(folder / f"{number}.JPEG"), ("training 0", epoch, number)) for number in range(20)]
+
+
+def test_processes_decode_the_same_whatever_was_announced(folder: Path) -> None:
+    expected = [np.stack([decode(job, 32) for job in jobs(folder, epoch)]) for epoch in range(3)]
+    announced = Decoder(32, workers=2)
+    assert np.array_equal(announced(jobs(folder, 0), [jobs(folder, 1), jobs(folder, 9)]), expected[0])
+    assert np.array_equal(announced(jobs(folder, 1)), expected[1])
+    assert np.array_equal(announced(jobs(folder, 2)[3:14]), expected[2][3:14])
+    truncated, grey = folder / "truncated.JPEG", folder / "grey.JPEG"
+    truncated.write_bytes((folder / "0.JPEG").read_bytes()[:700])
+    with pytest.raises(DataError, match=rf"^cannot read {truncated}: image file is truncated"):
+        announced([Job(str(truncated), None)])
+    Image.fromarray(smooth(40, 40)[:, :, 0]).save(grey)
+    assert announced([Job(str(grey), None)]).shape == (1, 32, 32, 3)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGKILL)
+    with pytest.raises(DataError, match="a decoding process died"):
+        announced(jobs(folder, 5))
+
+
+def test_processes_end_with_their_decoder(folder: Path) -> None:
+    decoder = Decoder(32, workers=1)
+    before = set(multiprocessing.active_children())
+    decoder(jobs(folder, 0), [jobs(folder, 1)])
+    (process,) = set(multiprocessing.active_children()) - before
+    del decoder
+    gc.collect()
+    process.join(timeout=20)
+    assert not process.is_alive()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0", b"GIF89a"])
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "image.JPEG"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^cannot read {path}: ") as caught:
+        decode(Job(str(path), None), 32)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="No such file"):
+        decode(Job(str(tmp_path / "nothing"), None), 32)
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert available_workers() == 12
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert available_workers() == 1
