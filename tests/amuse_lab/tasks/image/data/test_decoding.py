@@ -3,6 +3,7 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,17 @@ def test_processes_decode_the_same_whatever_was_announced(folder: Path) -> None:
         announced(jobs(folder, 5))
 
 
+def ends(process: int, seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def test_processes_end_with_their_decoder(folder: Path) -> None:
     decoder = Decoder(32, workers=1)
     before = set(multiprocessing.active_children())
@@ -135,8 +147,8 @@ def test_processes_end_with_their_decoder(folder: Path) -> None:
     (process,) = set(multiprocessing.active_children()) - before
     del decoder
     gc.collect()
-    process.join(timeout=20)
-    assert not process.is_alive()
+    # Asked of the system: the pool's own thread waits for the process, and two that wait disturb each other.
+    assert ends(process.pid or 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0", b"GIF89a"])
