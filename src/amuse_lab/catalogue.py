@@ -11,7 +11,8 @@ from amuse_lab.config import TaskConfig
 from amuse_lab.optimizers import OPTIMIZERS
 from amuse_lab.prepare import PREPARATIONS
 from amuse_lab.recipes import RECIPES
-from amuse_lab.tasks.lm.data import DATASETS
+from amuse_lab.tasks.image.data.sets import DATASETS as IMAGES
+from amuse_lab.tasks.lm.data import DATASETS as TEXTS
 
 
 def catalogue(runs: Path = Path("runs")) -> dict[str, list[dict[str, Any]]]:
@@ -33,9 +34,12 @@ def _first_line(documented: object) -> str:
 
 
 def _datasets() -> dict[str, str]:
-    """Data sets by name: those that `prepare` makes, and texts in bytes that need no preparation."""
-    prepared = {name: preparation.description for name, preparation in PREPARATIONS.items()}
-    return prepared | {name: data.description for name, data in DATASETS.items()}
+    """Data sets by name: those that `prepare` makes, and those on board, which need no preparation."""
+    return {
+        **{name: each.description for name, each in PREPARATIONS.items()},
+        **{name: each.description for name, each in TEXTS.items()},
+        **{name: each.description for name, each in IMAGES.items()},
+    }
 
 
 def _recipe(name: str, runs: Path) -> dict[str, Any]:

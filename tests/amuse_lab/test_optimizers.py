@@ -12,7 +12,8 @@ from torch.nn import functional
 from amuse_lab.config import OptimizerConfig, RunConfig
 from amuse_lab.errors import ConfigError
 from amuse_lab.optimizers import OPTIMIZERS, SGD, AdamW, AdEMAMix, Amuse, Muon, Soap, Sophia
-from amuse_lab.optimizers.wrappers import Packaged, WithEMA
+from amuse_lab.optimizers.wrappers import Anytime, Packaged, WithEMA
+from amuse_optim import AMUSE, param_groups
 from tests.amuse_lab.small import CONFIGS, VARIANTS, Convolutional, same, small, train, trained, values
 
 Make = Callable[..., RunConfig]
@@ -228,6 +229,19 @@ def test_sophia_keeps_momentum_and_curvature_and_no_estimate() -> None:
     (state,) = optimizer.state_dict()["optimizers"]
     tensors = [value for one in state["state"].values() for value in one.values()]
     assert sum(value.numel() for value in tensors) == 2 * sum(p.numel() for p in model.parameters())
+
+
+def test_amuse_averages_exactly_or_as_the_released_code_does() -> None:
+    averages = {}
+    for parity in ("exact", "published"):
+        settings = {"lr": 0.05, "warmup_steps": 2, "weight_decay": 0.1, "rho": 2.0, "parity": parity}
+        model, optimizer = trained(Amuse(**settings), steps=6)
+        expected = small()
+        train(expected, Anytime(AMUSE(param_groups(expected), beta1=0.6, **settings)), range(6))
+        assert same(values(model), values(expected))
+        with optimizer.averaged():
+            averages[parity] = values(model)
+    assert not same(averages["exact"], averages["published"])
 
 
 def test_what_a_library_rejects_is_a_wrong_request() -> None:

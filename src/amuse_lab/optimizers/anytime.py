@@ -32,6 +32,8 @@ class Amuse(AveragedConfig):
         auxiliary_momentum: First moment for the rest with "adamw"; 0 stores none.
         weight_decay: Decoupled, on every parameter.
         r: Power of the step in the averaging weights.
+        parity: "published" averages as the released code does, which decodes x with another beta than y was
+            built with.
     """
 
     name: ClassVar[str] = "amuse"
@@ -48,6 +50,7 @@ class Amuse(AveragedConfig):
     auxiliary_momentum: float = 0.0
     weight_decay: float = 0.0
     r: float = 0.0
+    parity: Literal["exact", "published"] = "exact"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +80,7 @@ class Amuse(AveragedConfig):
             auxiliary_momentum=self.auxiliary_momentum,
             weight_decay=self.weight_decay,
             r=self.r,
+            parity=self.parity,
         )
         return Anytime(optimizer)
 

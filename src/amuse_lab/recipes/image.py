@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from amuse_lab.config import OptimizerConfig, RunConfig
-from amuse_lab.errors import ConfigError
+from amuse_lab.errors import ConfigError, unknown
 from amuse_lab.optimizers import SGD, AdamW, Amuse, MuonSGD, ScheduleFreeSGD
 from amuse_lab.tasks.image.models import (
     DenseNetConfig,
@@ -174,23 +174,64 @@ def _fine_tuning() -> Iterator[tuple[RunConfig, str]]:
             yield config, f"Fine-tuning of a pretrained ViT-B/16 on {data} with untested settings, for GPUs."
 
 
-def _mnist() -> Iterator[tuple[RunConfig, str]]:
-    convolutional = RunConfig(
+_MNIST_RESNET8: Mapping[str, OptimizerConfig] = {
+    config.name: config
+    for config in (
+        Amuse(auxiliary="sgd", lr=0.1, weight_decay=0.01, warmup_steps=60, t0_steps=240),
+        MuonSGD(lr=0.02, lr_rest=0.1, weight_decay=0.01, warmup_steps=60),
+        ScheduleFreeSGD(lr=1.5, weight_decay=1e-4, warmup_steps=60),
+        SGD(lr=0.1, weight_decay=1e-4, warmup_steps=60),
+        AdamW(lr=0.006, weight_decay=0.01, warmup_steps=60),
+    )
+}
+
+_MNIST_VIT: Mapping[str, OptimizerConfig] = {
+    config.name: config
+    for config in (
+        Amuse(lr=0.02, weight_decay=0.05, warmup_steps=80, t0_steps=320),
+        AdamW(lr=0.002, weight_decay=0.1, warmup_steps=80),
+    )
+}
+
+
+def mnist_resnet8(optimizer: str = "amuse") -> RunConfig:
+    """A ResNet-8 on 5,000 digits of MNIST, less than a minute on two cores.
+
+    Args:
+        optimizer: One of those it has settings for, `records/mnist`.
+
+    Raises:
+        ConfigError: If there are none for this optimizer.
+    """
+    if optimizer not in _MNIST_RESNET8:
+        raise unknown("optimizer", optimizer, _MNIST_RESNET8)
+    return RunConfig(
         recipe="mnist-resnet8",
         task=ImageConfig(model=RESNET_8, data="mnist-5k", batch=64, refresh_batches=20),
-        optimizer=Amuse(auxiliary="sgd", lr=0.1, weight_decay=0.01, warmup_steps=80, t0_steps=320),
-        steps=800,
+        optimizer=_MNIST_RESNET8[optimizer],
+        steps=600,
         eval_every=100,
     )
-    yield convolutional, "A ResNet-8 on 5,000 digits of MNIST, less than a minute on two cores."
-    transformer = RunConfig(
+
+
+def mnist_vit(optimizer: str = "amuse") -> RunConfig:
+    """A small vision transformer on 5,000 digits of MNIST, a minute or two on two cores.
+
+    Args:
+        optimizer: One of those it has settings for, `records/mnist`.
+
+    Raises:
+        ConfigError: If there are none for this optimizer.
+    """
+    if optimizer not in _MNIST_VIT:
+        raise unknown("optimizer", optimizer, _MNIST_VIT)
+    return RunConfig(
         recipe="mnist-vit",
         task=ImageConfig(model=VIT_SMALL, data="mnist-5k", batch=64),
-        optimizer=Amuse(lr=0.01, weight_decay=0.05, warmup_steps=80, t0_steps=320),
+        optimizer=_MNIST_VIT[optimizer],
         steps=800,
         eval_every=100,
     )
-    yield transformer, "A small vision transformer on 5,000 digits of MNIST, a minute or two on two cores."
 
 
 def _recipe(config: RunConfig, summary: str) -> Callable[..., RunConfig]:
@@ -210,6 +251,8 @@ def _recipe(config: RunConfig, summary: str) -> Callable[..., RunConfig]:
 
 
 RECIPES: Mapping[str, Callable[..., RunConfig]] = {
-    config.recipe: _recipe(config, summary) for config, summary in (*_mnist(), *_published(), *_fine_tuning())
+    "mnist-resnet8": mnist_resnet8,
+    "mnist-vit": mnist_vit,
+    **{config.recipe: _recipe(config, summary) for config, summary in (*_published(), *_fine_tuning())},
 }
 """All recipes by name."""

@@ -65,10 +65,15 @@ SETTINGS = {
     "imagenet-resnet50-sgd": {"lr": 0.05, "weight_decay": 1e-4, **MUON},
 }
 
-OWN = {
-    *("mnist-resnet8", "mnist-vit"),
-    *("imagenet-vit-b16-amuse", "imagenet-vit-b16-adamw", "isic2019-vit-b16-amuse", "isic2019-vit-b16-adamw"),
+ON_BOARD = {
+    "mnist-resnet8": ("amuse", "muon-sgd", "sf-sgd", "sgd", "adamw"),
+    "mnist-vit": ("amuse", "adamw"),
 }
+"""The recipes on MNIST, and the optimizers that they have settings for."""
+
+FINE_TUNING = (
+    *("imagenet-vit-b16-amuse", "imagenet-vit-b16-adamw", "isic2019-vit-b16-amuse", "isic2019-vit-b16-adamw"),
+)
 
 TINY: dict[type[ImageModelConfig], ImageModelConfig] = {
     WideResNetConfig: WideResNetConfig(depth=10, width=1),
@@ -79,7 +84,7 @@ TINY: dict[type[ImageModelConfig], ImageModelConfig] = {
 
 
 def test_every_published_run_has_a_recipe() -> None:
-    assert set(RECIPES) == SETTINGS.keys() | OWN
+    assert set(RECIPES) == {*SETTINGS, *ON_BOARD, *FINE_TUNING}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -104,7 +109,7 @@ def test_recipes_have_the_published_settings(name: str) -> None:
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*SETTINGS, *FINE_TUNING])
 def test_recipes_are_of_their_own_optimizer_alone(name: str) -> None:
     recipe = RECIPES[name]
     config = recipe()
@@ -112,6 +117,17 @@ def test_recipes_are_of_their_own_optimizer_alone(name: str) -> None:
     assert recipe(config.optimizer.name) == config
     assert (recipe.__doc__ or "").endswith(".")
     with pytest.raises(ConfigError, match=rf"^{name} is a run of {config.optimizer.name}, not of lion"):
+        recipe("lion")
+
+
+@pytest.mark.parametrize("name", ON_BOARD)
+def test_recipes_on_board_compare_optimizers(name: str) -> None:
+    recipe = RECIPES[name]
+    configs = [recipe(optimizer) for optimizer in ON_BOARD[name]]
+    assert recipe() == configs[0]
+    assert [config.optimizer.name for config in configs] == list(ON_BOARD[name])
+    assert {replace(config, optimizer=configs[0].optimizer) for config in configs} == {configs[0]}
+    with pytest.raises(ConfigError, match="unknown optimizer 'lion'"):
         recipe("lion")
 
 
@@ -128,11 +144,15 @@ class AtOnce:
         return np.stack([decode(job, self._size) for job in jobs])
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [(name, each) for name in RECIPES for each in ON_BOARD.get(name, (None,))]
+)
 @pytest.mark.usefixtures("prepared")
-def test_at_a_reduced_width_a_recipe_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_a_reduced_width_a_recipe_runs(
+    name: str, optimizer: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sets, "Decoder", AtOnce)
-    published = RECIPES[name]()
+    published = RECIPES[name](optimizer) if optimizer else RECIPES[name]()
     tiny = TINY[type(published.task.model)]
     changes: dict[str, object] = {"model": tiny, "batch": 4, "refresh_batches": 2, "workers": 1}
     if published.task.data == "mnist-5k":

@@ -27,6 +27,7 @@ _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 _DRAWS = 1 + 4 * _ATTEMPTS
+_FORMATS = ("JPEG", "PNG")  # one file of ImageNet is a PNG, whatever it is called; others may run programs
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -85,7 +86,7 @@ def decode(job: Job, size: int) -> Pixels:
         DataError: If it cannot be read.
     """
     try:
-        with Image.open(job.path) as file:
+        with Image.open(job.path, formats=_FORMATS) as file:
             image = file.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read {job.path}: {error}") from error
@@ -153,8 +154,9 @@ class Decoder:
 
 
 def available_workers() -> int:
-    """Return how many cores there are for each of this machine's training processes, at least 1."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Return how many cores each of this machine's training processes may use, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _begin() -> None:

@@ -36,4 +36,5 @@ def read_svhn(content: bytes, place: str) -> Labelled:
     except Exception as error:  # a damaged file can raise anything
         raise DataError(f"{place} is not a file of SVHN, or is damaged: {error}") from error
     pixels = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
-    return Labelled(pixels, labels.reshape(-1).astype(np.int64) % 10).check(SHAPE, CLASSES, place)
+    digits = np.where(labels == 10, 0, labels).reshape(-1).astype(np.int64)
+    return Labelled(pixels, digits).check(SHAPE, CLASSES, place)

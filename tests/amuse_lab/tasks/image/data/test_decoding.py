@@ -162,8 +162,22 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
         decode(Job(str(tmp_path / "nothing"), None), 32)
 
 
+def test_programs_in_the_clothes_of_an_image_are_not_even_opened(tmp_path: Path) -> None:
+    """Pillow would have PostScript drawn by an interpreter, if there is one."""
+    path = tmp_path / "image.JPEG"
+    Image.fromarray(smooth(40, 40)).save(path, "EPS")
+    with pytest.raises(DataError, match="cannot identify image file"):
+        decode(Job(str(path), None), 32)
+    Image.fromarray(smooth(40, 40)).save(path, "PNG")  # as one file of ImageNet is
+    assert decode(Job(str(path), None), 32).shape == (32, 32, 3)
+
+
 def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12 - process)), raising=False)
     assert available_workers() == 12
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert available_workers() == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert available_workers() == 5
