@@ -1,15 +1,20 @@
-"""What the input of image training costs: WRN-16-8 with AMUSE on generated images, as many as CIFAR-10 has.
+"""What image training costs and what part of it is the input: a recipe on generated images.
 
-    python benchmarks/image_input.py --fraction 0.02 --threads 1
+    python benchmarks/image_input.py --threads 2 --out records/images/cpu.json
+    python benchmarks/image_input.py --device cuda --precision amp-bf16
+    python benchmarks/image_input.py --device cuda --precision amp-bf16 --recipe imagenet-resnet50-amuse \
+        --images 4096
 
-Takes the steps of a fraction of an epoch with the settings of the recipe, in the learner of the laboratory,
-and prints images per second, the share of the input in the time of a step and the largest memory as one JSON
-object. The first step, which warms up, does not count. What the images show plays no part in the time.
+Takes the steps of an epoch, or of a fraction of one, with the settings of the recipe, in the learner of the
+laboratory, and prints images per second, the share of the input in the time of a step and the largest memory
+as one JSON object. Images are in memory, in the size of the data set; what they show plays no part in the
+time. The first step, which warms up, does not count.
 """
 
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,29 +28,36 @@ from amuse_lab.tasks.image.data.sets import DATASETS
 from amuse_lab.tasks.image.source import InMemory
 from amuse_lab.tasks.image.task import ImageConfig, ImageTask
 
-IMAGES = 50_000
-RECIPE = "cifar10-wrn16x8-amuse"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fraction", type=float, default=0.02, help="of an epoch")
+    parser.add_argument("--recipe", choices=RECIPES, default="cifar10-wrn16x8-amuse", metavar="RECIPE")
+    parser.add_argument("--images", type=int, default=50_000, help="as many as CIFAR-10 has by default")
+    parser.add_argument("--fraction", type=float, default=1.0, help="of an epoch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "amp-bf16"), default="fp32")
+    parser.add_argument("--out", type=Path, help="where the object is written, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
 
-    config = replace(RECIPES[RECIPE](), device=arguments.device)
+    config = replace(
+        RECIPES[arguments.recipe](), device=arguments.device, precision=arguments.precision, micro_batch=None
+    )
     assert isinstance(config.task, ImageConfig)
+    dataset = DATASETS[config.task.data]
+    channels, height, width = dataset.shape
     random = np.random.default_rng(0)
     held = Labelled(
-        random.integers(256, size=(IMAGES, 32, 32, 3), dtype=np.uint8), random.integers(10, size=IMAGES)
+        random.integers(256, size=(arguments.images, height, width, channels), dtype=np.uint8),
+        random.integers(dataset.classes, size=arguments.images),
     )
     source = InMemory(held, padding=4, flip=True, device=device)
-    task = ImageTask(config.task, DATASETS["cifar10"], source, None, seed=0, device=device)
+    dataset = replace(dataset, validation=min(dataset.validation, arguments.images // 10))
+    task = ImageTask(config.task, dataset, source, None, seed=0, device=device)
     torch.manual_seed(0)
     model = config.task.build_model().to(device)
     optimizer = config.optimizer.build(model, steps=config.steps)
@@ -53,16 +65,19 @@ def main() -> None:
 
     learner.advance(look=True)
     before = learner.clock.read()
-    steps = max(1, round(arguments.fraction * IMAGES / task.batch_size))
+    steps = max(1, round(arguments.fraction * arguments.images / task.batch_size))
     for _ in range(steps):
         learner.advance(look=False)
     seconds = {part: now - before[part] for part, now in learner.clock.read().items()}
     total = sum(seconds.values())
     environment = describe(device=device, seed=0)
     report = {
-        "recipe": RECIPE,
+        "recipe": arguments.recipe,
+        "precision": arguments.precision,
         "threads": arguments.threads,
+        "generated images": arguments.images,
         "steps": steps,
+        "images per step": task.batch_size,
         "images per second": round(steps * task.batch_size / total, 1),
         "seconds per step": {part: round(spent / steps, 4) for part, spent in seconds.items()},
         "share of the input": round(seconds["data"] / total, 5),
@@ -71,7 +86,11 @@ def main() -> None:
         "machine": environment["machine"],
         "versions": environment["versions"],
     }
-    print(json.dumps(report, indent=1))
+    content = json.dumps(report, indent=1)
+    print(content)
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(f"{content}\n")
 
 
 if __name__ == "__main__":

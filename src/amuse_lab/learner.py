@@ -1,8 +1,8 @@
 """What computes: a model, its optimizer and its task, on one process of a run."""
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -167,14 +167,12 @@ class Learner:
         Raises:
             TrainingError: If a loss is not finite.
         """
-        self.model.eval()
-        with self.optimizer.averaged(), self._autocast():
+        with self._at_x():
             at_x = self.task.evaluate(self.model, full=full, processes=self._processes)
         at_y = at_x
         if self.optimizer.averages:
-            with self._autocast():
+            with self._ready():
                 at_y = self.task.evaluate(self.model, full=full, processes=self._processes)
-        self.model.train()
         if not math.isfinite(at_x["loss"] + at_y["loss"]):
             raise TrainingError(
                 f"the validation loss after step {self.step} is {at_x['loss']} at x and {at_y['loss']} at y: "
@@ -182,19 +180,35 @@ class Learner:
             )
         return at_x, at_y
 
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Inside, the model is ready to be measured, at the parameters it has."""
+        self.model.eval()
+        with self._autocast(), self.task.refreshed(self.model):
+            yield
+        self.model.train()
+
+    @contextmanager
+    def _at_x(self) -> Iterator[None]:
+        """Inside, the model is what the run is for: at x, and ready to be measured."""
+        with self.optimizer.averaged(), self._ready():
+            yield
+
+    def test(self) -> Measures:
+        """Measure the model at x on the test set; nothing if there is none."""
+        with self._at_x():
+            return self.task.test(self.model, processes=self._processes)
+
     def sample(self) -> str | None:
         """Return what the task has to show of the model at x."""
-        self.model.eval()
         # Each token would be a shape of its own to compile for.
-        with self.optimizer.averaged(), self._autocast(), torch.compiler.set_stance("force_eager"):
-            text = self.task.sample(self.model)
-        self.model.train()
-        return text
+        with self._at_x(), torch.compiler.set_stance("force_eager"):
+            return self.task.sample(self.model)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the model at x, whole, on the CPU; nothing where this process does not lead."""
         gathered: dict[str, Tensor] = {}
-        with self.optimizer.averaged():
+        with self._at_x():
             for name, tensor in self.model.state_dict().items():
                 entire = whole(tensor)
                 if self._processes.leads:

@@ -153,13 +153,13 @@ def print_summary(
     Args:
         console: Where to.
         summary: As in summary.json.
-        measure: What the task is judged by, such as "bits_per_byte".
+        measure: Which value of the summary the task is judged by, such as "bits_per_byte".
         unit: What the task counts, such as "tokens".
         lr: Peak learning rate of the run.
         reference: The recorded results, where the recipe has some.
     """
     table = Table()
-    table.add_column(f"{measure.replace('_', ' ')}, all validation data")
+    table.add_column(f"{measure.removeprefix('val_').replace('_', ' ')}, all validation data")
     for name in ("lr", "at x", "at y"):
         table.add_column(name, justify="right")
     at_x, at_y = (f"{summary[key]:.4f}" for key in (measure, f"{measure}_y"))
@@ -170,6 +170,13 @@ def print_summary(
             table.add_row(recorded, f"{result.lr:g}", f"{result.mean:.4f} ± {result.spread:.4f}", "")
         table.caption = f"recorded with {reference.steps} steps: {reference.machine}"
     console.print(table)
+    tested = [
+        f"{name.removeprefix('test_')} {value:.4f}"
+        for name, value in summary.items()
+        if name.startswith("test_")
+    ]
+    if tested:
+        console.print(f"test set, at x: {', '.join(tested)}", highlight=False)
     rate = summary[f"{unit}_per_second"]
     console.print(
         f"{summary['steps']:,} steps, {summary[unit]:,} {unit} in {summary['seconds']:.1f} s of training "

@@ -34,6 +34,10 @@ class Task(Protocol):
     def measure(self) -> str:
         """Which of the values that `evaluate` returns the task is judged by."""
 
+    @property
+    def summarized_as(self) -> str:
+        """What summary.json calls the measure at x."""
+
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Return the training batch of a step, or some of its rows.
 
@@ -62,6 +66,13 @@ class Task(Protocol):
             generator: On the device of the run; samples the labels.
         """
 
+    def refreshed(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside, what a model has besides its parameters belongs to them as they stand; then as it was.
+
+        Args:
+            model: The model, in eval mode.
+        """
+
     def evaluate(self, model: nn.Module, *, full: bool, processes: Processes = ALONE) -> dict[str, float]:
         """Measure the model as it stands on validation data.
 
@@ -72,6 +83,17 @@ class Task(Protocol):
 
         Returns:
             "loss" (nats), the task's `measure` and whatever else it measures.
+        """
+
+    def test(self, model: nn.Module, *, processes: Processes = ALONE) -> dict[str, float]:
+        """Measure the finished model on the test set, which nothing else looks at.
+
+        Args:
+            model: As for `evaluate`.
+            processes: As for `evaluate`.
+
+        Returns:
+            Values by names that begin with "test_"; none if there is no test set.
         """
 
     def sample(self, model: nn.Module) -> str | None:

@@ -89,7 +89,7 @@ def train(config: RunConfig, progress: Progress, *, resume: Path | None = None) 
             finally:
                 if folder:
                     folder.close()
-    return Outcome(path, run.summary, learner.task.measure, learner.task.unit, run.signal)
+    return Outcome(path, run.summary, learner.task.summarized_as, learner.task.unit, run.signal)
 
 
 @dataclass
@@ -254,7 +254,7 @@ class _Run:
             checkpoint.prune(root, keep_last=self.config.keep_last, keep_every=self.config.keep_every)
 
     def _finish(self) -> None:
-        """Save, and unless interrupted measure on all validation data and sample."""
+        """Save, and unless interrupted measure on all validation data and the test set, and sample."""
         self._save()
         weights = self.learner.weights()
         if self.processes.leads:
@@ -262,13 +262,16 @@ class _Run:
             self._draw()
         at_x: Measures = {}
         at_y: Measures = {}
+        tested: Measures = {}
         if not self._stopping():
             at_x, at_y = self._evaluate(full=True)
+        if not self._stopping():
+            tested = self.learner.test()
         if not self._stopping():
             text = self.learner.sample()
             if text is not None and self.processes.leads:
                 self.folder.write_text("sample.txt", text + "\n")
-        self._summarize("interrupted" if self.signal else "finished", at_x=at_x, at_y=at_y)
+        self._summarize("interrupted" if self.signal else "finished", at_x=at_x, at_y=at_y, tested=tested)
 
     def _draw(self) -> None:
         with replacing(self.folder.path / "curve.png") as path:
@@ -285,6 +288,7 @@ class _Run:
         *,
         at_x: Measures = MappingProxyType({}),
         at_y: Measures = MappingProxyType({}),
+        tested: Measures = MappingProxyType({}),
         failure: str | None = None,
     ) -> None:
         """Write summary.json.
@@ -293,9 +297,11 @@ class _Run:
             status: How the run ended.
             at_x: Measured on all validation data at x; empty if it was not.
             at_y: The same at y.
+            tested: Measured on the test set.
             failure: What went wrong.
         """
-        unit, measure = self.learner.task.unit, self.learner.task.measure
+        task = self.learner.task
+        unit, measure, name = task.unit, task.measure, task.summarized_as
         seconds = self._seconds()
         self.summary = {
             "recipe": self.config.recipe,
@@ -308,8 +314,9 @@ class _Run:
             "evaluation_seconds": self.evaluation_seconds,
             "val_loss": at_x.get("loss"),
             "val_loss_y": at_y.get("loss"),
-            measure: at_x.get(measure),
-            f"{measure}_y": at_y.get(measure),
+            name: at_x.get(measure),
+            f"{name}_y": at_y.get(measure),
+            **tested,
             f"{unit}_per_second": self._units() / seconds if seconds else 0.0,
             "peak_memory_bytes": environment.peak_memory_bytes(self.learner.device),
             "status": status,

@@ -7,6 +7,8 @@ from amuse_lab.errors import ConfigError
 from amuse_lab.recipes import RECIPES, find, reference
 from amuse_lab.recipes.reference import load_reference
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_know_their_names_and_have_a_line_of_documentation(name: str) -> None:
@@ -40,7 +42,27 @@ def test_reference_is_read_by_recipe_and_measure(tmp_path: Path, monkeypatch: py
     assert loaded.results[0].seeds == (0, 1, 2)
 
 
+RECORDED = {
+    "shakespeare": ("bits_per_byte", "shakespeare"),
+    "mnist-resnet8": ("val_accuracy", "mnist/resnet8"),
+    "mnist-vit": ("val_accuracy", "mnist/vit"),
+}
+"""Measure and folder below `records` of the recipes that ship results."""
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_shipped_references_can_be_read(name: str) -> None:
-    loaded = load_reference(name, "bits_per_byte")
-    assert loaded is None or loaded.results
+def test_shipped_references_are_the_recorded_ones_and_the_recipes_have_their_settings(name: str) -> None:
+    if name not in RECORDED:
+        assert load_reference(name, "accuracy") is None
+        return
+    measure, folder = RECORDED[name]
+    recorded = json.loads((ROOT / "records" / folder / "reference.json").read_text())
+    loaded = load_reference(name, measure)
+    assert loaded is not None
+    assert loaded.steps == recorded["steps"] == find(name)().steps
+    for shipped, result in zip(loaded.results, recorded["results"], strict=True):
+        assert (shipped.mean, shipped.spread) == (result[f"{measure}_mean"], result["spread"])
+        optimizer = vars(find(name)(shipped.optimizer).optimizer)
+        settings = result.keys() & optimizer.keys()
+        assert settings >= {"lr"}
+        assert {setting: optimizer[setting] for setting in settings} == {k: result[k] for k in settings}

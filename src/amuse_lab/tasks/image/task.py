@@ -81,6 +81,8 @@ class ImageConfig(TaskConfig):
 
     def build(self, *, seed: int, device: torch.device) -> Task:
         """Load and check the images."""
+        given = self.init_from is not None or not self.new_head
+        require(given, "new_head", "given together with init_from", self.new_head)
         dataset = DATASETS[self.data]
         folder = None if self.folder is None else Path(self.folder)
         workers = self.workers or available_workers()
@@ -124,6 +126,7 @@ class ImageTask:
 
     unit = "images"
     measure = "accuracy"
+    summarized_as = "val_accuracy"
 
     def __init__(
         self,
@@ -213,23 +216,13 @@ class ImageTask:
         processes: Processes = ALONE,
     ) -> dict[str, float]:
         """Return the mean loss (nats per image) and the accuracy on the held-out images."""
-        with self.refreshed(model):
-            return self._measured(model, self._training, self._held_out, processes)
+        return self._measured(model, self._training, self._held_out, processes)
 
     def test(self, model: nn.Module, *, processes: Processes = ALONE) -> dict[str, float]:
-        """Measure the finished model on the test set, which nothing else looks at.
-
-        Args:
-            model: The model at x, in eval mode.
-            processes: As for `evaluate`.
-
-        Returns:
-            "test_loss" and "test_accuracy"; nothing if there is no test set.
-        """
+        """Return "test_loss" and "test_accuracy"; nothing if there is no test set."""
         if self._test is None:
             return {}
-        with self.refreshed(model):
-            measured = self._measured(model, self._test, np.arange(len(self._test.labels)), processes)
+        measured = self._measured(model, self._test, np.arange(len(self._test.labels)), processes)
         return {f"test_{name}": value for name, value in measured.items()}
 
     @torch.no_grad()

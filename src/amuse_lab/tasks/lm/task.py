@@ -1,6 +1,7 @@
 """Next-token prediction."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -95,6 +96,7 @@ class LanguageModelTask:
 
     unit = "tokens"
     measure = "bits_per_byte"
+    summarized_as = "bits_per_byte"
 
     def __init__(self, config: LanguageModelConfig, text: Text, *, seed: int, device: torch.device) -> None:
         self._config = config
@@ -136,6 +138,14 @@ class LanguageModelTask:
             total += self.loss(model, self._inputs_and_targets(windows)).double() * counted
         loss = processes.sum(total).item() / count
         return {"loss": loss, "bits_per_byte": self._text.bits_per_byte(loss)}
+
+    def refreshed(self, model: nn.Module) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Change nothing: the model is its parameters."""
+        return nullcontext()
+
+    def test(self, model: nn.Module, *, processes: Processes = ALONE) -> dict[str, float]:  # noqa: ARG002
+        """Return nothing: there is no test set."""
+        return {}
 
     def sample(self, model: nn.Module) -> str:
         """Continue the prompt."""

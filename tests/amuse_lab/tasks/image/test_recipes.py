@@ -179,7 +179,7 @@ def test_at_a_reduced_width_a_recipe_runs(
     summary = train(config, Silence()).summary
     assert (summary["status"], summary["steps"], summary["images"]) == ("finished", 3, 12)
     assert math.isfinite(summary["val_loss"])
-    assert 0 <= summary["accuracy"] <= 1
+    assert 0 <= summary["val_accuracy"] <= 1
     (path,) = Path("runs", name).iterdir()
     lines = RunFolder(path).metrics()
     splits = [line["split"] for line in lines]
@@ -197,7 +197,7 @@ def test_amuse_learns_the_digits(tmp_path: Path) -> None:
         steps=whole.steps // 5,
         runs=tmp_path,
     )
-    assert train(config, Silence()).summary["accuracy"] > 0.93
+    assert train(config, Silence()).summary["val_accuracy"] > 0.93
 
 
 @pytest.mark.parametrize("name", ["cifar10-wrn16x8-amuse", "isic2019-vit-b16-amuse", "mnist-vit"])

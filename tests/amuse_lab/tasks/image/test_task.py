@@ -1,24 +1,26 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError, DataError
 from amuse_lab.learner import Learner
-from amuse_lab.optimizers import Amuse
+from amuse_lab.optimizers import SGD, Amuse
 from amuse_lab.parallel import ALONE, Processes
-from amuse_lab.recipes.image import RECIPES
+from amuse_lab.progress import Silence
 from amuse_lab.tasks.image.data.sets import DATASETS, Dataset
 from amuse_lab.tasks.image.models import ResNetConfig, ViTConfig, WideResNetConfig
 from amuse_lab.tasks.image.task import FineTuningConfig, ImageConfig, ImageTask
+from amuse_lab.train import train
 from tests.amuse_lab.tasks.image.originals import random_images
 
 Sets = Mapping[str, Dataset]
@@ -121,10 +123,20 @@ def test_evaluation_has_statistics_of_the_present_parameters() -> None:
     with task.refreshed(model):
         torch.testing.assert_close(model.norm.running_mean.double(), mean, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(model.norm.running_var.double(), variance, atol=1e-6, rtol=1e-5)
-    expected = task.evaluate(model, full=False)
     with torch.no_grad():
         model.norm.running_mean.fill_(1e6)
-    assert task.evaluate(model, full=True) == expected
+    with task.refreshed(model):
+        torch.testing.assert_close(model.norm.running_mean.double(), mean, atol=1e-6, rtol=1e-5)
+    assert (model.norm.running_mean == 1e6).all()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_statistics_have_images_and_changes_of_their_own() -> None:
+    task = build(image_config())
+    for step in range(3):
+        trained, refreshed = task._order.visits(step), task._refresh_order.visits(step)
+        assert trained.images.tolist() != refreshed.images.tolist()
+        assert trained.stream != refreshed.stream
 
 
 @pytest.mark.usefixtures("prepared")
@@ -138,8 +150,9 @@ def test_statistics_of_training_come_back_bit_for_bit() -> None:
     before = bits(model)
     state = torch.get_rng_state()
     model.eval()
-    task.evaluate(model, full=True)
-    task.test(model)
+    with task.refreshed(model):
+        task.evaluate(model, full=True)
+        task.test(model)
     assert same(bits(model), before)
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module.training for module in model.modules())
@@ -166,17 +179,15 @@ def test_measures_are_those_of_the_formulas(prepared: Sets) -> None:
     features = normed.square().mean((2, 3))
     logits = features @ model.head.weight.double().T + model.head.bias.double()
     labels = torch.arange(80) % 10
-    for measured, chosen in (
-        (task.evaluate(model, full=True), task._held_out),
-        (task.test(model), np.arange(60, 80)),
-    ):
+    with task.refreshed(model):
+        validated, tested = task.evaluate(model, full=True), task.test(model)
+    for measured, chosen in ((validated, task._held_out), (tested, np.arange(60, 80))):
         losses = F.cross_entropy(logits[chosen], labels[chosen])
         hits = (logits[chosen].argmax(1) == labels[chosen]).double().mean()
         loss, accuracy = measured.values()
         assert loss == pytest.approx(losses.item(), rel=1e-5)
         assert accuracy == hits.item()
-    assert list(task.test(model)) == ["test_loss", "test_accuracy"]
-    assert list(task.evaluate(model, full=True)) == ["loss", "accuracy"]
+    assert (list(validated), list(tested)) == (["loss", "accuracy"], ["test_loss", "test_accuracy"])
 
 
 @pytest.mark.usefixtures("prepared")
@@ -217,7 +228,6 @@ def test_losses_are_mean_cross_entropy() -> None:
     assert task.loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.usefixtures("prepared")
 @pytest.mark.usefixtures("prepared")
 def test_models_in_bfloat16_are_given_bfloat16() -> None:
     task = build(image_config())
@@ -325,13 +335,52 @@ def test_an_evaluation_in_the_loop_changes_nothing(tmp_path: Path) -> None:
         assert same(plain, evaluated)
 
 
-def test_learning_on_the_digits_on_board(tmp_path: Path) -> None:
-    """Real data, a tiny model, a few seconds: far better than chance."""
-    config = RECIPES["mnist-resnet8"]()
-    task = replace(config.task, model=ResNetConfig((1, 1), (8, 16), large_stem=True), batch=32)
-    optimizer = replace(config.optimizer, lr=0.2, warmup_steps=10, t0_steps=40)
-    learner = Learner.build(replace(config, task=task, optimizer=optimizer, runs=tmp_path), ALONE, CPU)
-    for _ in range(60):
-        learner.advance(look=False)
-    at_x, _ = learner.evaluate(full=True)
-    assert at_x["accuracy"] > 0.4
+@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.usefixtures("prepared")
+def test_what_a_run_leaves_is_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float | None
+) -> None:
+    """The shipped model has the measured loss as it is, without another look at the training images."""
+    tests: list[int] = []
+    test = ImageTask.test
+
+    def counted(task: ImageTask, model: nn.Module, **given: Processes) -> dict[str, float]:
+        tests.append(1)
+        return test(task, model, **given)
+
+    monkeypatch.setattr(ImageTask, "test", counted)
+    task = image_config()
+    optimizer = (
+        SGD(lr=0.1, warmup_steps=0, ema=ema) if ema else Amuse(auxiliary="sgd", lr=0.1, warmup_steps=2)
+    )
+    config = RunConfig(
+        recipe="test",
+        task=task,
+        optimizer=optimizer,
+        steps=6,
+        eval_every=2,
+        device="cpu",
+        runs=tmp_path / "runs",
+    )
+    outcome = train(config, Silence())
+    assert tests == [1]
+    shipped = task.build_model()
+    shipped.load_state_dict(load_file(outcome.folder / "model.safetensors"))
+    measured = build(task)
+    validated, tested = (
+        kind(shipped.eval()) for kind in (partial(measured.evaluate, full=True), measured.test)
+    )
+    summary = outcome.summary
+    assert summary["val_loss"] == pytest.approx(validated["loss"], rel=1e-6)
+    assert (summary["val_accuracy"], summary["test_accuracy"]) == (
+        validated["accuracy"],
+        tested["test_accuracy"],
+    )
+    assert summary["test_loss"] == pytest.approx(tested["test_loss"], rel=1e-6)
+    assert summary["val_loss_y"] != summary["val_loss"]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_new_head_without_weights_is_a_wrong_request() -> None:
+    with pytest.raises(ConfigError, match="new_head must be given together with init_from, got True"):
+        image_config(new_head=True).build(seed=0, device=CPU)
