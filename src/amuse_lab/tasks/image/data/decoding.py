@@ -4,14 +4,18 @@ Imports nothing heavy: every decoding process loads this module.
 """
 
 import math
-import multiprocessing
 import os
 import signal
-import threading
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,26 +91,92 @@ def decode(job: Job, size: int) -> Pixels:
     """
     try:
         with Image.open(job.path, formats=_FORMATS) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read {job.path}: {error}") from error
+            return np.asarray(_seen(file.convert("RGB"), job, size))
+    except (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read {job.path}: {error or type(error).__name__}") from error
+
+
+def _seen(image: Image.Image, job: Job, size: int) -> Image.Image:
+    """What of an image a job asks for, size x size; the rest of it is not resized."""
     width, height = image.size
     if job.visit is None:
         scale = round(size * _RESIZED) / min(width, height)
-        resized = image.resize(
-            (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR
-        )
-        x, y = (resized.width - size) // 2, (resized.height - size) // 2
-        return np.asarray(resized.crop((x, y, x + size, y + size)))
+        w, h = max(size, round(width * scale)), max(size, round(height * scale))
+        x, y = (w - size) // 2, (h - size) // 2
+        middle = (x * width / w, y * height / h, (x + size) * width / w, (y + size) * height / h)
+        return image.resize((size, size), Image.Resampling.BILINEAR, box=middle)
     stream, epoch, number = job.visit
     drawn = uniforms(Visits(stream, np.array([epoch]), np.array([number])), _DRAWS)[0]
     part = image.crop(resized_crop(width, height, drawn[1:]))
     part = part.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn[0] < 0.5 else part)
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn[0] < 0.5 else part
 
 
-def _decode_group(jobs: Sequence[Job], size: int) -> Pixels:
-    return np.stack([decode(job, size) for job in jobs])
+class _Worker:
+    """A process that decodes, spoken to through a pipe whose other end nobody else holds.
+
+    It ends when the pipe is closed, so also when this process ends, however it does; and if it dies itself,
+    even with half an answer sent, `decoded` hears of it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._connection, other = Pipe()
+        command = f"from {__name__} import serve; serve({other.fileno()}, {size})"
+        with other, _no_signals():
+            self._process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", command],
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
+                pass_fds=[other.fileno()],
+            )
+
+    def decoded(self, jobs: Sequence[Job]) -> Pixels:
+        """Return images, shape (images, size, size, 3).
+
+        Raises:
+            DataError: If one cannot be read, or the process is gone.
+        """
+        try:
+            self._connection.send(jobs)
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise DataError(
+                "a decoding process died, perhaps for want of memory; fewer --task.workers need less"
+            ) from error
+        if isinstance(answer, DataError):
+            raise answer
+        pixels: Pixels = answer
+        return pixels
+
+    def end(self) -> None:
+        """Let the process end, and wait for it."""
+        self._connection.close()
+        self._process.wait()
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """A process that begins in here never gets Ctrl-C or SIGTERM: its parent answers them, and ends it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def serve(descriptor: int, size: int) -> None:
+    """Decode what a connection asks for until it is closed: what a decoding process does."""
+    with Connection(descriptor) as connection:
+        try:
+            while True:
+                jobs: Sequence[Job] = connection.recv()
+                try:
+                    answer: Pixels | DataError = np.stack([decode(job, size) for job in jobs])
+                except DataError as error:
+                    answer = error
+                connection.send(answer)
+        except (EOFError, OSError):  # nobody asks, or nobody listens, any more
+            return
 
 
 class Decoder:
@@ -120,9 +190,13 @@ class Decoder:
     """
 
     def __init__(self, size: int, workers: int) -> None:
-        self._size = size
-        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        started = [_Worker(size) for _ in range(workers)]
+        for worker in started:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(workers)  # each waits for one of the processes
         self._begun: dict[tuple[Job, ...], list[Future[Pixels]]] = {}
+        weakref.finalize(self, _end, self._threads, started)
 
     def __call__(self, jobs: Sequence[Job], upcoming: Iterable[Sequence[Job]] = ()) -> Pixels:
         """Return images, shape (images, size, size, 3).
@@ -135,39 +209,34 @@ class Decoder:
             DataError: If an image cannot be read, or a process dies.
         """
         wanted = tuple(jobs)
-        try:
-            for key in (wanted, *map(tuple, upcoming)):
-                if key not in self._begun:
-                    self._begun[key] = [
-                        self._pool.submit(_decode_group, key[start : start + _GROUP], self._size)
-                        for start in range(0, len(key), _GROUP)
-                    ]
-            decoded = np.concatenate([future.result() for future in self._begun.pop(wanted)])
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a decoding process died, perhaps for want of memory; fewer --task.workers need less"
-            ) from error
+        for key in (wanted, *map(tuple, upcoming)):
+            if key not in self._begun:
+                self._begun[key] = [
+                    self._threads.submit(_decoded, self._idle, key[start : start + _GROUP])
+                    for start in range(0, len(key), _GROUP)
+                ]
+        decoded = np.concatenate([future.result() for future in self._begun.pop(wanted)])
         while len(self._begun) > _WAITING:  # asked for other things than announced
             for future in self._begun.pop(next(iter(self._begun))):
                 future.cancel()
         return decoded
 
 
+def _decoded(idle: "SimpleQueue[_Worker]", jobs: Sequence[Job]) -> Pixels:
+    worker = idle.get()
+    try:
+        return worker.decoded(jobs)
+    finally:
+        idle.put(worker)
+
+
+def _end(threads: ThreadPoolExecutor, workers: Sequence[_Worker]) -> None:
+    threads.shutdown(cancel_futures=True)
+    for worker in workers:
+        worker.end()
+
+
 def available_workers() -> int:
     """Return how many cores each of this machine's training processes may use, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _begin() -> None:
-    """Prepare a decoding process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Wait until the parent is gone, however it went: nobody else would end this process."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -1,9 +1,11 @@
 import gc
 import math
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from amuse_lab.errors import DataError
-from amuse_lab.tasks.image.data.decoding import Decoder, Job, available_workers, decode, resized_crop
+from amuse_lab.tasks.image.data.decoding import (
+    Decoder,
+    Job,
+    _Worker,
+    available_workers,
+    decode,
+    resized_crop,
+)
 from amuse_lab.tasks.image.order import Visits, uniforms
 from tests.amuse_lab.tasks.image.originals import random_images, write_jpeg
 
@@ -123,10 +132,16 @@ def test_processes_decode_the_same_whatever_was_announced(folder: Path) -> None:
         announced([Job(str(truncated), None)])
     Image.fromarray(smooth(40, 40)[:, :, 0]).save(grey)
     assert announced([Job(str(grey), None)]).shape == (1, 32, 32, 3)
-    for child in multiprocessing.active_children():
-        os.kill(child.pid or 0, signal.SIGKILL)
+    for child in children():
+        os.kill(child, signal.SIGKILL)
     with pytest.raises(DataError, match="a decoding process died"):
         announced(jobs(folder, 5))
+
+
+def children(process: int | None = None) -> set[int]:
+    """The processes that the main thread of one has begun, and that it has not seen end."""
+    process = process or os.getpid()
+    return set(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 
 
 def ends(process: int, seconds: float = 60) -> bool:
@@ -141,14 +156,81 @@ def ends(process: int, seconds: float = 60) -> bool:
 
 
 def test_processes_end_with_their_decoder(folder: Path) -> None:
+    before = children()
     decoder = Decoder(32, workers=1)
-    before = set(multiprocessing.active_children())
     decoder(jobs(folder, 0), [jobs(folder, 1)])
-    (process,) = set(multiprocessing.active_children()) - before
+    (process,) = children() - before
     del decoder
     gc.collect()
-    # Asked of the system: the pool's own thread waits for the process, and two that wait disturb each other.
-    assert ends(process.pid or 0)
+    assert ends(process)
+
+
+def test_processes_end_with_their_parent_however_it_ends(folder: Path) -> None:
+    lines = [
+        "from amuse_lab.tasks.image.data.decoding import Decoder, Job",
+        f"job = Job({str(folder / '0.JPEG')!r}, None)",
+        "decoder = Decoder(32, workers=2)",
+        "decoder([job])",
+        "print('ready', flush=True)",
+        "input()",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        decoding = children(parent.pid)
+        assert len(decoding) == 2
+        parent.kill()
+    assert all(ends(process) for process in decoding)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.05, 0.5])
+def test_signals_are_for_the_parent(folder: Path, wait: float) -> None:
+    """Ctrl-C goes to every process of a terminal, SIGTERM to every process of a job."""
+    before = children()
+    decoder = Decoder(32, workers=1)
+    (process,) = children() - before
+    time.sleep(wait)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process, number)
+    assert decoder(jobs(folder, 0)).shape == (20, 32, 32, 3)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not blocked & {signal.SIGINT, signal.SIGTERM}  # here they still arrive
+
+
+class Killing:
+    """A connection to a process that is killed when half of what it sends is on the way."""
+
+    def __init__(self, connection: Connection, process: int) -> None:
+        self._connection = connection
+        self._process = process
+
+    def send(self, asked: object) -> None:
+        self._connection.send(asked)
+        assert self._connection.poll(60)
+        os.kill(self._process, signal.SIGKILL)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+
+def test_a_process_that_dies_while_it_sends_is_noticed(folder: Path) -> None:
+    before = children()
+    worker = _Worker(640)  # 25 MB, of which a pipe takes a little
+    (process,) = children() - before
+    worker._connection = Killing(worker._connection, process)
+    with pytest.raises(DataError, match="a decoding process died"):
+        worker.decoded(jobs(folder, 0))
+    worker.end()
+
+
+def test_what_was_announced_and_never_asked_for_is_forgotten(folder: Path) -> None:
+    decoder = Decoder(32, workers=1)
+    for epoch in range(100):
+        decoder(jobs(folder, 0)[:1], [jobs(folder, epoch + 1)[:1]])
+    assert len(decoder._begun) <= 64
+    expected = decode(jobs(folder, 7)[0], 32)
+    assert np.array_equal(decoder(jobs(folder, 7)[:1])[0], expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0", b"GIF89a"])
@@ -160,6 +242,14 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="No such file"):
         decode(Job(str(tmp_path / "nothing"), None), 32)
+
+
+def test_an_image_of_a_strange_shape_takes_no_more_memory_than_it_has(tmp_path: Path) -> None:
+    """Resized as a whole, this one of 15 kB would have 224 x 13,440,000 pixels."""
+    path = tmp_path / "image.JPEG"
+    Image.new("RGB", (1, 60_000), (200, 100, 50)).save(path, "JPEG")
+    found = decode(Job(str(path), None), 224)
+    assert np.abs(found.astype(int) - (200, 100, 50)).max() <= 3
 
 
 def test_programs_in_the_clothes_of_an_image_are_not_even_opened(tmp_path: Path) -> None:
