@@ -52,7 +52,7 @@ def usage() -> str:
             *(f"  {name:{width}}  {each.description}" for name, each in PREPARATIONS.items()),
             f"  {'NAME':{width}}  text, JSON lines or Parquet of yours: --from PATH",
             "",
-            "Continues where it was interrupted; checks what is complete. `prepare NAME --help`: options.",
+            "Text goes on where it was interrupted; checks what is complete. `prepare NAME --help`: options.",
         ]
     )
 

@@ -40,9 +40,11 @@ class ImageJob:
             DataError: If the files are not the published ones, or the folder cannot be written.
         """
         dataset = DATASETS[self.name]
-        there = self.folder.exists()
-        if not there:
+        try:
+            there = self.folder.exists()
             dataset.prepare(self.path, self.folder)
+        except OSError as error:  # of the paths themselves
+            raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
         try:
             parts = dataset.load(self.folder, device=torch.device("cpu"), workers=1)
         except DataError as error:

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,8 @@ from amuse_lab.learner import Learner
 from amuse_lab.optimizers import SGD, Amuse
 from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.progress import Silence
+from amuse_lab.tasks.image.data import sets
+from amuse_lab.tasks.image.data.decoding import Job, Pixels
 from amuse_lab.tasks.image.data.sets import DATASETS, Dataset
 from amuse_lab.tasks.image.models import ResNetConfig, ViTConfig, WideResNetConfig
 from amuse_lab.tasks.image.task import FineTuningConfig, ImageConfig, ImageTask
@@ -384,3 +386,35 @@ def test_what_a_run_leaves_is_what_it_measured(
 def test_a_new_head_without_weights_is_a_wrong_request() -> None:
     with pytest.raises(ConfigError, match="new_head must be given together with init_from, got True"):
         image_config(new_head=True).build(seed=0, device=CPU)
+
+
+class Announced:
+    """A decoder that keeps what it is asked for and what it is told of."""
+
+    def __init__(self, size: int, workers: int) -> None:  # noqa: ARG002
+        self.size = size
+        self.asked: list[tuple[Job, ...]] = []
+        self.announced: list[list[tuple[Job, ...]]] = []
+
+    def __call__(self, jobs: Sequence[Job], upcoming: Iterable[Sequence[Job]] = ()) -> Pixels:
+        self.asked.append(tuple(jobs))
+        self.announced.append([tuple(each) for each in upcoming])
+        return np.zeros((len(jobs), self.size, self.size, 3), np.uint8)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_what_a_process_is_going_to_ask_for_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "Decoder", Announced)
+    monkeypatch.setattr("amuse_lab.tasks.image.task._EVALUATION_BATCH", 2)
+    task = build(image_config("imagenet", batch=4))
+    decoder = task._training._decoder
+    for step in range(4):
+        task.batch(step, slice(2, 4))
+    for step in range(2):
+        assert decoder.announced[step] == decoder.asked[step + 1 : step + 3]
+    assert all(len(jobs) == 2 for jobs in decoder.asked)
+    decoder.asked.clear()
+    decoder.announced.clear()
+    with torch.no_grad():
+        task.evaluate(task._config.build_model().eval(), full=True)
+    assert decoder.announced == [decoder.asked[1:2], []]

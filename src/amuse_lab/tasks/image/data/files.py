@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import shutil
 import tarfile
 import zlib
@@ -84,7 +83,7 @@ def read_folder(folder: Path, originals: Sequence[Original], hint: str) -> dict[
         try:
             if not path.exists() and compressed.exists():
                 path = compressed
-            content = _decompressed(path) if path is compressed else path.read_bytes()
+            content = _read(path, compressed=path is compressed)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DataError(f"{folder / str(original)} is missing: {hint}") from error
         except OSError as error:
@@ -93,13 +92,23 @@ def read_folder(folder: Path, originals: Sequence[Original], hint: str) -> dict[
     return contents
 
 
-def _decompressed(path: Path) -> bytes:
+def _read(path: Path, *, compressed: bool) -> bytes:
+    """Read a file, of which nobody knows yet what it is."""
+    _check_kind(path)
     try:
-        with gzip.open(path) as file:
-            content = file.read(_LARGEST)
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}") from error
+    if len(content) > _LARGEST:
+        raise DataError(f"{path} must have at most {_LARGEST:,} bytes")
     return content
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what is no file: a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} must be a file")
 
 
 def read_archive(path: Path, archive: Original, originals: Sequence[Original]) -> dict[str, bytes]:
@@ -119,6 +128,7 @@ def read_archive(path: Path, archive: Original, originals: Sequence[Original]) -
     wanted = {original.name: original for original in originals}
     contents: dict[str, bytes] = {}
     try:
+        _check_kind(path)
         with path.open("rb") as file:
             archive.check(hashlib.file_digest(file, archive.kind).hexdigest(), str(path))
         with tarfile.open(path, "r:gz") as members:
@@ -142,15 +152,16 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files into a new folder, which appears with all of them or not at all.
 
     Args:
-        folder: Does not exist, or is empty.
+        folder: Does not exist, or is empty; what a call that was killed left beside it is removed.
         contents: By name.
 
     Raises:
         DataError: If it cannot be written, or something else is there.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f".{folder.name}.partial")
     try:
         try:
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             for name, content in contents.items():
                 (partial / name).write_bytes(content)

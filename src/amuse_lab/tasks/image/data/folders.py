@@ -69,7 +69,7 @@ class Listing:
             for name, files in held.items():
                 if not files:
                     raise DataError(f"{folder / name} must hold images that end with {', '.join(_ENDINGS)}")
-            count = sum(map(len, held.values()))
+            count = self.count(part)
             if images is not None and count != images[number]:
                 raise DataError(f"{folder} must hold {images[number]:,} images, has {count:,}")
 
@@ -79,28 +79,40 @@ class Listing:
         return (json.dumps(content) + "\n").encode()
 
     @classmethod
-    def read(cls, folder: Path, hint: str) -> Self:
+    def read(cls, folder: Path, classes: int, images: tuple[int, int] | None, hint: str) -> Self:
         """Read the listing in a prepared folder.
 
         Args:
             folder: Where it is.
+            classes: As for `find`.
+            images: As for `find`.
             hint: What to do if it is missing; ends the message.
 
         Raises:
-            DataError: If it is missing or damaged.
+            DataError: If it is missing or damaged, or that of another data set.
         """
         path = folder / LISTING
         try:
             content = json.loads(path.read_bytes())
             if content["version"] != VERSION:
                 raise DataError(f"{path} must have version {VERSION}, got {content['version']!r}")
-            return cls(Path(content["root"]), {part: dict(content["parts"][part]) for part in PARTS})
+            listing = cls(Path(content["root"]), {part: dict(content["parts"][part]) for part in PARTS})
+            for held in listing.parts.values():
+                for files in held.values():
+                    if not (isinstance(files, list) and all(isinstance(file, str) for file in files)):
+                        raise TypeError("the files of a class must be a list of their names")
+            listing._check(classes, images)
+            return listing
         except FileNotFoundError as error:
             raise DataError(f"{path} is missing: {hint}") from error
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path} is damaged: remove {folder} and prepare it again") from error
+
+    def count(self, part: str) -> int:
+        """Return how many images a part has."""
+        return sum(map(len, self.parts[part].values()))
 
     def source(self, part: str, decoder: Decoder) -> "Folders":
         """Open a part."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from amuse_lab.errors import DataError
 from amuse_lab.tasks.image.data.cifar import read_cifar
 from amuse_lab.tasks.image.data.decoding import Decoder
 from amuse_lab.tasks.image.data.files import Original, read_archive, read_folder, write_folder
@@ -65,11 +66,11 @@ class Dataset(ABC):
 
     @abstractmethod
     def prepare(self, path: Path, folder: Path) -> None:
-        """Check what somebody has and put it where `load` finds it.
+        """Check what somebody has and put it where `load` finds it, unless it is there already.
 
         Args:
             path: What they have.
-            folder: A new one, which appears complete or not at all.
+            folder: If it does not exist or is empty, it appears complete or not at all.
 
         Raises:
             DataError: If the files are not the published ones; nothing is written then.
@@ -135,6 +136,8 @@ class FileSet(Dataset):
 
     def prepare(self, path: Path, folder: Path) -> None:
         """Copy the files, out of their archive or a folder."""
+        if _holds_something(folder):
+            return
         if self.archive is not None and not path.is_dir():
             contents = read_archive(path, self.archive, self.originals)
         else:
@@ -161,8 +164,7 @@ class FolderSet(Dataset):
         workers: int,
     ) -> tuple[Source, Source]:
         """Read the listing."""
-        hint = f"{self.origin}, then: amuse-lab prepare {self.name} --from FOLDER"
-        listing = Listing.read(self.folder(folder), hint)
+        listing = self._listing(self.folder(folder))
         decoder = Decoder(self.shape[1], workers)
         training, test = (listing.source(part, decoder) for part in PARTS)
         return training, test
@@ -173,7 +175,27 @@ class FolderSet(Dataset):
 
     def prepare(self, path: Path, folder: Path) -> None:
         """List the images."""
-        write_folder(folder, {LISTING: Listing.find(path, self.classes, self.images).to_json()})
+        found = Listing.find(path, self.classes, self.images)
+        if found.count("train") <= self.validation:
+            raise DataError(
+                f"{path / 'train'} must hold more than the {self.validation:,} images that are held out for "
+                f"validation, has {found.count('train'):,}"
+            )
+        if not _holds_something(folder):
+            write_folder(folder, {LISTING: found.to_json()})
+        elif self._listing(folder) != found:
+            raise DataError(
+                f"{folder} must list the images of {path}, but lists others: remove it or choose "
+                "another --out"
+            )
+
+    def _listing(self, folder: Path) -> Listing:
+        hint = f"{self.origin}, then: amuse-lab prepare {self.name} --from FOLDER"
+        return Listing.read(folder, self.classes, self.images, hint)
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
 
 
 def _cifar10(contents: Contents) -> tuple[Labelled, Labelled]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
 from torch import Tensor, nn
 
 from amuse_lab.errors import require
-from amuse_lab.tasks.image.models.config import ImageModelConfig, Shape
+from amuse_lab.tasks.image.models.config import ImageModelConfig, Shape, thinned
 
 _EXPANSION = 4
 
@@ -61,15 +61,16 @@ class _Block(nn.Module):
             else [_convolution(before, width, 3, stride), _convolution(width, after, 3)]
         )
         self.layers = nn.Sequential(*layers)
+        self.stride = stride
         same = before == after and stride == 1
-        self.shortcut = nn.Identity() if same else _convolution(before, after, 1, stride)
+        self.shortcut = nn.Identity() if same else _convolution(before, after, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         *first, last = self.layers
         inside = x
         for layer in first:
             inside = F.relu(layer(inside), inplace=True)
-        return F.relu(last(inside) + self.shortcut(x), inplace=True)
+        return F.relu(last(inside) + self.shortcut(thinned(x, self.stride)), inplace=True)
 
 
 class ResNet(nn.Module):

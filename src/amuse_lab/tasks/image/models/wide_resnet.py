@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
 from torch import Tensor, nn
 
 from amuse_lab.errors import require
-from amuse_lab.tasks.image.models.config import ImageModelConfig, Shape
+from amuse_lab.tasks.image.models.config import ImageModelConfig, Shape, thinned
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,14 @@ class _Block(nn.Module):
         self.conv1 = nn.Conv2d(before, width, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1)
+        self.stride = stride
         same = before == width and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(before, width, 1, stride)
+        self.shortcut = nn.Identity() if same else nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         inside = self.conv1(F.relu(self.norm1(x), inplace=True))
         inside = self.conv2(F.relu(self.norm2(inside), inplace=True))
-        added: Tensor = inside + self.shortcut(x)
+        added: Tensor = inside + self.shortcut(thinned(x, self.stride))
         return added
 
 

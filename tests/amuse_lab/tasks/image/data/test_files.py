@@ -1,5 +1,6 @@
 import gzip
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -74,10 +75,38 @@ def test_damaged_compression_is_refused(tmp_path: Path, damage: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_in_a_file_s_place_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    with pytest.raises(DataError, match=r"cannot read .*/one: Is a directory"):
+    with pytest.raises(DataError, match=r"/one must be a file$"):
         read_folder(tmp_path, ORIGINALS, "")
+    (tmp_path / "one").rmdir()
+    os.mkfifo(tmp_path / "one")
+    with pytest.raises(DataError, match=r"/one must be a file$"):
+        read_folder(tmp_path, ORIGINALS, "")
+    with pytest.raises(DataError, match=r"/one must be a file$"):
+        read_archive(tmp_path / "one", ORIGINALS[0], ORIGINALS)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_files_that_would_fill_the_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(files, "_LARGEST", 5)
+    for content, fits in ((b"first", True), (b"first!", False)):
+        (tmp_path / f"one{ending}").write_bytes(gzip.compress(content) if ending else content)
+        if fits:
+            assert read_folder(tmp_path, ORIGINALS[:1], "") == {"one": content}
+        else:
+            with pytest.raises(DataError, match=r"/one.* must have at most 5 bytes"):
+                read_folder(tmp_path, ORIGINALS[:1], "")
+
+
+def test_members_are_read_up_to_a_limit(
+    archive: tuple[Path, Original], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LARGEST", 5)
+    with pytest.raises(DataError, match=r"two in .* is not the published two, or is damaged"):
+        read_archive(*archive, ORIGINALS)
 
 
 def test_an_archive_is_read_in_the_order_that_is_wanted(archive: tuple[Path, Original]) -> None:
@@ -145,6 +174,8 @@ def test_a_folder_appears_with_everything_or_not_at_all(
         with pytest.raises(DataError, match=r"cannot write .*/new/data: No space left on device"):
             write_folder(folder, CONTENTS)
     assert list(folder.parent.iterdir()) == []
+    (folder.parent / ".data.partial").mkdir()
+    (folder.parent / ".data.partial" / "one").write_bytes(b"fir")  # left by one that was killed
     write_folder(folder, CONTENTS)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENTS
     assert list(folder.parent.iterdir()) == [folder]

@@ -1,5 +1,7 @@
 """The models against published sizes, plain functions and other people's implementations."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -226,3 +228,30 @@ def test_small_stem_keeps_the_resolution() -> None:
         block.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
     model(torch.zeros(2, 1, 28, 28))
     assert sizes == [(4, 28, 28), (6, 14, 14), (8, 7, 7)]
+
+
+def test_models_begin_as_published() -> None:
+    """He's normal distribution by outgoing connections; timm's 0.02, truncated far outside."""
+    torch.manual_seed(0)
+    kernel = ResNetConfig((1, 1), (32, 128)).build((3, 32, 32), 10).blocks[1].layers[0][0].weight
+    assert kernel.shape == (128, 32, 3, 3)
+    assert kernel.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+    vit = ViTConfig(patch=4, width=64, depth=1, heads=4).build((1, 28, 28), 10)
+    for weight in (vit.blocks[0].attn.qkv.weight, vit.pos_embed):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not vit.cls_token.any()
+
+
+def test_narrow_shortcuts_stay_in_their_memory() -> None:
+    """In a process of its own, which a strided convolution in their place would crash."""
+    lines = [
+        "import torch",
+        "from amuse_lab.tasks.image.models import ResNetConfig",
+        "torch.set_num_threads(1)",
+        "model = ResNetConfig((1, 1), (4, 4), large_stem=True).build((3, 224, 224), 8)",
+        "for _ in range(6):",
+        "    images = torch.randn(16, 3, 224, 224).to(memory_format=torch.channels_last)",
+        "    model(images).sum().backward()",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
