@@ -12,7 +12,7 @@ from amuse_lab.errors import ConfigError, RecordError, require
 
 _FREE = (
     *("steps", "micro_batch", "compile", "checkpoint_every", "keep_last", "keep_every"),
-    *("sinks", "threads", "device"),
+    *("sinks", "threads", "device", "task.workers"),
 )
 """Settings that may change in the middle of a run; no other may."""
 

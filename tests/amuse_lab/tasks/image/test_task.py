@@ -17,6 +17,7 @@ from amuse_lab.learner import Learner
 from amuse_lab.optimizers import SGD, Amuse
 from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.progress import Silence
+from amuse_lab.resume import check_changes
 from amuse_lab.tasks.image.data import sets
 from amuse_lab.tasks.image.data.decoding import Job, Pixels
 from amuse_lab.tasks.image.data.sets import DATASETS, Dataset
@@ -418,3 +419,10 @@ def test_what_a_process_is_going_to_ask_for_is_announced(monkeypatch: pytest.Mon
     with torch.no_grad():
         task.evaluate(task._config.build_model().eval(), full=True)
     assert decoder.announced == [decoder.asked[1:2], []]
+
+
+def test_only_the_number_of_decoding_processes_may_change_in_a_run() -> None:
+    config = RunConfig(recipe="test", task=image_config(), optimizer=SGD(lr=0.1, warmup_steps=0), steps=6)
+    check_changes(config, replace(config, task=replace(config.task, workers=7)))
+    with pytest.raises(ConfigError, match=r"task\.batch must stay 8 when a run goes on, got 4"):
+        check_changes(config, replace(config, task=replace(config.task, batch=4)))
