@@ -37,7 +37,7 @@ def update_scale(rows: int, cols: int, scale: Scale) -> float:
     """
     if scale == "match_rms":
         return 0.2 * math.sqrt(max(rows, cols))
-    return math.sqrt(max(1.0, rows / cols))
+    return math.sqrt(max(1.0, rows / max(cols, 1)))
 
 
 def adamw_direction(

@@ -1,6 +1,7 @@
 """Reading the average x: for evaluation, for shipping, for BatchNorm statistics."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -68,8 +69,9 @@ def averaged_state_dict(model: nn.Module, optimizer: AMUSE) -> dict[str, Tensor]
         )
 
     copies: dict[object, Tensor] = {}
-    shipped: dict[str, Any] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    held = model.state_dict(keep_vars=True)
+    shipped = copy.copy(held)  # with the versions of modules that torch keeps beside the entries
+    for name, value in held.items():
         if not isinstance(value, Tensor):
             shipped[name] = value
             continue
@@ -95,8 +97,8 @@ def refresh_batch_norm(
 
     The statistics a model gathers in training belong to y; call this inside `averaged(optimizer)` before
     evaluating x. They become the plain mean over the batches. Momentum, training flags and the random
-    state are left as they were, and if anything raises, so are the statistics. Only the BatchNorm layers
-    are put into training mode.
+    state are left as they were; if anything raises, so are the statistics, and those of layers that
+    `forward` does not reach always are. Only the BatchNorm layers are put into training mode.
 
     Args:
         model: Does nothing for one without BatchNorm layers that track statistics.
@@ -124,6 +126,10 @@ def refresh_batch_norm(
                 seen += 1
         if not seen:
             raise ValueError("batches must not be empty: there is nothing to compute statistics from")
+        for layer, (_, _, buffers) in zip(layers, before, strict=True):
+            if layer.num_batches_tracked == 0:  # an auxiliary head, say, which only training uses
+                for name, value in buffers.items():
+                    layer.get_buffer(name).copy_(value)
     except BaseException:
         for layer, (_, _, buffers) in zip(layers, before, strict=True):
             for name, value in buffers.items():

@@ -79,11 +79,11 @@ def check_fits(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
                         f"state_dict holds no {name} for {describe(group, index)} ({parameter.dtype}); state "
                         "of float32 parameters has no x and cannot go on with lower ones"
                     )
-                if isinstance(value, Tensor) and value.ndim > 0 and value.shape != parameter.shape:
-                    raise ValueError(
-                        f"state_dict holds a {name} of shape {tuple(value.shape)} for "
-                        f"{describe(group, index)}"
-                    )
+                if name in ("step", "beta"):
+                    continue
+                if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                    found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+                    raise ValueError(f"state_dict holds a {name} {found} for {describe(group, index)}")
 
 
 def _check_function(orthogonalize: object) -> None:
@@ -115,4 +115,4 @@ def warn_of_differences(saved_groups: list[Group], groups: list[Group]) -> None:
 
 def copied(value: object, device: torch.device) -> object:
     """A value of the state for a parameter on `device`: a copy in its own precision."""
-    return value.to(device, copy=True) if isinstance(value, Tensor) and value.ndim > 0 else value
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value

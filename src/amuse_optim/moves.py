@@ -137,7 +137,7 @@ def together_or_apart(group: Group, members: Sequence[Member]) -> tuple[list[lis
     for member in members:
         # Sharded matrices are gathered one by one, in the order that all ranks have.
         gathering = group["direction"] == "muon" and is_sharded(member.whole)
-        columns = None if group["foreach"] is False or gathering else _flat_columns(member)
+        columns = None if group["foreach"] is False or gathering else _flat_columns(group, member)
         if columns is None:
             apart.append(member)
         else:
@@ -156,14 +156,22 @@ def check_together(group: Group, members: Sequence[Member]) -> None:
         ValueError: With the parameter that is not plain.
     """
     for member in members:
-        if _flat_columns(member) is None:
+        gathering = group["direction"] == "muon" and is_sharded(member.whole)
+        if gathering or _flat_columns(group, member) is None:
             raise ValueError(
                 f"{describe(group, member.place[1])} cannot take part with capturable=True: it, its gradient "
-                "and its state must be plain dense tensors of one precision and memory format"
+                "and its state must be plain dense tensors of one precision and memory format, and matrices "
+                "must not be sharded"
             )
+    devices = sorted({str(member.parameter.device) for member in members})
+    if len(devices) > 1:
+        raise ValueError(
+            f"with capturable=True a group must be on one device, not on {', '.join(devices)}: its schedule "
+            "is there too. Make a group for each"
+        )
 
 
-def _flat_columns(member: Member) -> list[Tensor] | None:
+def _flat_columns(group: Group, member: Member) -> list[Tensor] | None:
     """The columns of `Flat`, or None if they do not exist."""
     y, gradient, state = member.parameter, member.gradient, member.state
     if type(y) not in (Tensor, torch.nn.Parameter) or type(gradient) is not Tensor:
@@ -171,7 +179,7 @@ def _flat_columns(member: Member) -> list[Tensor] | None:
     if not member.in_full_precision or gradient.dtype != y.dtype or y.numel() == 0:
         return None
     momenta = [state[name] for name in _MOMENTA if name in state]
-    return tiles.flat([y, gradient, state["z"], *momenta])
+    return tiles.flat([y, gradient, state["z"], *momenta], channels_last=not group["stacked"])
 
 
 def advance_together(

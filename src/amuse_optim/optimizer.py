@@ -227,11 +227,17 @@ class AMUSE(torch.optim.Optimizer):
         if self.mode == "train":
             return
         for _, parameter, state in self._each():
-            y = state.pop("y", None)
+            if not started(state):
+                continue
+            if "y" not in state:
+                state["y"] = interpolated_value(parameter, state).to(parameter.dtype)
+        for _, parameter, state in self._each():
             if started(state):
-                parameter.copy_(interpolated_value(parameter, state) if y is None else y)
+                parameter.copy_(state["y"])
         for group in self.param_groups:
             group["mode"] = "train"
+        for _, _, state in self._each():
+            state.pop("y", None)
 
     # --- the step ---------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ def polar_factor(matrices: Tensor) -> Tensor:
 def _entries_near_one(matrices: Tensor) -> Tensor:
     """Every matrix times a power of two that brings its largest entry near 1; zero stays zero."""
     largest = torch.maximum(matrices.amax((-2, -1), keepdim=True), -matrices.amin((-2, -1), keepdim=True))
-    exponent = torch.frexp(largest.float()).exponent
+    exponent = torch.frexp(largest if largest.dtype == torch.float64 else largest.float()).exponent
     halfway = exponent // 2  # two steps, because the power itself can leave the range
     return matrices * torch.exp2(-halfway.to(matrices)) * torch.exp2((halfway - exponent).to(matrices))
 
@@ -277,7 +277,7 @@ def orthogonalize_stack(
             )
         if not bool(result.isfinite().all()):
             raise FloatingPointError("the orthogonalize function returned a value that is not finite")
-        return result
+        return result.clone()  # which may be the same memory at every call
     if method == "exact":
         return polar_factor(stack)
     short, long = sorted(stack.shape[-2:])

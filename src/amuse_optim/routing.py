@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .directions import Direction, update_scale
 from .settings import OPTIONS, Group, layout_of, unknown_name
@@ -29,7 +30,7 @@ _LOOKED_UP = re.compile(r"embed|(^|_)emb($|_)|token|(^|_)pos($|_)|position", re.
 
 @dataclass(frozen=True)
 class _Owned:
-    """A parameter as one module holds it."""
+    """A parameter as one module holds it, or as what a parametrization of its makes a tensor of."""
 
     name: str
     module: nn.Module
@@ -39,9 +40,14 @@ class _Owned:
 
 def _owned(model: nn.Module) -> Iterator[_Owned]:
     for prefix, module in model.named_modules():
+        owner, tensor = module, None
+        if isinstance(module, ParametrizationList):  # of "weight" of the module that is two levels up
+            *path, _, tensor = prefix.split(".")
+            owner = model.get_submodule(".".join(path))
         for attribute, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                yield _Owned(f"{prefix}.{attribute}" if prefix else attribute, module, attribute, parameter)
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                yield _Owned(name, owner, tensor or attribute, parameter)
 
 
 def _last_linear(module: nn.Module) -> nn.Module | None:
@@ -105,6 +111,8 @@ def _settings(owned: _Owned, auxiliary: str) -> dict[str, Any]:
     rest: dict[str, Any] = {"direction": auxiliary}
     if parameter.ndim < 2 or _is_embedding(module) or _is_norm(module):
         return rest
+    if shape[1:].numel() == 1:
+        return rest  # a vector written as a kernel or a matrix
     if isinstance(module, _ConvNd):
         depthwise = module.groups > 1 and shape[1] == 1
         if depthwise:
@@ -116,7 +124,7 @@ def _settings(owned: _Owned, auxiliary: str) -> dict[str, Any]:
         gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
         return matrix | ({"split_rows": (shape[0] // gates,) * gates} if gates > 1 else {})
     if min(shape[-2:]) == 1 or (parameter.ndim > 2 and shape[0] == 1):
-        return rest  # a vector written as a matrix
+        return rest
     if not isinstance(module, (nn.Linear, nn.RNNBase, nn.MultiheadAttention)) and _LOOKED_UP.search(
         owned.attribute
     ):
@@ -187,13 +195,13 @@ def param_groups(
     owned = list(_owned(model))
     if not owned:
         raise ValueError("the model has no trainable parameters")
-    head_parameters = {p for head in _heads(model) for p in head.parameters(recurse=False)}
+    heads = set(_heads(model))
 
     chosen: dict[nn.Parameter, tuple[str, dict[str, Any]]] = {}
     memory: dict[int, str] = {}
     for one in owned:
         settings = _settings(one, auxiliary)
-        if one.parameter in head_parameters:
+        if one.module in heads:
             settings = {"direction": auxiliary}
         if one.parameter in chosen:  # tied: any auxiliary use decides
             if settings["direction"] == auxiliary:

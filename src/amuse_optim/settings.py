@@ -87,7 +87,7 @@ def check_lr(lr: float | Tensor) -> float:
 
 
 def _check_number(name: str, value: object) -> None:
-    if name == "lr" and isinstance(value, Tensor) and value.numel() == 1:
+    if name == "lr" and isinstance(value, Tensor) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a Python number, got {value!r}")
@@ -158,6 +158,13 @@ def _check_parameters(group: Group) -> None:
             raise TypeError(
                 f"{describe(group, index)} is {parameter.dtype}: only real floating-point parameters can be "
                 "optimized; view complex ones with torch.view_as_real"
+            )
+        if any(
+            size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)
+        ):
+            raise ValueError(
+                f"{describe(group, index)} is expanded: several of its entries are one in memory, and cannot "
+                "move apart; make it a parameter of its own with .clone()"
             )
         if group["capturable"] and torch.finfo(parameter.dtype).bits < 32:
             raise ValueError(
@@ -248,10 +255,14 @@ def check_options(group: Mapping[str, Any]) -> None:
         TypeError: For a value of the wrong kind.
     """
     for name in _RANGES:
-        if not (group["capturable"] and isinstance(group[name], Tensor)):  # looking would wait for the device
-            _check_number(name, group[name])
+        value = group[name]
+        if group["capturable"] and isinstance(value, Tensor) and value.ndim == 0:
+            continue  # looking would wait for the device
+        _check_number(name, value)
     for name in _CHOICES:
         _check_choice(name, group[name])
+    for name in _LENGTHS:
+        _steps(name, group[name], None)
     for name in _COUNTS:
         if group[name] is not None:
             _check_count(name, group[name])

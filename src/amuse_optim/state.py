@@ -74,7 +74,7 @@ def synchronize(parameter: Tensor, state: State, group: Group) -> None:
     z: Tensor = state["z"]
     expected = state_dtype(parameter.dtype, group["state_precision"])
     present = all(name in state for name in state_tensors(parameter, group))
-    if not present or (z.device, z.dtype) != (parameter.device, expected):
+    if not present or (z.shape, z.device, z.dtype) != (parameter.shape, parameter.device, expected):
         state.clear()
         state.update(initial_state(parameter, group))
     for name in ("z", "x"):
@@ -98,6 +98,20 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
         state = states[parameter]
         if not started(state):
             continue
+        if isinstance(state["step"], Tensor) and not group["capturable"]:
+            raise ValueError(
+                f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
+                "off, save the optimizer's state dict and load it into one without"
+            )
+        # A transposed .data has the whole's shape but not the parts'; a full state dict is not sharded.
+        if is_sharded(parameter) != is_sharded(state["z"]) or (
+            local(parameter).shape != local(state["z"]).shape
+        ):
+            raise ValueError(
+                f"{describe(group, index)} does not fit its state, of shape {tuple(state['z'].shape)}"
+                f"{' in shards' if is_sharded(state['z']) else ''}: it was replaced or sharded after its "
+                "first step. Build a new optimizer for it, or load state that was saved for it"
+            )
         if parameter.device != state["z"].device:
             raise ValueError(
                 f"{describe(group, index)} is on {parameter.device}, its state on {state['z'].device}: move "

@@ -65,7 +65,7 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
             measured["orthogonality_error"] = float("nan")
         measured |= optimizer.measurements.get(index, {})
         for name, value in measured.items():
-            report[f"{index}_{group['direction']}/{name}"] = torch.as_tensor(value)
+            report[f"{index}_{group['direction']}/{name}"] = torch.as_tensor(value).clone()
     return report
 
 

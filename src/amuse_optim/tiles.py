@@ -26,7 +26,7 @@ TILE_ENTRIES = 2**24
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def flat(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+def flat(tensors: Sequence[Tensor], *, channels_last: bool = True) -> list[Tensor] | None:
     """The entries of tensors of one shape in the order they lie in memory, as one-dimensional views.
 
     Channels-last kernels (out, k..., in) have the columns of their matrix in another order, which the
@@ -39,7 +39,11 @@ def flat(tensors: Sequence[Tensor]) -> list[Tensor] | None:
         return [tensor.view(-1) for tensor in tensors]
     dims = tensors[0].ndim
     last = _CHANNELS_LAST.get(dims)
-    if last is not None and all(tensor.is_contiguous(memory_format=last) for tensor in tensors):
+    if (
+        channels_last
+        and last is not None
+        and all(tensor.is_contiguous(memory_format=last) for tensor in tensors)
+    ):
         return [tensor.permute(0, *range(2, dims), 1).view(-1) for tensor in tensors]
     return None
 
@@ -124,7 +128,11 @@ def advance_(
     """`sequences.advance_` on lists; the numbers may lie on the device."""
     decay = lr * weight_decay
     device = ys[0].device
-    if kernels.enabled(device) and ys[0].dtype == torch.float32:
+    if (
+        kernels.enabled(device)
+        and ys[0].dtype == torch.float32
+        and directions[0].dtype in (torch.float32, torch.bfloat16)
+    ):
         from .kernels.averaging import MoveCoefficients
 
         numbers = MoveCoefficients(lr * scale, decay, beta, c, beta_next).on(device)
