@@ -12,8 +12,10 @@ Nothing in here is executed when it is read: `.pt` files are read with `weights_
 """
 
 import hashlib
+import io
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,9 +26,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from amuse_lab.errors import RecordError
+from amuse_lab.errors import DataError, RecordError
 from amuse_lab.parallel import Processes
-from amuse_lab.records import replacing, sync
+from amuse_lab.records import check_is_file, replacing, sync
 
 Tree = Any
 """Nested dictionaries, lists and tuples of tensors, numbers, strings, booleans and None."""
@@ -36,6 +38,7 @@ _MANIFEST = "manifest.json"
 _OUTLINE = "outline.pt"
 _WHOLE = "whole.safetensors"
 _SHARDED = "sharded"
+_NAME = re.compile("step-[0-9]{8,}")
 _NOTE = "tensor in"  # the key that tells a note from a dictionary of the state
 
 
@@ -67,10 +70,10 @@ def save(root: Path, step: int, state: Mapping[str, Tree], processes: Processes)
         save_shards(
             sharded, storage_writer=HuggingFaceStorageWriter(str(partial / _SHARDED), save_distributed=True)
         )
-    torch.save(_random_state(), partial / f"random-{processes.index:05d}.pt")
+    _write(_random_state(), partial / f"random-{processes.index:05d}.pt")
     if processes.leads:
         save_file(_separate({n: t for n, t in tensors.items() if n not in sharded}), partial / _WHOLE)
-        torch.save(outline, partial / _OUTLINE)
+        _write(outline, partial / _OUTLINE)
         shutil.copymode(partial / _OUTLINE, partial / _WHOLE)  # safetensors lets only the owner read
     processes.wait()
 
@@ -127,7 +130,7 @@ def newest(root: Path, report: Callable[[str], None]) -> Path | None:
         Its folder, or None where no checkpoint was ever finished.
 
     Raises:
-        RecordError: If there are checkpoints and all of them are damaged.
+        RecordError: If there are checkpoints and all of them are damaged, or if the folder is none.
     """
     paths = finished(root)
     for path in reversed(paths):
@@ -141,8 +144,18 @@ def newest(root: Path, report: Callable[[str], None]) -> Path | None:
 
 
 def finished(root: Path) -> list[Path]:
-    """Return the folders of all checkpoints, the oldest first."""
-    return sorted(root.glob("step-*"), key=step_of)
+    """Return the folders of all checkpoints, the oldest first.
+
+    Raises:
+        RecordError: If their folder is something else, or cannot be read.
+    """
+    try:
+        paths = list(root.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RecordError(f"cannot read {root}: {error.strerror}; remove it to start the run anew") from error
+    return sorted((path for path in paths if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -158,12 +171,17 @@ def prune(root: Path, *, keep_last: int, keep_every: int | None) -> None:
         keep_last: How many of the newest stay.
         keep_every: Those whose step is a multiple of this stay as well.
     """
-    for path in root.glob(".step-*.partial"):
-        shutil.rmtree(path)
+    remove_unfinished(root)
     for path in finished(root)[:-keep_last]:
         if keep_every is None or step_of(path) % keep_every:
             # Under another name first, so that no half removed one is ever taken for a damaged one.
             shutil.rmtree(path.rename(path.with_name(f".{path.name}.partial")))
+
+
+def remove_unfinished(root: Path) -> None:
+    """Remove what interrupted writes have left."""
+    for path in root.glob(".step-*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _placement(tensor: Tensor) -> int | None:
@@ -225,6 +243,13 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
+def _write(content: Tree, path: Path) -> None:
+    """Write a small `.pt` file. Not by torch itself, whose errors do not say that a disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getvalue())
+
+
 def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file() and file.name != _MANIFEST)
 
@@ -250,15 +275,24 @@ def _seal(path: Path, *, step: int, processes: Processes) -> None:
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if nothing is."""
     try:
+        check_is_file(path / _MANIFEST)
         files = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name in (_OUTLINE, _WHOLE):
+            if name not in files:
+                return f"{_MANIFEST} does not list {name}"
         for name, expected in files.items():
+            check_is_file(path / name)
             if (path / name).stat().st_size != expected["bytes"]:
                 return f"{name} has {(path / name).stat().st_size} bytes instead of {expected['bytes']}"
             if _checksum(path / name) != expected["sha256"]:
                 return f"the SHA-256 of {name} is not the one in its manifest"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        return f"{Path(error.filename or path).name} cannot be read: {error.strerror}"
+    except DataError as error:
+        return str(error)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{_MANIFEST} cannot be read"
     return None
 

@@ -189,7 +189,8 @@ def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
         content: What was written, in which "name" and "runs" are passed over.
 
     Raises:
-        ConfigError: If it has a field that this version does not know, or a value that is out of range.
+        ConfigError: If it has a field that this version does not know, or a value that is out of range or
+            of another kind.
     """
     assert is_dataclass(default)
     assert not isinstance(default, type)
@@ -200,7 +201,10 @@ def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
             continue
         if name not in known:
             raise ConfigError(f"{type(default).__name__} has no setting {name!r}: another version wrote it")
-        if isinstance(value, Mapping):
-            value = from_json(getattr(default, name), value)
+        current = getattr(default, name)
+        require(is_dataclass(current) or not isinstance(value, Mapping), name, "a single value", value)
+        if is_dataclass(current):
+            require(isinstance(value, Mapping), name, "an object with settings", value)
+            value = from_json(current, value)
         changes[name] = tuple(value) if isinstance(value, list) else value
     return replace(default, **changes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amuse_lab.config import RunConfig
-from amuse_lab.errors import TrainingError, require
+from amuse_lab.errors import DataError, TrainingError, require
 from amuse_lab.parallel import Processes, accumulating, prepared, whole
 from amuse_lab.protocols import Batch, Task, TrainingOptimizer
 from amuse_lab.timing import Stopwatch
@@ -101,7 +101,7 @@ class Learner:
             self._accumulate(self._sampled_loss())
             self.optimizer.observe_curvature()
             self.optimizer.zero_grad()
-        self._unseen.append(self._accumulate(self.task.loss))
+        self._unseen.append(self._accumulate(lambda model, batch, _: self.task.loss(model, batch)))
         if look or self._always_looks:
             self._look_at_losses(last=self.step + 1)
         if self.config.clip is not None:
@@ -116,7 +116,7 @@ class Learner:
         self.clock.lap("optimizer")
         self.step += 1
 
-    def _accumulate(self, loss_of: Callable[[nn.Module, Batch], Tensor]) -> Tensor:
+    def _accumulate(self, loss_of: Callable[[nn.Module, Batch, slice], Tensor]) -> Tensor:
         """Leave the gradient of the mean loss over the whole batch; returns this process's part of that."""
         total = torch.zeros((), device=self.device)
         microbatches = list(self._processes.rows(self.task.batch_size, self.config.micro_batch))
@@ -125,18 +125,21 @@ class Learner:
             self.clock.lap("data")
             with accumulating(self._trained, last=number == len(microbatches)):
                 with self._autocast():
-                    loss = loss_of(self._trained, batch) * weight
+                    loss = loss_of(self._trained, batch, rows) * weight
                 loss.backward()
             total += loss.detach() / self._processes.count
             self.clock.lap("forward_backward")
         return total
 
-    def _sampled_loss(self) -> Callable[[nn.Module, Batch], Tensor]:
-        """The task's loss on labels sampled from the model: others in every step and process."""
-        entropy = (self.config.seed, self.step, self._processes.index)
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        generator = torch.Generator(self.device).manual_seed(seed)
-        return lambda model, batch: self.task.sampled_loss(model, batch, generator)
+    def _sampled_loss(self) -> Callable[[nn.Module, Batch, slice], Tensor]:
+        """The task's loss on labels sampled from the model: others in every step.
+
+        The whole batch's numbers are drawn, on the CPU, so that who computes which rows changes none of them.
+        """
+        seed = int(np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0])
+        shape = (self.task.batch_size, self.task.units_per_step // self.task.batch_size)
+        uniforms = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        return lambda model, batch, rows: self.task.sampled_loss(model, batch, uniforms[rows])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         # FSDP2 gathers bfloat16 parameters itself.
@@ -225,6 +228,7 @@ class Learner:
             self._look_at_losses(last=self.step)
         return {
             "step": self.step,
+            "data": self.task.fingerprint,
             "losses": list(self.losses),
             "seconds": self.clock.read(),
             "model": self.model.state_dict(),
@@ -232,7 +236,14 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict()`."""
+        """Go on from a `state_dict()`.
+
+        Raises:
+            DataError: If the data is not what that was trained on; nothing has changed then.
+        """
+        # Checkpoints of the first version do not tell.
+        if state.get("data", self.task.fingerprint) != self.task.fingerprint:
+            raise DataError("the data is not what this run began with: bring that back, or start a new run")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

@@ -157,7 +157,7 @@ def usable(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # the device meta has no values
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled for the device
         raise ConfigError(
             f"device must be one that torch can use here, got {name!r}: {error}".split("\n")[0]

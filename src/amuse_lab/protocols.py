@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from amuse_lab.parallel import ALONE, Processes
 
@@ -38,6 +38,10 @@ class Task(Protocol):
     def summarized_as(self) -> str:
         """What summary.json calls the measure at x."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Stands for the data, wherever it lies: a run goes on with no other."""
+
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Return the training batch of a step, or some of its rows.
 
@@ -57,13 +61,14 @@ class Task(Protocol):
             batch: From `batch`.
         """
 
-    def sampled_loss(self, model: nn.Module, batch: Batch, generator: Generator) -> Tensor:
+    def sampled_loss(self, model: nn.Module, batch: Batch, uniforms: Tensor) -> Tensor:
         """Return the mean loss of a batch on labels sampled from the model, which some optimizers ask for.
 
         Args:
             model: As for `loss`.
             batch: From `batch`, whose own labels play no part.
-            generator: On the device of the run; samples the labels.
+            uniforms: A number in [0, 1) for each label, which decides it; on the device of the run, shape
+                (rows, labels of a row). A row has `units_per_step / batch_size` labels.
         """
 
     def refreshed(self, model: nn.Module) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amuse_lab.config import RunConfig, short_hash, to_json
-from amuse_lab.errors import RecordError
+from amuse_lab.errors import DataError, RecordError
 
 METRICS = "metrics.jsonl"
 
@@ -47,6 +47,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse what is there but is no regular file: a pipe would be waited for.
+
+    Raises:
+        DataError: If it is something else. What is missing is left to whoever opens it.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} must be a file")
 
 
 def _finite(value: Any) -> Any:
@@ -103,6 +113,7 @@ class RunFolder:
         """Open a folder to go on with its run.
 
         Raises:
+            DataError: If its metrics.jsonl is no file.
             RecordError: If it cannot be written, or another process is writing it.
         """
         folder = cls(path)
@@ -115,6 +126,7 @@ class RunFolder:
         return folder
 
     def _lock(self) -> None:
+        check_is_file(self.path / METRICS)
         self._metrics = os.open(self.path / METRICS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
 
@@ -132,21 +144,38 @@ class RunFolder:
             rest = rest[os.write(self._metrics, rest) :]
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the lines of metrics.jsonl, except for a last one that was torn by the end of its process."""
+        """Read the lines of metrics.jsonl, except for a last one that was torn by the end of its process.
+
+        Raises:
+            RecordError: If another line is damaged.
+        """
         return [line for line, _ in self._lines()]
 
     def _lines(self) -> Iterator[tuple[dict[str, Any], int]]:
         """The whole lines, each with the number of bytes up to its end."""
         end = 0
-        with (self.path / METRICS).open("rb") as metrics:
-            for line in metrics:
+        path = self.path / METRICS
+        check_is_file(path)
+        with path.open("rb") as metrics:
+            for number, line in enumerate(metrics, start=1):
                 if not line.endswith(b"\n"):
                     return
                 end += len(line)
-                yield json.loads(line), end
+                try:
+                    content = json.loads(line)
+                    whole = isinstance(content["step"], int)
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    whole = False
+                if not whole:
+                    raise RecordError(f"{path}, line {number}: must be an object with a step; remove it")
+                yield content, end
 
     def cut_metrics(self, step: int) -> None:
-        """Remove the lines of later steps than this one, and a torn last line."""
+        """Remove the lines of later steps than this one, and a torn last line.
+
+        Raises:
+            RecordError: If another line is damaged; nothing is removed then.
+        """
         assert self._metrics is not None, "the folder is open"
         ends = [end for line, end in self._lines() if line["step"] <= step]
         os.ftruncate(self._metrics, max(ends, default=0))

@@ -8,7 +8,8 @@ from typing import Any
 
 from amuse_lab import recipes
 from amuse_lab.config import RunConfig, from_json, to_json
-from amuse_lab.errors import ConfigError, RecordError, require
+from amuse_lab.errors import ConfigError, DataError, RecordError, require
+from amuse_lab.records import check_is_file
 
 _FREE = (
     *("steps", "micro_batch", "compile", "checkpoint_every", "keep_last", "keep_every"),
@@ -24,15 +25,17 @@ def saved_config(folder: Path) -> RunConfig:
     """Read the config of a run folder.
 
     Raises:
+        DataError: If its config.json is no file.
         RecordError: If it is not a run folder, or its config is not one of this version's.
     """
     try:
+        check_is_file(folder / "config.json")
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         default = recipes.find(content["recipe"])(content["optimizer"]["name"])
         return replace(from_json(default, content), runs=folder.parent.parent)
     except OSError as error:
         raise RecordError(f"{folder} is not a run folder: {error.strerror}: config.json") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordError(f"cannot go on with {folder}: config.json: {error}") from error
 
 
@@ -73,6 +76,8 @@ def _differences(
 def newest_unfinished(config: RunConfig) -> Path | None:
     """Find the newest run of a config, every setting but `runs` alike, that has not finished.
 
+    Runs whose config or summary is damaged are passed over.
+
     Returns:
         Its folder, or None where there is none.
     """
@@ -80,8 +85,9 @@ def newest_unfinished(config: RunConfig) -> Path | None:
     # Folders are named by the time they began, but those of one second are only told apart by their files.
     found = (config.runs / config.recipe).glob("*/config.json")
     for file in sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        summary = _read(file.with_name("summary.json"))
-        if _experiment(_read(file)) == wanted and summary.get("status") != "finished":
+        summary = file.with_name("summary.json")
+        ended = summary.exists() and _read(summary).get("status", "finished") == "finished"
+        if _experiment(_read(file)) == wanted and not ended:
             return file.parent
     return None
 
@@ -94,9 +100,10 @@ def _experiment(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A JSON file; nothing if there is none."""
+    """An object in a JSON file; an empty one if the file is missing or damaged."""
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        check_is_file(file)
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, DataError, ValueError, RecursionError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}

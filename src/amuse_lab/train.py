@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from amuse_lab import checkpoint, environment, sinks
 from amuse_lab.config import RunConfig, to_json
-from amuse_lab.errors import ConfigError, require
+from amuse_lab.errors import ConfigError, RecordError, require
 from amuse_lab.figures import draw_curve
 from amuse_lab.interrupts import Interrupt
 from amuse_lab.learner import Learner, Measures
@@ -140,7 +142,11 @@ class _Run:
         self.progress.note(f"going on with {self.folder.path} after step {self.learner.step}")
 
     def complete(self) -> None:
-        """Train to the last step, or until interrupted, and leave everything that a run leaves."""
+        """Train to the last step, or until interrupted, and leave everything that a run leaves.
+
+        Raises:
+            RecordError: If the run folder cannot be written any more, such as on a full disk.
+        """
         try:
             wanted = self.config.sinks if self.processes.leads else ()
             opened = sinks.opened(wanted, self.config, self.folder.path, self.learner.step)
@@ -148,10 +154,20 @@ class _Run:
                 self._advance()
             self._finish()
         except KeyboardInterrupt:  # the second one, which does not wait
-            self._summarize("interrupted")
+            with suppress(OSError):
+                self._summarize("interrupted")
             raise
+        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+            reason = getattr(error, "strerror", None) or error
+            failure = f"cannot write {self.folder.path}: {reason}; make room and go on with --resume"
+            if self.processes.leads:
+                checkpoint.remove_unfinished(self.folder.path / checkpoint.FOLDER)
+            with suppress(OSError):
+                self._summarize("failed", failure=failure)
+            raise RecordError(failure) from error
         except Exception as error:
-            self._summarize("failed", failure=str(error))
+            with suppress(OSError):
+                self._summarize("failed", failure=str(error))
             raise
 
     def _advance(self) -> None:

@@ -108,6 +108,29 @@ def garble_manifest(path: Path) -> None:
     (path / "manifest.json").write_text("[]")
 
 
+def list_nothing(path: Path) -> None:
+    (path / "manifest.json").write_text('{"step": 1, "files": {}}')
+
+
+def nest_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("[" * 200_000)
+
+
+def replace_manifest_by_a_folder(path: Path) -> None:
+    remove_manifest(path)
+    (path / "manifest.json").mkdir()
+
+
+def replace_manifest_by_a_pipe(path: Path) -> None:
+    remove_manifest(path)
+    os.mkfifo(path / "manifest.json")
+
+
+def link_manifest_to_itself(path: Path) -> None:
+    remove_manifest(path)
+    (path / "manifest.json").symlink_to("manifest.json")
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -116,6 +139,11 @@ def garble_manifest(path: Path) -> None:
         (remove, "outline.pt is missing"),
         (remove_manifest, "manifest.json is missing"),
         (garble_manifest, "manifest.json cannot be read"),
+        (list_nothing, "manifest.json does not list outline.pt"),
+        (nest_manifest, "manifest.json cannot be read"),
+        (replace_manifest_by_a_folder, "manifest.json must be a file"),
+        (replace_manifest_by_a_pipe, "manifest.json must be a file"),
+        (link_manifest_to_itself, "manifest.json cannot be read: Too many levels of symbolic links"),
     ],
 )
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
@@ -126,7 +154,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     reports: list[str] = []
     assert checkpoint.newest(tmp_path, reports.append) == older
     (report,) = reports
-    assert report.startswith(f"checkpoint {newer} is damaged and is not used: {reason}")
+    assert report.startswith(f"checkpoint {newer} is damaged and is not used: ")
+    assert reason in report
     assert "\n" not in report
     damage(older)
     with pytest.raises(RecordError, match=r"every checkpoint in .* is damaged"):
@@ -144,6 +173,22 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "missing", unreported) is None
     (tmp_path / ".step-00000005.partial").mkdir()
     assert checkpoint.newest(tmp_path, unreported) is None
+
+
+def test_other_things_beside_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 5, {}, ALONE)
+    (tmp_path / "step-00000006.bak").mkdir()
+    (tmp_path / "step-7").mkdir()
+    (tmp_path / "step-00000008").touch()
+    assert checkpoint.newest(tmp_path, unreported) == path
+    checkpoint.prune(tmp_path, keep_last=1, keep_every=None)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_checkpoints_in_what_is_no_folder_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(RecordError, match=r"^cannot read .*/checkpoints: Not a directory; "):
+        checkpoint.newest(tmp_path / "checkpoints", unreported)
 
 
 def test_a_write_that_fails_leaves_nothing_that_counts(

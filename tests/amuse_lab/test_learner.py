@@ -8,11 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from amuse_lab.config import RunConfig
-from amuse_lab.errors import TrainingError
+from amuse_lab.errors import DataError, TrainingError
 from amuse_lab.learner import Learner
+from amuse_lab.optimizers import Sophia
 from amuse_lab.parallel import ALONE, Processes
+from amuse_lab.progress import Silence
+from amuse_lab.tasks.lm.data import DATASETS, Dataset
 from amuse_lab.tasks.lm.task import LanguageModelTask
 from amuse_lab.timing import Stopwatch
+from amuse_lab.train import train
 
 Make = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -187,10 +191,106 @@ def test_sampled_labels_follow_the_model(tiny: Make) -> None:
     weight = model.norm.weight
     total = torch.zeros_like(weight)
     for _ in range(400):
-        (gradient,) = torch.autograd.grad(task.sampled_loss(model, batch, generator), weight)
+        uniforms = torch.rand(batch[1].shape, generator=generator)
+        (gradient,) = torch.autograd.grad(task.sampled_loss(model, batch, uniforms), weight)
         total += gradient / 400
     (given,) = torch.autograd.grad(task.loss(model, batch), weight)
     assert total.norm() < 0.1 * given.norm()
+
+
+def test_a_run_goes_on_with_its_own_data_only(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte of the text is enough to tell; a checkpoint that does not tell is taken at its word."""
+    config = tiny("amuse")
+    first = train(replace(config, steps=2), Silence())
+    other = Dataset("one byte is another", lambda: b"To be, or not to be. " * 199 + b"To be, or not to be! ")
+    before = {path: path.read_bytes() for path in first.folder.glob("*.*")}
+    with monkeypatch.context() as changed:
+        changed.setitem(DATASETS, "tiny", other)
+        with pytest.raises(DataError, match=r"^the data is not what this run began with: [^\n]+$"):
+            train(config, Silence(), resume=first.folder)
+        assert {path: path.read_bytes() for path in first.folder.glob("*.*")} == before
+        elsewhere = learner(config)
+    train(config, Silence(), resume=first.folder)
+
+    learning = learner(config)
+    learning.advance(look=True)
+    state = learning.state_dict()
+    untouched = [parameter.clone() for parameter in elsewhere.model.parameters()]
+    with pytest.raises(DataError):
+        elsewhere.load_state_dict(state)
+    assert elsewhere.step == 0
+    assert all(map(torch.equal, elsewhere.model.parameters(), untouched))
+    del state["data"]
+    elsewhere.load_state_dict(state)
+    assert elsewhere.step == 1
+
+
+def sampled_gradients(config: RunConfig, processes: Processes = ALONE, step: int = 0) -> list[Tensor]:
+    """Gradients of the mean loss on sampled labels, one process's part."""
+    learning = learner(config)
+    learning._processes = processes  # without the others, whose gradients DDP would wait for
+    learning.step = step
+    learning._accumulate(learning._sampled_loss())
+    return [parameter.grad for parameter in learning.model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_labels_are_the_same_whoever_samples_them(wide: Make, count: int, micro_batch: int | None) -> None:
+    config = wide(micro_batch=micro_batch)
+    parts = [sampled_gradients(config, Processes(index, count)) for index in range(count)]
+    for whole, *of_processes in zip(sampled_gradients(wide()), *parts, strict=True):
+        torch.testing.assert_close(sum(of_processes) / count, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_every_step_and_seed_samples_other_labels(wide: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same batch, so that nothing else makes the difference."""
+    usual, config = LanguageModelTask.batch, wide()
+    monkeypatch.setattr(LanguageModelTask, "batch", lambda task, _, rows: usual(task, 0, rows))
+    first, again, later = (sampled_gradients(config, step=step)[0] for step in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert (later - first).norm() > 0.1 * first.norm()
+    learning = learner(config)
+    kept = []
+    for seed in (0, 1):
+        learning.config = replace(config, seed=seed)
+        learning.model.zero_grad()
+        learning._accumulate(learning._sampled_loss())
+        kept.append(learning.model.get_parameter("embedding.weight").grad.clone())  # type: ignore[union-attr]
+    assert (kept[1] - kept[0]).norm() > 0.1 * kept[0].norm()
+
+
+def test_curvature_leaves_no_gradients_behind(wide: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that wants curvature is taken with the gradients of one that wants none."""
+    sophia = Sophia(lr=0.01, warmup_steps=2, curvature_batch=96)
+    config = wide("adamw", clip=None)
+    assert learner(replace(config, optimizer=sophia)).optimizer.wants_curvature
+    expected = gradients(config, monkeypatch)
+    found = gradients(replace(config, optimizer=sophia), monkeypatch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_curvature_counts_tokens(tiny: Make) -> None:
+    """Squared gradients times the tokens of a batch are the Gauss-Newton diagonal of the head, in the mean.
+
+    For logits W h it is the mean over tokens of p (1 - p) times h squared.
+    """
+    task = tiny().task
+    config = tiny(task=replace(task, model=replace(task.model, tied=False)))
+    learning = learner(config)
+    model, weight = learning.model, learning.model.head_weight
+    squared, exact = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.float64)
+    for step in range(60):
+        learning.step = step
+        learning._accumulate(learning._sampled_loss())
+        squared += weight.grad.square()
+        model.zero_grad()
+        with torch.no_grad():
+            hidden = model.hidden(learning.task.batch(step)[0]).flatten(0, 1).double()
+            p = (hidden @ weight.double().T).softmax(-1)
+            exact += (p * (1 - p)).T @ hidden.square() / len(hidden)
+    assert learning.task.units_per_step == 32
+    assert exact.sum().item() == pytest.approx(32 * squared.sum().item(), rel=0.05)
 
 
 @pytest.mark.parametrize("act", ["advance", "state_dict"])

@@ -1,18 +1,21 @@
 import copy
 import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from amuse_lab.config import OptimizerConfig, RunConfig
 from amuse_lab.errors import ConfigError
 from amuse_lab.optimizers import OPTIMIZERS, SGD, AdamW, AdEMAMix, Amuse, Muon, Soap, Sophia
+from amuse_lab.optimizers.sophia import Curved
 from amuse_lab.optimizers.wrappers import Anytime, Packaged, WithEMA
+from amuse_lab.tasks.sampling import sampled_cross_entropy
 from amuse_optim import AMUSE, param_groups
 from tests.amuse_lab.small import CONFIGS, VARIANTS, Convolutional, same, small, train, trained, values
 
@@ -222,6 +225,37 @@ def test_sophia_says_when_it_needs_curvature() -> None:
     with pytest.raises(RuntimeError, match=r"step 7 needs an estimate of the curvature: .*observe_curvature"):
         optimizer.step()
     assert same(before, values(model))
+
+
+def test_sophia_estimates_the_gauss_newton_diagonal() -> None:
+    """B g^2 in the mean over draws of labels, against the matrix J' (diag p - p p') J of the mean loss."""
+    torch.manual_seed(0)
+    samples, classes = 12, 5
+    model = nn.Linear(3, classes, bias=False).double()
+    inputs = torch.randn(samples, 3, dtype=torch.float64)
+    optimizer = Sophia(lr=0.1, warmup_steps=0, rho=1.0, curvature_batch=samples).build(model, steps=10)
+    assert isinstance(optimizer, Curved)
+    matrix = torch.zeros(3 * classes, 3 * classes, dtype=torch.float64)
+    for row, p in zip(inputs, model(inputs).detach().softmax(-1), strict=True):
+        jacobian = torch.kron(torch.eye(classes, dtype=torch.float64), row)
+        matrix += jacobian.T @ (p.diag() - p.outer(p)) @ jacobian / samples
+    mean = torch.zeros_like(model.weight)
+    for _ in range(3000):
+        sampled_cross_entropy(model(inputs), torch.rand(samples)).backward()
+        optimizer.observe_curvature()
+        optimizer.zero_grad()
+        (estimate,) = optimizer._estimate or ()
+        mean += estimate / 3000
+    torch.testing.assert_close(mean, matrix.diagonal().view_as(mean), rtol=0.15, atol=0)
+    assert mean.sum().item() == pytest.approx(matrix.trace().item(), rel=0.03)
+
+
+def test_sampled_labels_are_decided_by_their_numbers() -> None:
+    """By hand: probabilities 1/4, 0, 3/4, of which the second can never come."""
+    logits = torch.tensor([0.25, 0.0, 0.75]).log().expand(5, 3)
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-24])
+    losses = [sampled_cross_entropy(logits[:1], each[None]).item() for each in uniforms]
+    assert losses == pytest.approx([math.log(4)] * 2 + [math.log(4 / 3)] * 3)
 
 
 def test_sophia_keeps_momentum_and_curvature_and_no_estimate() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError
-from amuse_lab.parallel import ALONE, Processes, joined
+from amuse_lab.parallel import ALONE, Processes, joined, usable
 from amuse_lab.progress import Silence
 from amuse_lab.records import RunFolder
 from amuse_lab.tasks.lm.data import DATASETS, Dataset
@@ -63,6 +63,11 @@ def test_one_process_alone_needs_nothing() -> None:
         assert processes.largest(3) == 3
         assert processes.share("a") == "a"
         assert processes.sum(torch.ones(2)).tolist() == [1, 1]
+
+
+def test_a_device_without_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^device must be one .*, got 'meta': [^\n]+$"):
+        usable("meta")
 
 
 def test_a_numbered_gpu_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

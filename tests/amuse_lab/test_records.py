@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from amuse_lab.config import RunConfig, short_hash
-from amuse_lab.errors import RecordError
+from amuse_lab.errors import DataError, RecordError
 from amuse_lab.records import RunFolder, replacing
 
 Make = Callable[..., RunConfig]
@@ -106,6 +106,30 @@ def test_metrics_are_cut_to_a_step_and_a_torn_line_goes(tiny: Make) -> None:
     assert [line["step"] for line in folder.metrics()] == [1, 2, 2, 3]
     folder.cut_metrics(0)
     assert folder.metrics() == []
+
+
+@pytest.mark.parametrize(
+    "line", [b"garbage", b"\xff", b"[]", b'{"loss": 1}', b'{"step": "x"}', b"[" * 200_000]
+)
+def test_a_damaged_line_of_metrics_is_named_and_nothing_is_cut(tiny: Make, line: bytes) -> None:
+    folder = RunFolder.create(tiny(), {})
+    path = folder.path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    before = path.read_bytes()
+    for read in (folder.metrics, lambda: folder.cut_metrics(1)):
+        with pytest.raises(RecordError, match=f"^{path}, line 2: must be an object with a step"):
+            read()
+    assert path.read_bytes() == before
+
+
+def test_metrics_that_are_a_pipe_are_not_waited_for(tiny: Make) -> None:
+    folder = RunFolder.create(tiny(), {})
+    folder.close()
+    (folder.path / "metrics.jsonl").unlink()
+    os.mkfifo(folder.path / "metrics.jsonl")
+    for read in (folder.metrics, lambda: RunFolder.open(folder.path)):
+        with pytest.raises(DataError, match=r"metrics\.jsonl must be a file$"):
+            read()
 
 
 def test_a_line_is_written_whole_by_short_writes(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from amuse_lab import checkpoint
 from amuse_lab.config import RunConfig
-from amuse_lab.errors import ConfigError, RecordError
+from amuse_lab.errors import ConfigError, DataError, RecordError
 from amuse_lab.optimizers import Sophia
 from amuse_lab.progress import Silence, Status
 from amuse_lab.records import RunFolder
@@ -197,6 +198,15 @@ def test_the_saved_config_is_the_config(tiny: Make, optimizer: str) -> None:
             '{"recipe": "shakespeare", "optimizer": {"name": "adamw"}, "steps": -3}',
             "steps must be at least 1, got -3",
         ),
+        (
+            '{"recipe": "shakespeare", "optimizer": {"name": "adamw"}, "steps": {}}',
+            "cannot go on with .*: config.json: steps must be a single value, got {}",
+        ),
+        (
+            '{"recipe": "shakespeare", "optimizer": {"name": "adamw"}, "task": "x"}',
+            "cannot go on with .*: config.json: task must be an object with settings, got 'x'",
+        ),
+        ("[" * 200_000, "cannot go on with .*: config.json: "),
     ],
 )
 def test_a_folder_that_cannot_be_resumed_says_why(tmp_path: Path, content: str | None, message: str) -> None:
@@ -253,6 +263,37 @@ def test_the_newest_unfinished_run_of_a_config_is_found(tiny: Make) -> None:
     assert newest_unfinished(config) == newer
     train(config, Silence(), resume=newer)
     assert newest_unfinished(config) == older
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_text('{"recipe": '),
+        lambda path: path.write_text("[]"),
+        lambda path: path.write_bytes(b"\xff"),
+        lambda path: path.write_text("[" * 200_000),
+        make_folder,
+        os.mkfifo,
+    ],
+)
+def test_a_damaged_run_is_passed_over(tiny: Make, name: str, damage: Callable[[Path], object]) -> None:
+    config = tiny()
+    intact, damaged = (RunFolder.create(config, {}) for _ in range(2))
+    (damaged.path / name).unlink(missing_ok=True)
+    damage(damaged.path / name)
+    os.utime(damaged.path / "config.json", (2**32, 2**32))  # the newest
+    assert newest_unfinished(config) == intact.path
+
+
+def test_a_config_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(DataError, match=r"config\.json must be a file$"):
+        saved_config(tmp_path)
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(tiny: Make) -> None:

@@ -1,7 +1,9 @@
 import json
 import math
+import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 
 from amuse_lab import train as train_module
 from amuse_lab.config import RunConfig
-from amuse_lab.errors import ConfigError, DataError, TrainingError
+from amuse_lab.errors import ConfigError, DataError, RecordError, TrainingError
 from amuse_lab.progress import PlainProgress, Status
 from amuse_lab.records import RunFolder
 from amuse_lab.tasks.lm.data import DATASETS, Dataset
@@ -37,6 +39,45 @@ class Recorder(PlainProgress):
 
 def run(config: RunConfig) -> Outcome:
     return train(config, Recorder())
+
+
+@contextmanager
+def file_sizes() -> Iterator[Callable[[int], None]]:
+    """Inside, the yielded function limits how large any file may grow, as if the disk were full then."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("size", [500, 3000, 6000, 12_000])
+def test_a_disk_without_room_is_one_line_and_the_run_can_go_on(tiny: Make, size: int) -> None:
+    """The first size does not hold the metrics or a summary, later ones stop the files of a checkpoint."""
+    config = tiny(steps=4, checkpoint_every=1)
+
+    class Filling(Recorder):
+        def show(self, status: Status) -> None:
+            if status.step == 2:
+                limit(size)
+
+    with (
+        file_sizes() as limit,
+        pytest.raises(RecordError, match=r"^cannot write [^\n]*: [^\n]*; make room and go on with --resume$"),
+    ):
+        train(config, Filling())
+    (folder,) = (config.runs / config.recipe).iterdir()
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
+        "step-00000001",
+        "step-00000002",
+    ]
+    if size > 500:
+        summary = json.loads((folder / "summary.json").read_text())
+        assert (summary["status"], summary["steps"]) == ("failed", 3)
+        assert "make room" in summary["failure"]
+    else:
+        assert not (folder / "summary.json").exists()
+    assert train(config, Recorder(), resume=folder).summary["status"] == "finished"
 
 
 def read_json(outcome: Outcome, name: str) -> dict[str, Any]:

@@ -21,8 +21,8 @@ class Sophia(ScheduledConfig):
     r"""Sophia-G (arXiv 2305.14342) under a schedule, from the package `pytorch_optimizer`.
 
     Every k steps, the first one included, it wants a Gauss-Newton-Bartlett estimate of the curvature: B g^2
-    for g the gradient of the mean loss of B examples whose labels are sampled from the model. With m the
-    first moment, lr_t the scheduled learning rate and clipping to [-1, 1]:
+    for g the gradient of the mean loss on B labels sampled from the model. With m the first moment, lr_t the
+    scheduled learning rate and clipping to [-1, 1]:
 
     .. code-block:: text
 
@@ -36,7 +36,8 @@ class Sophia(ScheduledConfig):
         beta1: Decay of the first moment.
         beta2: Decay of the curvature, over estimates.
         rho: How much curvature it takes to leave the clipped regime: less takes larger steps.
-        curvature_batch: B. Published language-model runs use 480 sequences whatever their batch is.
+        curvature_batch: B, labels sampled; for language models tokens. Published runs take 480 sequences of
+            512, whatever their batch is.
         curvature_every: k.
         weight_decay: Decoupled; not on norms and embeddings.
     """

@@ -118,7 +118,7 @@ SIZES: Mapping[str, Size] = {
                 beta1=0.9,
                 beta2=0.999,
                 rho=0.04,
-                curvature_batch=480,
+                curvature_batch=480 * CONTEXT,
                 curvature_every=10,
             ),
         },

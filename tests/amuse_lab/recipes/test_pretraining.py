@@ -50,7 +50,8 @@ PUBLISHED = {
         "sophia",
         1e-3,
         (0.9, 0.999),
-        COSINE | {"rho": 0.04, "curvature_batch": 480, "curvature_every": 10},
+        # tokens: the released loop multiplies 480 sequences by their length of 512
+        COSINE | {"rho": 0.04, "curvature_batch": 245_760, "curvature_every": 10},
     ),
     "720m-amuse": ("amuse", 1e-2, (0.4, 0.999), {"warmup_steps": 2000, "weight_decay": 0.1, "rho": 0.8}),
     "720m-adamw": ("adamw", 1e-3, (0.9, 0.999), COSINE),

@@ -1,5 +1,6 @@
 """Image classification."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from amuse_lab.tasks.image.models import ImageModelConfig
 from amuse_lab.tasks.image.models.loading import load_weights
 from amuse_lab.tasks.image.order import Order, hold_out
 from amuse_lab.tasks.image.source import Source
+from amuse_lab.tasks.sampling import sampled_cross_entropy
 from amuse_optim import refresh_batch_norm
 
 _EVALUATION_BATCH = 256  # images; bounds memory, changes no result beyond rounding
@@ -156,6 +158,15 @@ class ImageTask:
         self.units_per_step = config.batch
 
     @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of how many images there are and of their labels, in order; takes no look at the images."""
+        told = hashlib.sha256()
+        for source in (self._training, self._test):
+            labels = np.empty(0) if source is None else source.labels
+            told.update(f"{len(labels)} images ".encode() + labels.astype("<i8").tobytes())
+        return told.hexdigest()
+
+    @cached_property
     def flops_per_unit(self) -> float:
         """Three times what torch counts in a forward pass: backward takes twice as much."""
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -181,11 +192,9 @@ class ImageTask:
         images, labels = batch
         return F.cross_entropy(_logits(model, images), labels)
 
-    def sampled_loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+    def sampled_loss(self, model: nn.Module, batch: Batch, uniforms: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats per image of classes sampled from the model."""
-        logits = _logits(model, batch[0])
-        labels = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=generator)
-        return F.cross_entropy(logits, labels.squeeze(-1))
+        return sampled_cross_entropy(_logits(model, batch[0]), uniforms.flatten())
 
     @contextmanager
     def refreshed(self, model: nn.Module) -> Iterator[None]:

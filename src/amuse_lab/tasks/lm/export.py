@@ -15,7 +15,7 @@ from torch import Tensor
 
 from amuse_lab.arguments import Parser
 from amuse_lab.errors import DataError, RecordError, require
-from amuse_lab.records import sync
+from amuse_lab.records import check_is_file, sync
 from amuse_lab.tasks.lm.data import DATASETS
 from amuse_lab.tasks.lm.index import DATA, Index
 from amuse_lab.tasks.lm.model import INIT_STD, NORM_EPS, Llama, ModelConfig
@@ -89,13 +89,14 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     """
     path = folder / "config.json"
     try:
+        check_is_file(path)
         task = json.loads(path.read_text(encoding="utf-8"))["task"]
         if task["name"] != "lm":
             raise DataError(f"only language models can be exported; {folder} is a run of {task['name']!r}")
         return ModelConfig(**task["model"]), str(task["data"])
     except OSError as error:
         raise DataError(f"{folder} is not a run folder: {error.strerror}: config.json") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"cannot use {path}: {error}") from error
 
 
@@ -152,6 +153,7 @@ def export(weights: Path, config: ModelConfig, out: Path, tokenizer: BytePairTok
 def _read(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     """The parameters, checked for their names and shapes."""
     try:
+        check_is_file(path)
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read {path}: {error}") from error

@@ -1,13 +1,14 @@
 """The index of a folder of prepared text: `index.json`, the last file that a round of shards changes."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from amuse_lab.errors import DataError
-from amuse_lab.records import replacing
+from amuse_lab.records import check_is_file, replacing
 from amuse_lab.tasks.lm.shards import Shard
 
 DATA = Path("data")
@@ -85,6 +86,7 @@ class Index:
         """
         path = folder / NAME
         try:
+            check_is_file(path)
             content = json.loads(path.read_bytes())
             version = content.pop("version")
             if version != VERSION:
@@ -92,13 +94,37 @@ class Index:
             content["request"] = Request(**content["request"])
             for split in SPLITS:
                 content[split] = tuple(ShardEntry(**entry) for entry in content[split])
-            return cls(**content)
+            index = cls(**content)
+            index._check()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} is damaged: remove {folder} and prepare it again") from error
+        return index
+
+    def _check(self) -> None:
+        """Raise TypeError or ValueError for what no preparation writes."""
+        request = self.request
+        limits = () if request.tokens is None else (request.tokens,)
+        numbers = [self.vocabulary, request.shard_tokens, *limits]
+        for split in SPLITS:
+            for entry in self.entries(split):
+                if not re.fullmatch(rf"{split}-[0-9]{{5,}}\.bin", entry.file):
+                    raise ValueError(f"file must be one of {split}, got {entry.file!r}")
+                numbers += [entry.tokens, entry.documents, entry.bytes + 1, entry.checksum + 1]
+            if self.entries(split) and self.complete and not self.count(split, "bytes"):
+                raise ValueError(f"{split} must have text")
+        if bool(self.train) != bool(self.validation) and self.complete:
+            raise ValueError("both splits must have text")
+        if not all(type(number) is int and number >= 1 for number in numbers):
+            raise ValueError("numbers must be whole and positive")
+        if len(bytes.fromhex(self.sha256)) != 32:
+            raise ValueError("sha256 must have 32 bytes")
+        kinds = ((request.source, dict), (request.tokenizer, str), (self.complete, bool))
+        if not all(isinstance(value, kind) for value, kind in kinds):
+            raise TypeError("source, tokenizer and complete must be an object, a name and true or false")
 
     def write(self, folder: Path) -> None:
         """Put the index into its folder, in place of an earlier one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amuse_lab.errors import DataError
+from amuse_lab.records import check_is_file
 from amuse_lab.tasks.lm import optional
 from amuse_lab.tasks.lm.sources import Documents, HashedSplit, Position
 
@@ -59,7 +60,7 @@ def _read_lines(path: Path, place: int) -> Iterator[tuple[str, int]]:
                 try:
                     text = json.loads(line)["text"]
                     text.encode()
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                     raise _no_text(path, start) from error
                 yield text, place
 
@@ -155,12 +156,13 @@ class LocalText:
             split: Which documents are for validation.
 
         Raises:
-            DataError: If there are none.
+            DataError: If there are none, or the path is neither.
         """
         try:
             if path.is_dir():
                 files = sorted(file for file in path.rglob("*") if file.suffix in _KINDS and file.is_file())
             else:
+                check_is_file(path)
                 files = [path]
             states = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
         except OSError as error:

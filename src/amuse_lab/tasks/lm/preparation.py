@@ -125,12 +125,13 @@ def _prepare(plan: Plan, folder: Path, report: Report) -> Index:
 
 def _finish(folder: Path, index: Index, tokenizer: Tokenizer, last: "_Round") -> Index:
     """Write the last round, unless a split would be left without any text."""
-    for split, tokens in zip(SPLITS, last.tokens, strict=True):
+    for split, tokens, size in zip(SPLITS, last.tokens, last.bytes, strict=True):
+        advice = "take more text or another --validation"
         if not tokens and not index.entries(split):
             documents = last.documents + sum(index.count(each, "documents") for each in SPLITS)
-            raise DataError(
-                f"none of the {documents} documents is for {split}: take more text or another --validation"
-            )
+            raise DataError(f"none of the {documents} documents is for {split}: {advice}")
+        if not size and not index.count(split, "bytes"):
+            raise DataError(f"all documents for {split} are empty: {advice}")
     return last.write(folder, replace(index, complete=True), tokenizer, None)
 
 
@@ -179,15 +180,16 @@ class _Round:
 
     Attributes:
         tokens: How many.
+        bytes: How long the documents are in UTF-8.
         documents: How many in all.
     """
 
     def __init__(self) -> None:
         self.tokens = [0, 0]
+        self.bytes = [0, 0]
         self.documents = 0
         self._parts: list[list[Tokens]] = [[], []]
         self._documents = [0, 0]
-        self._bytes = [0, 0]
 
     def add(self, chunk: Chunk, tokenized: Tokenized, room: int | None) -> bool:
         """Take in a chunk.
@@ -210,7 +212,7 @@ class _Round:
             self._parts[split].append(tokens[np.repeat(chosen, lengths)])
             self.tokens[split] += int(lengths[chosen].sum())
             self._documents[split] += int(chosen.sum())
-            self._bytes[split] += int(sizes[chosen].sum())
+            self.bytes[split] += int(sizes[chosen].sum())
         self.documents += taken
         return enough
 
@@ -235,7 +237,7 @@ class _Round:
                 checksum = write_shard(folder / name, self._parts[number], index.sha256)
                 entries[split] += (
                     ShardEntry(
-                        name, self.tokens[number], self._documents[number], self._bytes[number], checksum
+                        name, self.tokens[number], self._documents[number], self.bytes[number], checksum
                     ),
                 )
         index = replace(index, position=position, train=entries["train"], validation=entries["validation"])

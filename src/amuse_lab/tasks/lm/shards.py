@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from amuse_lab.errors import DataError
-from amuse_lab.records import replacing
+from amuse_lab.records import check_is_file, replacing
 from amuse_lab.tasks.lm.tokenizer import Tokens
 
 MAGIC = b"AMUSETOK"
@@ -83,6 +83,7 @@ class Shard:
     def __init__(self, path: Path, *, tokens: int, tokenizer: str, checksum: int) -> None:
         self._path = path
         try:
+            check_is_file(path)
             size = path.stat().st_size
             with path.open("rb") as file:
                 start = file.read(_START)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
 from torch import Tensor, nn
 
 from amuse_lab.config import TaskConfig
@@ -16,6 +15,7 @@ from amuse_lab.protocols import Batch, Task
 from amuse_lab.tasks.lm.generate import generate
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
 from amuse_lab.tasks.lm.text import Text, open_text
+from amuse_lab.tasks.sampling import sampled_cross_entropy
 
 _EVALUATION_BATCH = 32  # windows; bounds memory, changes no result beyond rounding
 
@@ -106,6 +106,7 @@ class LanguageModelTask:
         self.batch_size = config.batch
         self.units_per_step = config.batch * config.model.context
         self.flops_per_unit = flops_per_token(config.model)
+        self.fingerprint = text.fingerprint
 
     def _inputs_and_targets(self, windows: Tensor) -> Batch:
         windows = windows.to(self._device, torch.long)
@@ -121,11 +122,9 @@ class LanguageModelTask:
         loss: Tensor = model(inputs, targets)
         return loss
 
-    def sampled_loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+    def sampled_loss(self, model: nn.Module, batch: Batch, uniforms: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats per token of tokens sampled from the model."""
-        logits = model(batch[0]).flatten(0, 1).float()
-        labels = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=generator)
-        return F.cross_entropy(logits, labels.squeeze(-1))
+        return sampled_cross_entropy(model(batch[0]).flatten(0, 1).float(), uniforms.flatten())
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, full: bool, processes: Processes = ALONE) -> dict[str, float]:

@@ -1,19 +1,30 @@
 """What a language model is trained and measured on: bytes held in memory, or prepared tokens on disk."""
 
+import hashlib
+import json
 import math
+from dataclasses import asdict
+from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from amuse_lab.errors import require
 from amuse_lab.tasks.lm.data import DATASETS, Corpus, training_windows, validation_windows
-from amuse_lab.tasks.lm.index import DATA
+from amuse_lab.tasks.lm.index import DATA, SPLITS, Index
 from amuse_lab.tasks.lm.loader import Batches, open_tokens
 from amuse_lab.tasks.lm.on_board import ON_BOARD, on_board
 
 
 class Text(Protocol):
-    """Windows of tokens, each one longer than the context."""
+    """Windows of tokens, each one longer than the context.
+
+    Attributes:
+        fingerprint: Stands for all of the tokens, and what they stand for.
+    """
+
+    fingerprint: str
 
     def batch(self, step: int, rows: slice) -> Tensor:
         """Return windows of a training step, shape (rows, context + 1): a pure function."""
@@ -48,6 +59,8 @@ class Bytes:
         shortest = min(len(corpus.train), len(corpus.validation))
         require(context < shortest, "context", f"shorter than each text, here {shortest} bytes", context)
         self._corpus = corpus
+        text = torch.cat((corpus.train, corpus.validation))
+        self.fingerprint = hashlib.sha256(text.numpy().tobytes()).hexdigest()
         self._length = context + 1
         self._batch = batch
         self._seed = seed
@@ -100,6 +113,7 @@ class Prepared:
         name, _, tokenizer = source.partition("-")
         folder = on_board(name, tokenizer) if name in ON_BOARD and tokenizer else source
         train, self._validation = open_tokens(folder, "train"), open_tokens(folder, "validation")
+        self.fingerprint = _fingerprint(train.folder)
         least = train.vocabulary
         require(vocabulary >= least, "vocabulary", f"at least the {least} of {source}", vocabulary)
         self._batches = Batches(train.windows(context), batch=batch, seed=seed)
@@ -129,6 +143,14 @@ class Prepared:
     def decode(self, tokens: list[int]) -> str:
         """Return the text of tokens."""
         return self._tokenizer.decode(tokens)
+
+
+def _fingerprint(folder: Path) -> str:
+    """SHA-256 of what the index of a folder tells of tokenizer and shards; takes no look at the tokens."""
+    index = Index.read(folder)
+    assert index is not None, "it has been opened"
+    shards = [[asdict(entry) for entry in index.entries(split)] for split in SPLITS]
+    return hashlib.sha256(json.dumps([index.sha256, index.vocabulary, shards]).encode()).hexdigest()
 
 
 def open_text(source: str, *, vocabulary: int, context: int, batch: int, seed: int) -> Text:

@@ -94,6 +94,17 @@ def test_labels_belong_to_their_images() -> None:
         assert int(distances.min(dim=0).values.argmin()) % 10 == label
 
 
+@pytest.mark.parametrize("part", ["_training", "_test"])
+@pytest.mark.usefixtures("prepared")
+def test_a_fingerprint_is_that_of_the_labels(part: str) -> None:
+    task, changed = build(image_config()), build(image_config())
+    assert task.fingerprint == build(image_config(), seed=1).fingerprint
+    source = getattr(changed, part)
+    source.labels = source.labels.copy()
+    source.labels[7] += 1
+    assert changed.fingerprint != task.fingerprint
+
+
 class Scores(nn.Module):
     """Sees the class in nothing but the mean brightness; has statistics that would disturb everything."""
 
@@ -253,7 +264,8 @@ def test_sampled_labels_are_those_the_model_believes_in() -> None:
     predicted = model(batch[0]).double().log_softmax(1)
     entropy = -(predicted.exp() * predicted).sum(1).mean().item()
     generator = torch.Generator().manual_seed(0)
-    losses = torch.tensor([task.sampled_loss(model, batch, generator).item() for _ in range(2000)])
+    uniforms = torch.rand(2000, 8, 1, generator=generator)
+    losses = torch.tensor([task.sampled_loss(model, batch, each).item() for each in uniforms])
     assert losses.mean().item() == pytest.approx(entropy, abs=4 * losses.std().item() / math.sqrt(2000))
 
 

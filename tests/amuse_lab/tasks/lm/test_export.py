@@ -1,6 +1,7 @@
 """Exported folders are loaded by transformers, whose model has to agree with ours."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -190,6 +191,14 @@ def test_a_run_without_weights_is_refused(run_folder: Path) -> None:
     (run_folder / "model.safetensors").unlink()
     with pytest.raises(DataError, match=r"cannot read .*model\.safetensors"):
         run(parse([str(run_folder)]))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_in_the_run_folder_is_not_waited_for(run_folder: Path, name: str, tmp_path: Path) -> None:
+    (run_folder / name).unlink()
+    os.mkfifo(run_folder / name)
+    with pytest.raises(DataError, match=f"^{run_folder / name} must be a file$"):
+        run(Request(run_folder, tmp_path / "out", None))
 
 
 def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,15 @@ def test_a_split_without_text_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("shard_tokens", [1, 1000])
+def test_a_split_of_empty_documents_is_an_error(shard_tokens: int, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    texts = ["" if SPLIT(number) else "To be" for number in range(40)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with pytest.raises(DataError, match=r"^all documents for validation are empty: take more text"):
+        prepare(plan(path, shard_tokens=shard_tokens), tmp_path / "out")
+
+
 def test_complete_data_is_checked_and_not_written_again(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     index = prepare(plan(source), folder)
@@ -242,6 +251,52 @@ def test_damaged_index_is_named(content: bytes, source: Path, tmp_path: Path) ->
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"{path} is damaged: remove {tmp_path} and prepare it again"):
         prepare(plan(source), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("train", 0, "checksum"), "x"),
+        (("train", 0, "file"), 5),
+        (("train", 0, "file"), "../train-00000.bin"),
+        (("train", 0, "tokens"), 1.5),
+        (("train", 0, "bytes"), 0),
+        (("validation",), []),
+        (("vocabulary",), "x"),
+        (("sha256",), "x"),
+        (("complete",), 1),
+        (("request", "source"), []),
+    ],
+)
+def test_an_index_with_wrong_values_is_damaged(
+    place: tuple[Any, ...], value: Any, source: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    prepare(plan(source), folder)
+    path = folder / "index.json"
+    content = within = json.loads(path.read_text())
+    for key in place[:-1]:
+        within = within[key]
+    within[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"^{path} is damaged: remove {folder} and prepare it again$"):
+        Index.read(folder)
+
+
+@pytest.mark.parametrize("name", ["index.json", "train-00000.bin"])
+def test_a_pipe_in_prepared_text_is_not_waited_for(name: str, source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    prepare(plan(source), folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(DataError, match=f"^{folder / name} must be a file$"):
+        prepare(plan(source), folder)
+
+
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match=r"pipe\.txt must be a file$"):
+        LocalText.find(tmp_path / "pipe.txt", SPLIT)
 
 
 def test_index_of_another_version_is_named(source: Path, tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_plain_text_is_cut_where_it_hurts_least(text: str, lengths: list[int], t
         (b'{"text": "x"', "line 3"),
         (b'["text"]', "line 3"),
         (b'{"text": "\xff"}', "line 3"),
+        (b"[" * 200_000, "line 3"),
     ],
 )
 def test_wrong_line_is_named(line: bytes, text: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from amuse_lab.tasks.lm.model import Llama, ModelConfig
 from amuse_lab.tasks.lm.task import flops_per_token
 
 Make = Callable[..., RunConfig]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -133,6 +134,24 @@ def test_prepared_text_is_trained_on_and_measured(
     text = task.sample(config.build_model())
     assert text is not None
     assert text.startswith("number")
+
+
+def test_a_fingerprint_is_that_of_the_tokens(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for a folder that has moved, another where as many other words were prepared."""
+    monkeypatch.chdir(tmp_path)
+    prints = {}
+    for name, word in (("one", "number"), ("other", "letter")):
+        text = "\n\n".join(f"{n} is a {word} and {n + 1} is the next" for n in range(3000))
+        (tmp_path / f"{name}.txt").write_text(text)
+        options = ["--from", str(tmp_path / f"{name}.txt"), "--tokenizer", "bytes", "--validation", "0.2"]
+        assert main(["prepare", name, *options]) == 0
+        prints[name] = replace(tiny().task, data=name).build(seed=0, device=CPU).fingerprint
+    (tmp_path / "data" / "one").rename(tmp_path / "moved")
+    moved = replace(tiny().task, data=str(tmp_path / "moved")).build(seed=1, device=CPU)
+    assert moved.fingerprint == prints["one"]
+    assert len(set(prints.values())) == 2
 
 
 def test_context_longer_than_the_text_is_rejected(tiny: Make) -> None:

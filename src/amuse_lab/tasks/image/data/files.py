@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from amuse_lab.errors import DataError
-from amuse_lab.records import sync
+from amuse_lab.records import check_is_file, sync
 
 _LARGEST = 2**30  # bytes of a file; more than any has, too little to fill a memory
 _KINDS = {32: "md5", 64: "sha256"}
@@ -94,7 +94,7 @@ def read_folder(folder: Path, originals: Sequence[Original], hint: str) -> dict[
 
 def _read(path: Path, *, compressed: bool) -> bytes:
     """Read a file, of which nobody knows yet what it is."""
-    _check_kind(path)
+    check_is_file(path)
     try:
         with gzip.open(path) if compressed else path.open("rb") as file:
             content = file.read(_LARGEST + 1)
@@ -103,12 +103,6 @@ def _read(path: Path, *, compressed: bool) -> bytes:
     if len(content) > _LARGEST:
         raise DataError(f"{path} must have at most {_LARGEST:,} bytes")
     return content
-
-
-def _check_kind(path: Path) -> None:
-    """Refuse what is no file: a pipe would be waited for."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path} must be a file")
 
 
 def read_archive(path: Path, archive: Original, originals: Sequence[Original]) -> dict[str, bytes]:
@@ -128,7 +122,7 @@ def read_archive(path: Path, archive: Original, originals: Sequence[Original]) -
     wanted = {original.name: original for original in originals}
     contents: dict[str, bytes] = {}
     try:
-        _check_kind(path)
+        check_is_file(path)
         with path.open("rb") as file:
             archive.check(hashlib.file_digest(file, archive.kind).hexdigest(), str(path))
         with tarfile.open(path, "r:gz") as members:
