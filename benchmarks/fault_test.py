@@ -144,7 +144,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60, help="of each run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    DATASETS["tiny"] = Dataset("a line, repeated", lambda: b"To be, or not to be. " * 200)  # type: ignore[index]
+    DATASETS["tiny"] = Dataset("a line, repeated", lambda: b"To be, or not to be. " * 200)
     chance = random.Random(arguments.seed)
     died: list[str] = []
     different: list[str] = []

@@ -55,7 +55,7 @@ class Scheme:
 
     def __call__(self, stack: Tensor) -> Tensor:
         """Orthogonalize a stack (n, rows, cols); the result has its dtype."""
-        return orthogonalize(stack, method=self.method, steps=self.steps, dtype=self.dtype)  # type: ignore[arg-type]
+        return orthogonalize(stack, method=self.method, steps=self.steps, dtype=self.dtype)
 
     @property
     def beginnings(self) -> list[Form]:

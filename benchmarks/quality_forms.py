@@ -111,7 +111,7 @@ class Form:
 
 
 def _restarted(method: str, steps: int, *restarts: tuple[int, ...], **rest: object) -> list[Form]:
-    return [Form(method, steps, where, **rest) for where in restarts]  # type: ignore[arg-type]
+    return [Form(method, steps, where, **rest) for where in restarts]
 
 
 FORMS: tuple[Form, ...] = (

@@ -146,7 +146,8 @@ def _begin(device: torch.device, *, launched: bool) -> None:
     if launched:
         dist.init_process_group(backend)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not say that it exports it
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def usable(name: str) -> torch.device:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import loading, moves, on_device, settings
+from . import loading, moves, on_device, settings, together
 from .directions import Direction, Scale
 from .moves import Measurement, Member, Move
 from .orthogonalize import Method
@@ -278,7 +278,7 @@ class AMUSE(torch.optim.Optimizer):
         for group in active:
             check_ready(group, self.state)
             if group["capturable"]:
-                moves.check_together(group, self._members(group))
+                together.check_together(group, self._members(group))
         if not gradients_usable(active):
             for group in active:
                 group["skipped_steps"] += 1
@@ -308,9 +308,9 @@ class AMUSE(torch.optim.Optimizer):
                 self._move_apart(group, early[id(group)], now)
                 continue
             with self._measuring(group) as measurement:
-                together, apart = moves.together_or_apart(group, self._begin(group))
-                for members in together:
-                    moves.advance_together(group, members, now, measurement)
+                lists, apart = together.together_or_apart(group, self._begin(group))
+                for members in lists:
+                    together.advance_together(group, members, now, measurement)
                 self._move_apart(group, moves.directions_by_batch(group, apart, measurement), now)
 
     @staticmethod

@@ -59,11 +59,11 @@ def stop_one_process(at: int) -> None:
         if self.step == at and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
             signal.raise_signal(signal.SIGTERM)
 
-    Learner.advance = advance  # type: ignore[method-assign]
+    Learner.advance = advance
 
 
 def main() -> None:
-    DATASETS["tiny"] = Dataset("a line, repeated", lambda: TEXT)  # type: ignore[index]
+    DATASETS["tiny"] = Dataset("a line, repeated", lambda: TEXT)
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

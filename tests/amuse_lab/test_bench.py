@@ -78,7 +78,7 @@ def test_examination_holds_for_every_contestant(name: str) -> None:
 
 def test_retained_buffers_are_extra_memory() -> None:
     class Keeps(torch.optim.SGD):
-        def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        def step(self, closure: None = None) -> None:  # noqa: ARG002
             if not self.state:
                 self.kept = torch.ones(1000)
                 self.state[self.param_groups[0]["params"][0]]["moment"] = torch.ones(16)
@@ -264,7 +264,7 @@ def test_a_contestant_that_fails_is_named() -> None:
 def test_parameters_that_blow_up_are_refused() -> None:
     class Divides(torch.optim.SGD):
         @torch.no_grad()
-        def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        def step(self, closure: None = None) -> None:  # noqa: ARG002
             self.param_groups[0]["params"][0].div_(0.0)
 
     divides = Contestant("divides", "", lambda model: [Divides(model.parameters(), lr=1.0)])

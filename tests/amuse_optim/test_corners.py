@@ -1,11 +1,14 @@
 """Parameters, states and moments that are rare, and that nothing else looks at."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.utils import parametrizations, parametrize
 
 from amuse_optim import (
@@ -321,3 +324,35 @@ def test_matrices_beyond_the_range_of_single_precision(method: str, scale: float
     matrix = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     near, far = (orthogonalize(m, method=method, dtype=torch.float64) for m in (matrix, matrix * scale))
     torch.testing.assert_close(far, near, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture
+def sharded() -> Iterator[Callable[[Tensor], DTensor]]:
+    """Makes tensors whose rows are divided over one process, which is enough to be of another kind."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,))
+    yield lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)])
+    dist.destroy_process_group()
+
+
+def test_sharded_matrices_cannot_be_captured(sharded: Callable[[Tensor], DTensor]) -> None:
+    weight = nn.Parameter(sharded(torch.ones(4, 3)))
+    optimizer = AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, capturable=True, nonfinite="ignore")
+    weight.grad = sharded(torch.randn(4, 3))
+    with pytest.raises(ValueError, match="matrices must not be sharded"):
+        optimizer.step()
+    assert optimizer.param_groups[0]["t"] == 0
+    assert float(optimizer.state[weight]["step"]) == 0
+    assert torch.equal(weight.full_tensor(), torch.ones(4, 3))
+
+
+def test_state_of_whole_parameters_does_not_fit_sharded_ones(sharded: Callable[[Tensor], DTensor]) -> None:
+    plain = AMUSE([nn.Parameter(torch.ones(4, 3))], direction="muon", lr=0.1, warmup_steps=2)
+    train(plain, range(1))
+    weight = nn.Parameter(sharded(torch.ones(4, 3)))
+    optimizer = AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2)
+    optimizer.load_state_dict(state_of(plain))
+    weight.grad = sharded(torch.randn(4, 3))
+    with pytest.raises(ValueError, match="does not fit its state"):
+        optimizer.step()
+    assert torch.equal(weight.full_tensor(), torch.ones(4, 3))

@@ -58,7 +58,7 @@ class Naive(torch.optim.Optimizer):
         self._steps = 0
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 - torch's signature
+    def step(self, closure: Any = None) -> Any:  # noqa: ARG002 - torch's signature, of which it needs nothing
         """Step every parameter by itself; writes into the gradients."""
         self._steps += 1
         c = 1.0 / self._steps

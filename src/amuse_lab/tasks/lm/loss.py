@@ -56,7 +56,7 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ch
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     with torch.autocast(kind, enabled=False):
-        loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
+        loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]  # torch's `apply` has no types
             hidden, weight, targets, chunk, dtype, differentiate
         )
     return loss
