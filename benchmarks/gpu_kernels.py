@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from amuse_lab import environment
+from amuse_optim.averaging import StepNumbers, advance_
 from amuse_optim.kernels import available, plain
 from amuse_optim.orthogonalize import coefficients
-from amuse_optim.sequences import DecayAt, advance_
+from amuse_optim.schedule import DecayAt
 
 STEPS = 5
 MOVE = {"lr": 0.01, "weight_decay": 0.1, "beta": 0.75, "c": 0.001, "beta_next": 0.75}
@@ -202,8 +203,7 @@ def move_checks(sizes: Sequence[int], device: torch.device) -> Iterable[Check]:
                 for kind in (torch.float64, torch.float32)
             ]
             for moved_y, moved_z in versions:
-                for each in zip(moved_y, moved_z, d, strict=True):
-                    advance_(*each, scale=SCALE, at=at, **MOVE)
+                advance_(moved_y, moved_z, d, SCALE, StepNumbers(decay_at=at, **MOVE))
             plan.advance_(y, z, d, _move_coefficients(device), at=at)
             exact, twin, found = (torch.cat([*ys, *zs]) for ys, zs in (*versions, (y, z)))
             errors = relative_error(found, exact), relative_error(twin, exact)
@@ -275,7 +275,7 @@ def move_row(
 
     def one_by_one() -> None:
         for each in zip(y, z, d, strict=True):
-            advance_(*each, scale=SCALE, at="z", **MOVE)
+            advance_(*([tensor] for tensor in each), SCALE, StepNumbers(decay_at="z", **MOVE))
 
     return Row(
         "move",

@@ -22,15 +22,15 @@ from amuse_lab import environment
 from amuse_lab.bench.sizes import SIZES, gradients
 from amuse_optim import AMUSE, param_groups
 
-TILES, ORTHOGONALIZE = (sys.modules[f"amuse_optim.{name}"] for name in ("tiles", "orthogonalize"))
+BUCKETS, ORTHOGONALIZE = (sys.modules[f"amuse_optim.{name}"] for name in ("buckets", "orthogonalize"))
 
 # Name: options of the optimizer, and constants of a module with other values.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[tuple[Any, str], Any]]] = {
     "as it is": ({}, {}),
     "one parameter at a time (foreach=False)": ({"foreach": False}, {}),
-    "no tiles": ({}, {(TILES, "TILE_ENTRIES_ON_CPU"): 2**40}),
-    "tiles of 2^14": ({}, {(TILES, "TILE_ENTRIES_ON_CPU"): 2**14}),
-    "tiles of 2^18": ({}, {(TILES, "TILE_ENTRIES_ON_CPU"): 2**18}),
+    "no chunks": ({}, {(BUCKETS, "CHUNK_ENTRIES_ON_CPU"): 2**40}),
+    "chunks of 2^14": ({}, {(BUCKETS, "CHUNK_ENTRIES_ON_CPU"): 2**14}),
+    "chunks of 2^18": ({}, {(BUCKETS, "CHUNK_ENTRIES_ON_CPU"): 2**18}),
     "one matrix at a time": ({}, {(ORTHOGONALIZE, "BATCH_ENTRIES_ON_CPU"): 1}),
     "batches of 2^17": ({}, {(ORTHOGONALIZE, "BATCH_ENTRIES_ON_CPU"): 2**17}),
     "batches of 2^21": ({}, {(ORTHOGONALIZE, "BATCH_ENTRIES_ON_CPU"): 2**21}),

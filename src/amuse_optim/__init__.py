@@ -4,10 +4,11 @@ Optimizer, parameter groups and everything needed to read the averaged model, fo
 """
 
 from .evaluation import Attachment, attach, averaged, averaged_state_dict, refresh_batch_norm
-from .optimizer import AMUSE, OptimizerModeError
+from .optimizer import AMUSE
+from .options import OptimizerModeError
 from .orthogonalize import orthogonalize
+from .param_groups import param_groups, report
 from .reference import AMUSEReference
-from .routing import param_groups, report
 from .telemetry import telemetry
 
 __version__ = "0.1.0"

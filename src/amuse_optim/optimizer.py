@@ -1,39 +1,32 @@
-"""The optimizer: groups, state and modes. The algebra lives in the modules it calls."""
+"""The optimizer: groups, modes and the step. The equations live in the modules it calls."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any, Literal, Never, overload
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import loading, moves, on_device, settings, together
-from .directions import Direction, Scale
-from .moves import Measurement, Member, Move
+from . import clock, options
+from .buckets import Bucket, Group, State
+from .matrices import Scale
+from .measurement import Measurement
+from .options import OptimizerModeError
 from .orthogonalize import Method
+from .plan import buckets_of, updates_of
 from .precision import StatePrecision
-from .schedule import BetaClock, Clock, Coefficients, CoefficientsOnDevice, Parity
-from .sequences import DecayAt
-from .settings import Group
+from .schedule import BetaClock, DecayAt, Parity
 from .state import (
-    State,
-    advanced_clock,
-    averaged_value,
     check_ready,
+    follow_parameter,
     gradients_usable,
     initial_state,
-    interpolated_value,
-    started,
-    synchronize,
+    show_average,
+    show_gradient_point,
 )
+from .state_dict import FORMAT, portable, taking_over
 
 Mode = Literal["train", "eval"]
-
-
-class OptimizerModeError(RuntimeError):
-    """A call that the optimizer's present mode does not allow."""
 
 
 class AMUSE(torch.optim.Optimizer):
@@ -55,12 +48,15 @@ class AMUSE(torch.optim.Optimizer):
         params: `param_groups(model)`, or any iterable of parameters, named parameters or group dicts with
             a `direction`.
         lr: Learning rate; `group["lr"]` is read at every step, so torch's schedulers work.
+        lr_rest: Learning rate of the groups that are not for matrices and do not say their own `lr`; None
+            means `lr`. Their key is `lr` all the same, so schedulers act on both.
         warmup_steps: Steps of linear learning-rate warm-up.
         t0_steps: Steps for which beta stays at `beta1`; `warmup_steps` by default. At least 2 and
             greater than `c_warmup_steps` + 1, unless `rho` is 0.
         c_warmup_steps: Steps for which x follows z before the averaging begins.
         total_steps: Only needed where the three lengths are given as fractions of it.
-        beta1: The interpolation coefficient at the start, in (0, 1).
+        beta1: The interpolation coefficient at the start, in (0, 1); or 0 with `rho=0`: gradients are then
+            taken at z, and x is kept in the state instead of z.
         rho: How fast it rises towards 1; 0 keeps it (plain Schedule-Free).
         beta_clock: "window" (the averaging window drives beta, as in the released code) or "steps"
             (the paper's equation 5).
@@ -74,8 +70,8 @@ class AMUSE(torch.optim.Optimizer):
         auxiliary_momentum: First moment of the "adamw" direction; 0 keeps none.
         weight_decay: Decoupled decay, multiplied by the learning rate.
         weight_decay_at: "z" or "y".
-        direction: "muon", "adamw" or "sgd" for groups that do not say their own.
-        scale: "match_rms" or "spectral", see `directions.update_scale`.
+        direction: "muon", "normuon", "adamw" or "sgd" for groups that do not say their own.
+        scale: "match_rms" or "spectral", see `matrices.update_scale`.
         orthogonalize: "quintic", "polar_express", "exact", or a function on stacks (n, rows, cols).
         orthogonalize_steps: Iterations of the polynomial.
         orthogonalize_dtype: What it computes in; chosen by device and parameter dtype if None.
@@ -87,14 +83,16 @@ class AMUSE(torch.optim.Optimizer):
             "skip" (the whole step is skipped and counted in `group["skipped_steps"]`) or "ignore".
         parity: "exact", or "published" for the released code's averaging (algorithmic detail in
             `docs/algorithm.md`).
-        foreach: Whether plain float32 and float64 parameters move together, in operations on lists; by
-            default they do. False moves one parameter at a time: slower, the same arithmetic.
+        foreach: Whether parameters that are alike move together, in operations on lists; by default they do.
+            False moves one parameter at a time: slower, the same arithmetic.
         capturable: Keeps the numbers of the schedule on the device, so that whole steps can be captured in a
             CUDA graph; `lr` may be a scalar tensor there, to change it between replays. For float32 and
             float64 parameters, with `nonfinite="ignore"` and an iteration as `orthogonalize`.
         state_precision: "full" keeps state in float32 (float64 for float64 parameters), 8 bytes for each
             float32 parameter; "lean" in bfloat16 with stochastic rounding, 4 bytes. Parameters below
-            float32 keep x as well: 12 and 6 bytes. Read when a group is added.
+            float32 keep x as well: 12 and 6 bytes. Read when a group is added. With
+            `beta1=0` x stays in float32.
+        more: Options that directions declare beside these, such as NorMuon's `row_beta2`.
 
     Raises:
         ValueError: For a value out of range, an unknown group key, a missing direction, or a parameter
@@ -119,13 +117,14 @@ class AMUSE(torch.optim.Optimizer):
     """
 
     # What `telemetry` asked to be measured at every step, by the index of the group; None: nothing.
-    measurements: dict[int, dict[str, Tensor]] | None = None
+    measurements: dict[int, Measurement] | None = None
 
     def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 0.01,
         *,
+        lr_rest: float | None = None,
         warmup_steps: int | float,
         t0_steps: int | float | None = None,
         c_warmup_steps: int | float = 0,
@@ -142,7 +141,7 @@ class AMUSE(torch.optim.Optimizer):
         auxiliary_momentum: float = 0.0,
         weight_decay: float = 0.0,
         weight_decay_at: DecayAt = "z",
-        direction: Direction | None = None,
+        direction: str | None = None,
         scale: Scale = "match_rms",
         orthogonalize: Method | Callable[[Tensor], Tensor] = "quintic",
         orthogonalize_steps: int = 5,
@@ -156,14 +155,12 @@ class AMUSE(torch.optim.Optimizer):
         foreach: bool | None = None,
         capturable: bool = False,
         state_precision: StatePrecision = "full",
-        **unknown: Never,
+        **more: Any,
     ) -> None:
-        for name in unknown:
-            raise TypeError(settings.unknown_name("option", name, settings.OPTIONS))
+        given = {name: value for name, value in locals().items() if name in options.OPTIONS} | more
         if isinstance(params, (set, frozenset)):
-            raise TypeError(settings.UNORDERED)
-        given = locals()
-        super().__init__(params, {name: given[name] for name in settings.OPTIONS})
+            raise TypeError(options.UNORDERED)
+        super().__init__(params, options.complete_defaults(given))
 
     # --- groups and state -------------------------------------------------------------------------
 
@@ -177,9 +174,8 @@ class AMUSE(torch.optim.Optimizer):
             ValueError: As on construction, and for parameters that are in a group already.
             TypeError: As on construction.
         """
-        group = settings.complete_group(param_group, self.defaults)
-        group.update(asdict(Clock()), lr_t=0.0, c_t=1.0, beta_t=group["beta1"], skipped_steps=0)
-        group["mode"] = self.mode
+        group = options.complete_group(param_group, self.defaults)
+        group |= clock.initial_numbers(group) | {"mode": self.mode, "format": FORMAT}
         super().add_param_group(group)
         for parameter in group["params"]:
             self.state[parameter] = initial_state(parameter, group)
@@ -192,31 +188,19 @@ class AMUSE(torch.optim.Optimizer):
         mode: Mode = self.param_groups[0]["mode"] if self.param_groups else "train"
         return mode
 
-    def _each(self) -> Iterable[tuple[Group, Tensor, State]]:
+    def _each(self) -> Iterator[tuple[Group, Tensor, State]]:
         for group in self.param_groups:
             for parameter in group["params"]:
                 yield group, parameter, self.state[parameter]
 
     # --- modes ------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def eval(self) -> None:
         """Put the average x into the parameters; `train()` brings back y bit for bit. Idempotent."""
-        if self.mode == "eval":
-            return
-        try:
-            for _, parameter, state in self._each():
-                state["y"] = parameter.detach().clone()
-                parameter.copy_(averaged_value(parameter, state))
-        except BaseException:  # out of memory, say: all parameters hold y again
-            for _, parameter, state in self._each():
-                if "y" in state:
-                    parameter.copy_(state.pop("y"))
-            raise
-        for group in self.param_groups:
-            group["mode"] = "eval"
+        if self.mode == "train":
+            show_average((parameter, state) for _, parameter, state in self._each())
+            self._set_mode("eval")
 
-    @torch.no_grad()
     def train(self) -> None:
         """Put the gradient point y back into the parameters. Idempotent.
 
@@ -224,20 +208,15 @@ class AMUSE(torch.optim.Optimizer):
         mode lacks y, because only what the present state has is read; y is then interpolated anew, which
         rounds. Call `eval()` before `get_state_dict` to read all of it.
         """
-        if self.mode == "train":
-            return
-        for _, parameter, state in self._each():
-            if not started(state):
-                continue
-            if "y" not in state:
-                state["y"] = interpolated_value(parameter, state).to(parameter.dtype)
-        for _, parameter, state in self._each():
-            if started(state):
-                parameter.copy_(state["y"])
+        if self.mode == "eval":
+            show_gradient_point((parameter, state) for _, parameter, state in self._each())
+            self._set_mode("train")
+            for _, _, state in self._each():
+                state.pop("y", None)
+
+    def _set_mode(self, mode: Mode) -> None:
         for group in self.param_groups:
-            group["mode"] = "train"
-        for _, _, state in self._each():
-            state.pop("y", None)
+            group["mode"] = mode
 
     # --- the step ---------------------------------------------------------------------------------
 
@@ -277,49 +256,23 @@ class AMUSE(torch.optim.Optimizer):
         active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
         for group in active:
             check_ready(group, self.state)
-            if group["capturable"]:
-                together.check_together(group, self._members(group))
         if not gradients_usable(active):
             for group in active:
                 group["skipped_steps"] += 1
             return loss
-        schedules = [self._advanced(group) for group in active]
-        self._move(active, [now for _, now in schedules])
-        for group, (clock, now) in zip(active, schedules, strict=True):
-            if isinstance(now, CoefficientsOnDevice):
-                on_device.record(group, clock, now)
-            else:
-                group.update(clock, lr_t=now.lr, c_t=now.c, beta_t=now.beta)
+        buckets = [bucket for group in active for bucket in self._buckets(group)]
+        schedules = {id(group): clock.advanced(group) for group in active}
+        for bucket, updates in updates_of(buckets):
+            _, now = schedules[id(bucket.group)]
+            numbers = bucket.numbers(now)
+            for chunk, update, scale in updates:
+                if bucket.measurement is not None:
+                    bucket.measurement.add_update(update, scale)
+                chunk.advance_(update, scale, numbers)
+            bucket.finish(now)
+        for group in active:
+            clock.record(group, *schedules[id(group)])
         return loss
-
-    def _advanced(self, group: Group) -> tuple[dict[str, Any], Coefficients | CoefficientsOnDevice]:
-        """The clock's fields and the coefficients of a group's next step."""
-        if group["capturable"]:
-            on_device.place(group, self.state)
-            return on_device.advanced(group)
-        clock, now = advanced_clock(group)
-        return asdict(clock), now
-
-    def _move(self, groups: list[Group], schedules: list[Coefficients | CoefficientsOnDevice]) -> None:
-        """Move every parameter with a gradient, once everything has been checked."""
-        early = self._directions_that_may_raise(groups)
-        for group, now in zip(groups, schedules, strict=True):
-            if id(group) in early:
-                self._move_apart(group, early[id(group)], now)
-                continue
-            with self._measuring(group) as measurement:
-                lists, apart = together.together_or_apart(group, self._begin(group))
-                for members in lists:
-                    together.advance_together(group, members, now, measurement)
-                self._move_apart(group, moves.directions_by_batch(group, apart, measurement), now)
-
-    @staticmethod
-    def _move_apart(
-        group: Group, moving: Iterable[tuple[Member, Move]], now: Coefficients | CoefficientsOnDevice
-    ) -> None:
-        for member, direction in moving:
-            assert isinstance(now, Coefficients)  # on the device all members move together
-            moves.move(member, direction, group, now)
 
     def _require_train_mode(self) -> None:
         if self.mode == "eval":
@@ -328,63 +281,13 @@ class AMUSE(torch.optim.Optimizer):
                 "Call optimizer.train() first, or leave the `with averaged(optimizer):` block"
             )
 
-    def _members(self, group: Group) -> list[Member]:
-        """The parameters of a group that have a gradient."""
-        index = self._index(group)
-        return [
-            Member.of(parameter, self.state[parameter], (index, i))
-            for i, parameter in enumerate(group["params"])
-            if parameter.grad is not None
-        ]
-
-    def _begin(self, group: Group) -> list[Member]:
-        """The parameters of a group that have a gradient, their step counted."""
-        members = self._members(group)
-        for member in members:
-            synchronize(member.whole, self.state[member.whole], group)
-        if group["capturable"]:
-            on_device.count([member.state for member in members])
-        else:
-            for member in members:
-                member.state["step"] += 1
-        return members
-
-    def _index(self, group: Group) -> int:
-        return next(i for i, other in enumerate(self.param_groups) if other is group)
-
-    @contextmanager
-    def _measuring(self, group: Group) -> Iterator[Measurement | None]:
-        """What to gather a group's directions in, if `telemetry` asked for it."""
-        measurement = None if self.measurements is None else Measurement()
-        yield measurement
-        if self.measurements is not None and measurement is not None:
-            self.measurements[self._index(group)] = measurement.values(group["params"])
-
-    def _directions_that_may_raise(self, groups: list[Group]) -> dict[int, list[tuple[Member, Move]]]:
-        """Directions that depend on a user's function or on a decomposition, before anything has moved.
-
-        If one raises, the momenta and counters are put back and the step has not happened.
-        """
-        fallible = [g for g in groups if callable(g["orthogonalize"]) or g["orthogonalize"] == "exact"]
-        fallible = [group for group in fallible if group["direction"] == "muon"]
-        early: dict[int, list[tuple[Member, Move]]] = {}
-        before = [
-            (self.state[p], self.state[p]["step"], self.state[p]["momentum_buffer"].clone())
-            for group in fallible
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        try:
-            for group in fallible:
-                with self._measuring(group) as measurement:
-                    found = moves.directions_by_batch(group, self._begin(group), measurement)
-                    early[id(group)] = list(found)
-            return early
-        except BaseException:
-            for state, step, momentum in before:
-                state["step"] = step
-                state["momentum_buffer"].copy_(momentum)
-            raise
+    def _buckets(self, group: Group) -> list[Bucket]:
+        """The parameters of a group that have a gradient, those together that are alike."""
+        number = next(i for i, other in enumerate(self.param_groups) if other is group)
+        measurement = None
+        if self.measurements is not None:
+            measurement = self.measurements[number] = Measurement()
+        return buckets_of(group, number, self.state, measurement)
 
     # --- the state dict ---------------------------------------------------------------------------
 
@@ -395,13 +298,8 @@ class AMUSE(torch.optim.Optimizer):
         `torch.load(..., weights_only=True)`.
         """
         for group, parameter, state in self._each():
-            synchronize(parameter, state, group)
-        whole = super().state_dict()
-        groups = [on_device.on_host(group) for group in whole["param_groups"]]
-        for group in groups:
-            group["orthogonalize"] = loading.labelled(group["orthogonalize"])
-        states = {i: on_device.on_host(state) for i, state in whole["state"].items()}
-        return whole | {"state": states, "param_groups": groups}
+            follow_parameter(parameter, state, group)
+        return portable(super().state_dict())
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -416,23 +314,5 @@ class AMUSE(torch.optim.Optimizer):
                 has changed then.
             TypeError: If an option in it is of the wrong kind; likewise.
         """
-        given: list[dict[str, Any]] = []
-
-        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            loading.check_fits(loaded, self.param_groups)
-            loading.warn_of_differences(loaded["param_groups"], self.param_groups)
-            given.append(
-                loaded | {"param_groups": loading.completed(loaded["param_groups"], self.param_groups)}
-            )
-            return given[0]
-
-        handle = self.register_load_state_dict_pre_hook(check)  # after those of others
-        try:
+        with taking_over(self):
             super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        saved_ids = (i for group in given[0]["param_groups"] for i in group["params"])
-        for (_, parameter, state), i in zip(self._each(), saved_ids, strict=True):
-            # torch casts to the parameter's dtype and may alias; state keeps its own and is a copy.
-            for key, value in given[0]["state"][i].items():
-                state[key] = loading.copied(value, parameter.device)

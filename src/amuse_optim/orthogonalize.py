@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from .kernels import plain
 Method = Literal["quintic", "polar_express", "exact"]
 ITERATIONS = ("quintic", "polar_express")
 Triple = tuple[float, float, float]
+Piece = TypeVar("Piece")
 
 # Keller Jordan's quintic (2024), the same triple at every step: the largest slope at zero for a bounded
 # overshoot. Five steps take singular values from 1e-2 of the norm up to [0.68, 1.13].
@@ -290,47 +291,34 @@ def batch_entries(device: torch.device) -> int:
     return BATCH_ENTRIES_ON_CPU * torch.get_num_threads() if device.type == "cpu" else BATCH_ENTRIES
 
 
-def orthogonalize_all(
-    stacks: Sequence[Tensor],
-    *,
-    method: Method | Callable[[Tensor], Tensor],
-    steps: int,
-    dtype: torch.dtype | None,
-) -> list[Tensor]:
-    """Orthogonalize stacks (n, rows, cols), batching matrices of one shape, dtype and device.
+def batches(pieces: Sequence[Piece], sizes: Sequence[int], device: torch.device) -> Iterator[list[Piece]]:
+    """Cut a list evenly into batches of about `batch_entries`, which bounds the memory of a step.
 
-    Batches hold about `batch_entries`, so that many small matrices share their products and
-    large ones do not multiply the working memory. Arguments as for `orthogonalize`.
+    Many small matrices share their products, and large ones do not multiply the working memory.
 
-    Returns:
-        Stacks of the same shapes, in the precision of the computation.
+    Args:
+        pieces: What is to be orthogonalized together, matrices of one shape.
+        sizes: Number of entries of each.
+        device: Where they are.
     """
-    alike: dict[object, list[int]] = {}
-    for i, stack in enumerate(stacks):
-        alike.setdefault((stack.shape[1:], stack.dtype, stack.device), []).append(i)
-
-    results: list[Tensor] = list(stacks)
-    for indices in alike.values():
-        together = torch.cat([stacks[i] for i in indices]) if len(indices) > 1 else stacks[indices[0]]
-        matrices_per_batch = max(1, batch_entries(together.device) // max(1, together[0].numel()))
-        batches = [
-            orthogonalize_stack(batch, method, steps, dtype)
-            for batch in torch.split(together, matrices_per_batch)
-        ]
-        whole = torch.cat(batches) if len(batches) > 1 else batches[0]
-        parts = torch.split(whole, [len(stacks[i]) for i in indices])
-        for i, part in zip(indices, parts, strict=True):
-            results[i] = part
-    return results
+    total = sum(sizes)
+    count = max(1, round(total / batch_entries(device)))
+    batch: list[Piece] = []
+    entries = 0
+    for piece, size in zip(pieces, sizes, strict=True):
+        batch.append(piece)
+        entries += size
+        if entries * count >= total:
+            yield batch
+            batch, entries = [], 0
+    if batch:
+        yield batch
 
 
-def orthogonality_errors(stacks: Sequence[Tensor]) -> Tensor:
-    """||O O^T - I||_F^2 / rows of every matrix, on the side with fewer rows; shape (number of matrices,)."""
-    errors = []
-    for stack in stacks:
-        exact = stack if stack.dtype == torch.float64 else stack.float()
-        short = exact.mT if stack.shape[-2] > stack.shape[-1] else exact
-        gram = torch.matmul(short, short.mT)
-        gram.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-        errors.append(gram.square().sum((-2, -1)) / short.shape[-2])
-    return torch.cat([error.to(errors[0].device) for error in errors])
+def orthogonality_errors(stack: Tensor) -> Tensor:
+    """||O O^T - I||_F^2 / rows of every matrix, on the side with fewer rows; shape (n,)."""
+    exact = stack if stack.dtype == torch.float64 else stack.float()
+    short = exact.mT if stack.shape[-2] > stack.shape[-1] else exact
+    gram = torch.matmul(short, short.mT)
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+    return gram.square().sum((-2, -1)) / short.shape[-2]

@@ -53,12 +53,3 @@ def stochastic_round(value: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.empty_like(value, dtype=torch.int32).random_(0, 2**_RANDOM_BITS, generator=generator)
     bits = value.view(torch.int32).add(noise).bitwise_and_(-(2**_RANDOM_BITS))
     return torch.where(value.isfinite(), bits.view(torch.float32), value).to(torch.bfloat16)
-
-
-def store_(target: Tensor, value: Tensor, generator: torch.Generator | None) -> None:
-    """Write a value back to where it is kept; rounds stochastically where that is bfloat16."""
-    if value is target:
-        return
-    if target.dtype == torch.bfloat16 and generator is not None:
-        value = stochastic_round(value, generator)
-    target.copy_(value)

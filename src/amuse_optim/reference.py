@@ -1,116 +1,195 @@
-"""The specification that runs: x, y and z all stored, plain loops, one equation a line."""
+"""The specification that runs: x, y and z all stored, plain loops, one equation a line.
 
-from typing import Any
+To be read from top to bottom; of the package it uses `orthogonalize` and the table of options alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from .directions import adamw_direction, momentum_average_, update_scale
-from .optimizer import AMUSE
+from .options import OptimizerModeError, complete_defaults, complete_group
 from .orthogonalize import orthogonalize
-from .schedule import Coefficients, CoefficientsOnDevice
-from .sequences import average, interpolate
-from .settings import Group, layout_of
-from .state import State
 
 
-class AMUSEReference(AMUSE):
+class AMUSEReference(torch.optim.Optimizer):
     """AMUSE as it is written down, to read, and to hold `AMUSE` against.
 
-    Takes the arguments of `AMUSE`. Stores x, y and z of every parameter (in at least float32), one
-    matrix at a time, with nothing fused, batched or recovered.
+    Takes the arguments of `AMUSE` and keeps x, y and z of every parameter, in at least float32; one matrix
+    at a time, with nothing fused, batched or recovered.
     """
+
+    def __init__(self, params: Any, lr: float = 0.01, **options: Any) -> None:
+        super().__init__(params, complete_defaults({"lr": lr, **options}))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `AMUSE.add_param_group`.
 
         Raises:
-            ValueError: As there, and for `capturable=True`.
+            ValueError: As there, and for `capturable=True`, which has no meaning here.
         """
         if {**self.defaults, **param_group}["capturable"]:
             raise ValueError("capturable must be False for AMUSEReference, which is not made to be captured")
-        super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            state = self.state[parameter]
-            state["x"] = state["z"].clone()
-            state["y"] = state["z"].clone()
+        group = complete_group(param_group, self.defaults)
+        if group["direction"] not in _DIRECTIONS:
+            raise ValueError(
+                f"direction must be one of {', '.join(_DIRECTIONS)} for AMUSEReference, got "
+                f"{group['direction']!r}: its oracle is in the tests"
+            )
+        group |= {"t": 0, "weight_sum": 0.0, "lr_max": 0.0, "reference_window": 0.0, "skipped_steps": 0}
+        super().add_param_group(group | {"mode": self.mode})
+        for p in self.param_groups[-1]["params"]:
+            self.state[p] |= {"step": 0, "beta": group["beta1"], **_sequences(p)}
 
-    @torch.no_grad()
+    @property
+    def mode(self) -> Literal["train", "eval"]:
+        """What the parameters hold: y in "train", x in "eval"."""
+        mode: Literal["train", "eval"] = self.param_groups[0]["mode"] if self.param_groups else "train"
+        return mode
+
     def eval(self) -> None:
         """Put x into the parameters."""
         self._show("x", "eval")
 
-    @torch.no_grad()
     def train(self) -> None:
         """Put y into the parameters."""
         self._show("y", "train")
 
+    @torch.no_grad()
     def _show(self, sequence: str, mode: str) -> None:
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if self.state[parameter]["step"] > 0:
-                    parameter.copy_(self.state[parameter][sequence])
             group["mode"] = mode
+            for p in group["params"]:
+                if self.state[p]["step"] > 0:
+                    p.copy_(self.state[p][sequence])
 
-    def _move(self, groups: list[Group], schedules: list[Coefficients | CoefficientsOnDevice]) -> None:
-        for group, now in zip(groups, schedules, strict=True):
-            assert isinstance(now, Coefficients)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_parameter(group, parameter, self.state[parameter], now)
+    @overload
+    def step(self, closure: None = None) -> None: ...
 
-    def _step_parameter(self, group: Group, parameter: Tensor, state: State, now: Coefficients) -> None:
-        if state["step"] == 0:  # follow weights loaded into the model before the first step
-            for sequence in ("x", "y", "z"):
-                state[sequence].copy_(parameter)
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step; as `AMUSE.step`, with the same errors for its mode and for bad gradients."""
+        if self.mode == "eval":
+            raise OptimizerModeError("step() in eval mode: call optimizer.train() first")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
+        for group in active:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if group["nonfinite"] == "ignore" or all(bool(g.isfinite().all()) for g in gradients):
+                continue
+            if group["nonfinite"] == "raise":
+                raise FloatingPointError("a gradient is not finite")
+            for skipped in active:
+                skipped["skipped_steps"] += 1
+            return loss
+        for group in active:
+            lr, c, beta = _schedule(group)
+            group |= {"lr_t": lr, "c_t": c, "beta_t": beta}
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step_parameter(group, p, self.state[p], lr, c, beta)
+        return loss
+
+    def _step_parameter(
+        self, group: Mapping[str, Any], p: Tensor, state: dict[str, Any], lr: float, c: float, beta: float
+    ) -> None:
+        if state["step"] == 0:  # weights may have been loaded since
+            state |= _sequences(p)
         state["step"] += 1
         x, y, z = state["x"], state["y"], state["z"]
-        assert parameter.grad is not None
-        d = _direction(group, parameter, parameter.grad.to(z.dtype), state)
+        assert p.grad is not None
+        d = _DIRECTIONS[group["direction"]](p.grad.to(z.dtype), state, group)
 
         if group["parity"] == "published":  # x decoded with the new beta from a y built with the old one
-            x = interpolate(z, x, state["beta"] / now.beta)
-        decayed = z if group["weight_decay_at"] == "z" else y
-        z_next = z - now.lr * d - now.lr * group["weight_decay"] * decayed
-        x_next = average(x, z_next, now.c)
-        y_next = interpolate(z_next, x_next, now.beta)
-
-        state["z"].copy_(z_next)
-        state["x"].copy_(x_next)
-        state["y"].copy_(y_next)
-        state["beta"] = now.beta
-        parameter.copy_(y_next)
+            x = z + (y - z) / beta
+        z = z - lr * d - lr * group["weight_decay"] * (z if group["weight_decay_at"] == "z" else y)
+        x = (1 - c) * x + c * z
+        y = (1 - beta) * z + beta * x
+        state |= {"x": x, "y": y, "z": z, "beta": beta}
+        p.copy_(y)
 
 
-def _direction(group: Group, parameter: Tensor, gradient: Tensor, state: State) -> Tensor:
-    if group["direction"] == "sgd":
-        return gradient
-    if group["direction"] == "adamw":
-        direction, factor = adamw_direction(
-            gradient,
-            state["exp_avg_sq"],
-            state["step"],
-            beta2=group["beta2"],
-            eps=group["eps"],
-            first_moment=state.get("exp_avg"),
-            momentum=group["auxiliary_momentum"],
-        )
-        return direction * factor
-    update = momentum_average_(
-        state["momentum_buffer"], gradient, group["momentum"], nesterov=group["nesterov"]
+def _sequences(p: Tensor) -> dict[str, Tensor]:
+    """The start: z = x = y = theta_0, in at least float32."""
+    wide = torch.promote_types(p.dtype, torch.float32)
+    return {name: p.detach().to(wide, copy=True) for name in ("x", "y", "z")}
+
+
+def _schedule(group: dict[str, Any]) -> tuple[float, float, float]:
+    """lr_t, c_t and beta_t of a group's next step; moves its clock."""
+    t = group["t"] = group["t"] + 1
+    lr = float(group["lr"])
+    if t < group["warmup_steps"]:
+        lr = lr * t / group["warmup_steps"]
+    group["lr_max"] = max(group["lr_max"], lr)
+
+    c = 1.0
+    if t > group["c_warmup_steps"]:
+        weighing = lr if group["parity"] == "published" else group["lr_max"]
+        w = t ** group["r"] * weighing ** group["weight_lr_power"]
+        group["weight_sum"] += w
+        if group["weight_sum"] > 0:
+            c = w / group["weight_sum"]
+
+    n = (1 - c) / c if c > 0 else math.inf  # the averaging window
+    if t >= group["t0_steps"] and group["reference_window"] == 0 and n < math.inf:
+        group["reference_window"] = n
+    n_0 = group["reference_window"]
+    s = 1.0
+    if t > group["t0_steps"] and n_0 > 0:
+        s = min(1.0, n_0 / n) if group["beta_clock"] == "window" else (group["t0_steps"] - 1) / (t - 1)
+    return lr, c, 1 - s ** group["rho"] * (1 - group["beta1"])
+
+
+def sgd(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:  # noqa: ARG001
+    """D = g."""
+    return g
+
+
+def adamw(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """D = e_hat / (sqrt(v_hat) + eps); e_hat is g without a first moment."""
+    s, b2, b = state["step"], group["beta2"], group["auxiliary_momentum"]
+    v = state["exp_avg_sq"] = b2 * state.get("exp_avg_sq", 0) + (1 - b2) * g**2
+    e = state["exp_avg"] = b * state.get("exp_avg", 0) + (1 - b) * g
+    d: Tensor = (e / (1 - b**s)) / ((v / (1 - b2**s)).sqrt() + group["eps"])
+    return d
+
+
+def muon(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """D = scale * orthogonalize(u), matrix by matrix; u is the momentum, one step ahead with Nesterov."""
+    mu = group["momentum"]
+    m = state["momentum_buffer"] = mu * state.get("momentum_buffer", 0) + (1 - mu) * g
+    u = (1 - mu) * g + mu * m if group["nesterov"] else m
+    if group["stacked"]:  # leading dimensions count matrices
+        matrices = list(u.reshape(-1, *u.shape[-2:]))
+    else:  # a kernel (out, in, *k) is the matrix (out, in * prod(k))
+        projections = u.reshape(len(u), -1).split(list(group["split_rows"] or [len(u)]))
+        parts = group["conv_groups"] * (group["num_heads"] or 1)
+        matrices = [matrix for rows in projections for matrix in rows.chunk(parts)]
+    return torch.cat([_orthogonalized(matrix, group) for matrix in matrices]).reshape(u.shape)
+
+
+def _orthogonalized(u: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """The polar factor of a matrix, times a scale from its shape."""
+    rows, cols = u.shape
+    scale = (
+        0.2 * math.sqrt(max(rows, cols)) if group["scale"] == "match_rms" else math.sqrt(max(1, rows / cols))
     )
-    layout = layout_of(group, parameter)
-    blocks = []
-    for stack in layout.split(update):
-        matrices = [
-            update_scale(matrix.shape[0], matrix.shape[1], group["scale"])
-            * orthogonalize(
-                matrix,
-                method=group["orthogonalize"],
-                steps=group["orthogonalize_steps"],
-                dtype=group["orthogonalize_dtype"],
-            )
-            for matrix in stack
-        ]
-        blocks.append(torch.stack(matrices))
-    return layout.join(blocks)
+    factor = orthogonalize(
+        u,
+        method=group["orthogonalize"],
+        steps=group["orthogonalize_steps"],
+        dtype=group["orthogonalize_dtype"],
+    )
+    return scale * factor
+
+
+_DIRECTIONS = {function.__name__: function for function in (muon, adamw, sgd)}

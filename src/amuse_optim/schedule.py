@@ -1,18 +1,25 @@
-r"""The numbers of one step: learning rate, averaging coefficient, interpolation coefficient.
+r"""The schedule: learning rate, averaging coefficient and interpolation coefficient of one step.
 
-Every function here is one displayed equation of arXiv 2605.22432 on plain numbers. `advance` strings them
-together; `Clock` is all that has to be remembered between two steps of a parameter group.
+Each rule is a small object with its equation (arXiv 2605.22432), for Python's numbers and for scalar tensors
+on a device alike; `Schedule` strings three of them together, and `Clock` is all that is remembered between
+two steps of a parameter group. `schedule_of` chooses the rules that a group's options stand for: a new rule
+is a class here, its options in `OPTIONS`, and a line there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .checks import Option, choice, not_negative, number, steps
+
 BetaClock = Literal["window", "steps"]
 Parity = Literal["exact", "published"]
+DecayAt = Literal["z", "y"]
+Number = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -21,180 +28,218 @@ class Clock:
 
     Args:
         t: Steps taken by the group.
-        weight_sum: Sum of the averaging weights w_i so far.
+        relative_weight_sum: Sum of the averaging weights so far, in units of t^r lr_max^weight_lr_power: a
+            ratio, which neither overflows nor vanishes.
         lr_max: The largest learning rate used so far.
         reference_window: The averaging window n at T0; 0 while it is not known.
     """
 
-    t: int = 0
-    weight_sum: float = 0.0
-    lr_max: float = 0.0
-    reference_window: float = 0.0
+    t: Number = 0
+    relative_weight_sum: Number = 0.0
+    lr_max: Number = 0.0
+    reference_window: Number = 0.0
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The numbers one step uses: lr_t, c_t and beta_t."""
+    """The numbers that one step uses: lr_t, c_t and beta_t."""
 
-    lr: float
-    c: float
-    beta: float
+    lr: Number
+    c: Number
+    beta: Number
+
+
+def _where(condition: Any, then: Number, otherwise: Number) -> Number:
+    """One of two numbers; with a condition on a device, without reading it."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, then, otherwise)
+    return then if condition else otherwise
 
 
 @dataclass(frozen=True)
-class CoefficientsOnDevice:
-    """`Coefficients` as scalars that lie on a device."""
+class LinearWarmup:
+    """lr_t = lr min(1, t / warmup_steps)."""
 
-    lr: Tensor
-    c: Tensor
-    beta: Tensor
+    warmup_steps: int
 
-
-def warmed_up_lr(lr: float, t: int, warmup_steps: int) -> float:
-    """lr_t = lr * min(1, t / warmup_steps)."""
-    return lr if t >= warmup_steps else lr * t / warmup_steps
+    def __call__(self, lr: Number, t: Number) -> Number:
+        """The learning rate of step t."""
+        return _where(t < self.warmup_steps, lr * t / max(self.warmup_steps, 1), lr)
 
 
-def averaging_weight(t: int, lr: float, r: float, weight_lr_power: float) -> float:
-    """w_t = t^r * lr^weight_lr_power."""
-    return float(t**r * lr**weight_lr_power)
+@dataclass(frozen=True)
+class PowerWeights:
+    r"""w_t = t^r l_t^p after C steps; c_t = w_t / (w_{C+1} + ... + w_t), and 1 before.
 
+    With S_t the sum in units of t^r lr_max_t^p, and l_t <= lr_max_t the learning rate that weights,
 
-def averaging_coefficient(weight: float, weight_sum: float) -> float:
-    """c_t = w_t / sum_{i<=t} w_i; 1 while all weights were zero, so that x follows z."""
-    return weight / weight_sum if weight_sum > 0.0 else 1.0
+        S_t = ((t - 1) / t)^r (lr_max_{t-1} / lr_max_t)^p S_{t-1} + (l_t / lr_max_t)^p,
+        c_t = (l_t / lr_max_t)^p / S_t.
 
-
-def averaging_window(c: float) -> float:
-    """n_t = (1 - c_t) / c_t: over how many steps x reaches back, as if all weighed the same."""
-    return (1.0 - c) / c if c > 0.0 else float("inf")
-
-
-def window_ratio(reference_window: float, window: float) -> float:
-    """S_t = min(1, n_{T0} / n_t), the clock of the released code.
-
-    The clamp keeps beta at beta1 when a learning rate raised after the warm-up shortens the window.
-    """
-    return reference_window / window if window > reference_window else 1.0
-
-
-def step_ratio(t: int, t0_steps: int) -> float:
-    """S_t = (T0 - 1) / (t - 1), the clock of the paper's equation 5."""
-    return (t0_steps - 1) / (t - 1)
-
-
-def interpolation_coefficient(beta1: float, rho: float, s: float) -> float:
-    """beta_t = 1 - S_t^rho * (1 - beta1), in the form that rounding cannot take below beta1."""
-    return float(beta1 + (1.0 - s**rho) * (1.0 - beta1))
-
-
-def advance(
-    clock: Clock,
-    lr: float,
-    *,
-    warmup_steps: int,
-    t0_steps: int,
-    c_warmup_steps: int,
-    beta1: float,
-    rho: float,
-    beta_clock: BetaClock,
-    r: float,
-    weight_lr_power: float,
-    parity: Parity,
-) -> tuple[Clock, Coefficients]:
-    """Take the schedule one step on.
+    c_t is 1 while all weights were zero, so that x follows z.
 
     Args:
-        clock: The state after the previous step.
-        lr: The group's learning rate at this step, before the warm-up factor.
-        warmup_steps: Length of the linear learning-rate warm-up, in steps.
-        t0_steps: T0: up to and including this step beta_t is beta1.
-        c_warmup_steps: C: up to and including this step x follows z (c_t = 1).
-        beta1: The interpolation coefficient at the start, in (0, 1).
-        rho: How fast beta_t rises; 0 keeps it at beta1 (plain Schedule-Free).
-        beta_clock: "window" or "steps", which S_t drives beta_t.
-        r: Power of t in the averaging weight.
-        weight_lr_power: Power of the learning rate in the averaging weight.
-        parity: "published" weights with the current lr_t instead of the largest so far.
-
-    Returns:
-        The clock after this step, and this step's coefficients.
-    """
-    t = clock.t + 1
-    lr_t = warmed_up_lr(lr, t, warmup_steps)
-    lr_max = max(clock.lr_max, lr_t)
-
-    if t <= c_warmup_steps:
-        weight_sum, c = 0.0, 1.0
-    else:
-        weight = averaging_weight(t, lr_t if parity == "published" else lr_max, r, weight_lr_power)
-        weight_sum = clock.weight_sum + weight
-        c = averaging_coefficient(weight, weight_sum)
-
-    window = averaging_window(c)
-    reference_window = clock.reference_window
-    if t >= t0_steps and reference_window == 0.0 and window < float("inf"):
-        reference_window = window  # stays 0, and beta at beta1, while every learning rate was 0
-
-    if rho == 0.0 or t <= t0_steps or reference_window == 0.0:
-        beta = beta1
-    elif beta_clock == "window":
-        beta = interpolation_coefficient(beta1, rho, window_ratio(reference_window, window))
-    else:
-        beta = interpolation_coefficient(beta1, rho, step_ratio(t, t0_steps))
-    return Clock(t, weight_sum, lr_max, reference_window), Coefficients(lr_t, c, beta)
-
-
-def advance_on_device(
-    clock: Mapping[str, Tensor],
-    lr: float | Tensor,
-    *,
-    warmup_steps: int,
-    t0_steps: int,
-    c_warmup_steps: int,
-    beta1: float,
-    rho: float,
-    beta_clock: BetaClock,
-    r: float,
-    weight_lr_power: float,
-    parity: Parity,
-) -> tuple[dict[str, Tensor], CoefficientsOnDevice]:
-    """`advance` where the clock lies on a device: the same numbers, and nothing depends on reading one.
-
-    Args:
-        clock: The fields of `Clock`, scalars of float64.
-        lr: As there; may be a scalar on the device.
-        warmup_steps: As there, and so are the others.
-        t0_steps: T0.
+        r: Power of t.
+        p: Power of the learning rate.
         c_warmup_steps: C.
-        beta1: The interpolation coefficient at the start.
-        rho: How fast it rises.
-        beta_clock: Which S_t drives it.
-        r: Power of t in the averaging weight.
-        weight_lr_power: Power of the learning rate in the averaging weight.
-        parity: Which learning rate weights.
-
-    Returns:
-        The fields after this step, and this step's coefficients.
+        current_lr: Whether l_t is lr_t, as in the released code, instead of lr_max_t.
     """
-    t = clock["t"] + 1
-    lr_t = lr * (t / warmup_steps).clamp(max=1.0) if warmup_steps > 0 else lr * torch.ones_like(t)
-    lr_max = torch.maximum(clock["lr_max"], lr_t)
 
-    averaging = t > c_warmup_steps
-    weight = t**r * (lr_t if parity == "published" else lr_max) ** weight_lr_power
-    weight_sum = torch.where(averaging, clock["weight_sum"] + weight, 0.0)
-    c = torch.where(averaging & (weight_sum > 0), weight / weight_sum, 1.0)
+    r: float
+    p: float
+    c_warmup_steps: int
+    current_lr: bool
 
-    window = torch.where(c > 0, (1.0 - c) / c, torch.inf)
-    at_t0 = (t >= t0_steps) & (clock["reference_window"] == 0) & (window < torch.inf)
-    reference_window = torch.where(at_t0, window, clock["reference_window"])
+    def __call__(self, clock: Clock, t: Number, lr: Number, lr_max: Number) -> tuple[Number, Number]:
+        """S_t and c_t."""
+        unit = _where(lr_max > 0, lr_max, 1.0)
+        weight = ((lr if self.current_lr else lr_max) / unit) ** self.p
+        before = ((t - 1) / t) ** self.r * (clock.lr_max / unit) ** self.p * clock.relative_weight_sum
+        total = _where(t > self.c_warmup_steps, before + weight, 0.0)
+        return total, _where(total > 0, weight / _where(total > 0, total, 1.0), 1.0)
 
-    if beta_clock == "window":
-        s = torch.where(window > reference_window, reference_window / window, 1.0)
-    else:
-        s = (t0_steps - 1) / (t - 1)
-    rising = (t > t0_steps) & (reference_window > 0)
-    beta = torch.where(rising, beta1 + (1.0 - s**rho) * (1.0 - beta1), beta1)
-    advanced = {"t": t, "weight_sum": weight_sum, "lr_max": lr_max, "reference_window": reference_window}
-    return advanced, CoefficientsOnDevice(lr_t, c, beta)
+
+@dataclass(frozen=True)
+class ConstantBeta:
+    """beta_t = beta1: plain Schedule-Free."""
+
+    beta1: float
+
+    def __call__(self, t: Number, window: Number, reference: Number) -> Number:  # noqa: ARG002
+        """The interpolation coefficient of step t."""
+        return self.beta1
+
+
+@dataclass(frozen=True)
+class WindowBeta:
+    """beta_t = 1 - S_t^rho (1 - beta1) after T0, S_t = min(1, n_T0 / n_t): the released code's clock.
+
+    The minimum keeps beta at beta1 when a learning rate raised after the warm-up shortens the window. While
+    every learning rate was 0 the window at T0 is not known, and beta stays at beta1.
+    """
+
+    beta1: float
+    rho: float
+    t0_steps: int
+
+    def s(self, t: Number, window: Number, reference: Number) -> Number:  # noqa: ARG002
+        """S_t for a known window at T0."""
+        return reference / _where(window > reference, window, reference)
+
+    def __call__(self, t: Number, window: Number, reference: Number) -> Number:
+        """The interpolation coefficient of step t, in the form that rounding cannot take below beta1."""
+        known = reference > 0
+        s = self.s(t, window, _where(known, reference, 1.0))
+        rising = (t > self.t0_steps) & known
+        return _where(rising, self.beta1 + (1.0 - s**self.rho) * (1.0 - self.beta1), self.beta1)
+
+
+class StepsBeta(WindowBeta):
+    """The same with S_t = (T0 - 1) / (t - 1): the paper's equation 5."""
+
+    def s(self, t: Number, window: Number, reference: Number) -> Number:  # noqa: ARG002
+        """S_t after T0."""
+        return (self.t0_steps - 1) / (_where(t > self.t0_steps, t, self.t0_steps) - 1)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The rules of a parameter group.
+
+    Args:
+        learning_rate: lr_t from the group's learning rate and t.
+        weights: S_t and c_t from the clock before the step, t, lr_t and lr_max_t.
+        beta: beta_t from t, the averaging window n_t and that at T0.
+        t0_steps: T0.
+    """
+
+    learning_rate: Callable[[Number, Number], Number]
+    weights: Callable[[Clock, Number, Number, Number], tuple[Number, Number]]
+    beta: Callable[[Number, Number, Number], Number]
+    t0_steps: int
+
+    def advance(self, clock: Clock, lr: Number) -> tuple[Clock, Coefficients]:
+        """Take the schedule one step on.
+
+        Args:
+            clock: The state after the previous step.
+            lr: The group's learning rate at this step, before the rule.
+
+        Returns:
+            The clock after this step, and the step's coefficients.
+        """
+        t = clock.t + 1
+        lr_t = self.learning_rate(lr, t)
+        lr_max = _where(lr_t > clock.lr_max, lr_t, clock.lr_max)
+        weight_sum, c = self.weights(clock, t, lr_t, lr_max)
+        window = averaging_window(c)
+        at_t0 = (t >= self.t0_steps) & (clock.reference_window == 0.0) & (window < float("inf"))
+        reference = _where(at_t0, window, clock.reference_window)
+        beta = self.beta(t, window, reference)
+        return Clock(t, weight_sum, lr_max, reference), Coefficients(lr_t, c, beta)
+
+
+def averaging_window(c: Number) -> Number:
+    """n_t = (1 - c_t) / c_t: over how many steps x reaches back, as if all weighed the same."""
+    return _where(c > 0, (1.0 - c) / _where(c > 0, c, 1.0), float("inf"))
+
+
+# Every option of a rule; lengths in steps.
+OPTIONS = {
+    "warmup_steps": Option(None, steps),
+    "t0_steps": Option(None, steps),
+    "c_warmup_steps": Option(0, steps),
+    "beta1": Option(0.6, number("in [0, 1)", lambda value: 0 <= value < 1)),
+    "rho": Option(0.8, not_negative),
+    "beta_clock": Option("window", choice("window", "steps")),
+    "r": Option(0.0, not_negative),
+    "weight_lr_power": Option(2.0, not_negative),
+    "parity": Option("exact", choice("exact", "published")),
+}
+LENGTHS = ("warmup_steps", "t0_steps", "c_warmup_steps")
+
+
+def schedule_of(group: Mapping[str, Any]) -> Schedule:
+    """The schedule that a group's options stand for."""
+    return _schedule(*(group[name] for name in OPTIONS))
+
+
+@cache
+def _schedule(
+    warmup_steps: int,
+    t0_steps: int,
+    c_warmup_steps: int,
+    beta1: float,
+    rho: float,
+    beta_clock: BetaClock,
+    r: float,
+    weight_lr_power: float,
+    parity: Parity,
+) -> Schedule:
+    rising = WindowBeta if beta_clock == "window" else StepsBeta
+    return Schedule(
+        learning_rate=LinearWarmup(warmup_steps),
+        weights=PowerWeights(r, weight_lr_power, c_warmup_steps, current_lr=parity == "published"),
+        beta=rising(beta1, rho, t0_steps) if rho > 0.0 else ConstantBeta(beta1),
+        t0_steps=t0_steps,
+    )
+
+
+def check(group: Mapping[str, Any]) -> None:
+    """Check what the options of a schedule ask of each other.
+
+    Raises:
+        ValueError: If T0 is so early that beta would jump, or beta1 is 0 where it cannot be.
+    """
+    least = max(2, group["c_warmup_steps"] + 2)
+    if group["rho"] > 0 and group["t0_steps"] < least:
+        raise ValueError(
+            f"t0_steps must be at least 2 and greater than c_warmup_steps + 1, here >= {least}, got "
+            f"{group['t0_steps']} (it defaults to warmup_steps={group['warmup_steps']}): up to T0 the "
+            "averaging window has to grow, or beta would jump to 1. Give t0_steps, or rho=0 to keep beta"
+        )
+    if group["beta1"] == 0 and (group["rho"] > 0 or group["parity"] == "published"):
+        raise ValueError(
+            "beta1 must be in (0, 1), or 0 with rho=0 and parity='exact' (gradients are then taken at z, and "
+            f"x is a plain average), got beta1=0 with rho={group['rho']!r} and parity={group['parity']!r}"
+        )

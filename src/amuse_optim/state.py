@@ -1,61 +1,60 @@
-"""The state of a parameter and of a group: made, read, advanced, and checked before a step."""
+"""The state of a parameter and of a group: made, followed, read, and checked before a step."""
 
-from collections.abc import Mapping, MutableMapping
-from dataclasses import fields
-from functools import cache
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import sequences
-from .directions import Direction
-from .distributed import is_sharded, local, summed
+from . import averaging
+from .buckets import Group, State
+from .directions import DIRECTIONS
+from .options import check_options, describe
 from .precision import state_dtype, working
-from .schedule import Clock, Coefficients, advance
-from .settings import Group, check_lr, check_options, describe, layout_of
+from .sharding import is_sharded, local, summed, zeros
 
-State = MutableMapping[str, Any]
-
-CLOCK_KEYS = tuple(field.name for field in fields(Clock))
-SCHEDULE_KEYS = (
-    "warmup_steps",
-    "t0_steps",
-    "c_warmup_steps",
-    "beta1",
-    "rho",
-    "beta_clock",
-    "r",
-    "weight_lr_power",
-    "parity",
-)
+SEQUENCES = ("z", "x")
 
 
-def state_tensors(parameter: Tensor, group: Group) -> tuple[str, ...]:
-    """The names of the tensors a parameter of this group has in its state."""
-    return _state_tensors(parameter.dtype, group["direction"], group["auxiliary_momentum"] > 0)
+def sequences(parameter: Tensor, group: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of z and x are in the state of a parameter; it holds y itself.
+
+    A rounded y could not give x back; and where beta is 0 and y is not rounded, y is z.
+    """
+    if torch.finfo(parameter.dtype).bits < 32:
+        return ("z", "x")
+    return ("z",) if group["beta1"] > 0 else ("x",)
 
 
-@cache
-def _state_tensors(dtype: torch.dtype, direction: Direction, first_moment: bool) -> tuple[str, ...]:
-    names = ["z"]
-    if torch.finfo(dtype).bits < 32:  # a rounded y could not give x back
-        names.append("x")
-    if direction == "muon":
-        names.append("momentum_buffer")
-    elif direction == "adamw":
-        names.append("exp_avg_sq")
-        if first_moment:
-            names.append("exp_avg")
-    return tuple(names)
+def state_shapes(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors in the state of a parameter."""
+    shape = tuple(parameter.shape)
+    own = dict.fromkeys(sequences(parameter, group), shape)
+    return own | DIRECTIONS[group["direction"]].state_shapes(group, shape)
+
+
+def _kept_dtypes(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, torch.dtype]:
+    """What every tensor in the state of a parameter is kept in."""
+    full = state_dtype(parameter.dtype, "full")
+    dtypes = {}
+    for name, shape in state_shapes(parameter, group).items():
+        # With beta = 0 no y makes up for what an average in bfloat16 has lost, and rows are few.
+        in_full = shape != tuple(parameter.shape) or (name == "x" and group["beta1"] == 0)
+        dtypes[name] = full if in_full else state_dtype(parameter.dtype, group["state_precision"])
+    return dtypes
 
 
 def initial_state(parameter: Tensor, group: Group) -> State:
     """State of a parameter before its first step: all tensors exist, so checkpoints are complete."""
-    z = parameter.detach().to(state_dtype(parameter.dtype, group["state_precision"]), copy=True)
     state: State = {"step": 0, "beta": group["beta1"]}
-    for name in state_tensors(parameter, group):
-        state[name] = z.clone() if name in ("z", "x") else torch.zeros_like(z)
+    dtypes = _kept_dtypes(parameter, group)
+    for name, shape in state_shapes(parameter, group).items():
+        if shape != tuple(parameter.shape):
+            state[name] = zeros(shape, dtypes[name], parameter)
+            continue
+        state[name] = parameter.detach().to(dtypes[name], copy=True)
+        if name not in SEQUENCES:
+            state[name].zero_()
     return state
 
 
@@ -64,20 +63,24 @@ def started(state: State) -> bool:
     return isinstance(state["step"], Tensor) or state["step"] > 0
 
 
-def synchronize(parameter: Tensor, state: State, group: Group) -> None:
+def follow_parameter(parameter: Tensor, state: State, group: Group) -> None:
     """While a parameter has taken no step, z = x = y: follow what was done to the model meanwhile.
 
     Weights may have been loaded into it, and it may have been moved or converted.
     """
     if started(state):
         return
-    z: Tensor = state["z"]
-    expected = state_dtype(parameter.dtype, group["state_precision"])
-    present = all(name in state for name in state_tensors(parameter, group))
-    if not present or (z.shape, z.device, z.dtype) != (parameter.shape, parameter.device, expected):
+    shapes = state_shapes(parameter, group)
+    fits = all(
+        name in state
+        and (state[name].shape, state[name].device, state[name].dtype)
+        == (shapes[name], parameter.device, dtype)
+        for name, dtype in _kept_dtypes(parameter, group).items()
+    )
+    if not fits:
         state.clear()
         state.update(initial_state(parameter, group))
-    for name in ("z", "x"):
+    for name in SEQUENCES:
         if name in state:
             state[name].copy_(parameter.detach())
 
@@ -93,8 +96,7 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
     for index, parameter in enumerate(group["params"]):
         if parameter.grad is None:
             continue
-        if group["direction"] == "muon":
-            layout_of(group, parameter)
+        shapes = state_shapes(parameter, group)
         state = states[parameter]
         if not started(state):
             continue
@@ -103,49 +105,26 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
                 f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
                 "off, save the optimizer's state dict and load it into one without"
             )
-        # A transposed .data has the whole's shape but not the parts'; a full state dict is not sharded.
-        if is_sharded(parameter) != is_sharded(state["z"]) or (
-            local(parameter).shape != local(state["z"]).shape
-        ):
-            raise ValueError(
-                f"{describe(group, index)} does not fit its state, of shape {tuple(state['z'].shape)}"
-                f"{' in shards' if is_sharded(state['z']) else ''}: it was replaced or sharded after its "
-                "first step. Build a new optimizer for it, or load state that was saved for it"
-            )
-        if parameter.device != state["z"].device:
-            raise ValueError(
-                f"{describe(group, index)} is on {parameter.device}, its state on {state['z'].device}: move "
-                "the model before the first step, or save, move, and load the optimizer's state dict"
-            )
-        missing = [name for name in state_tensors(parameter, group) if name not in state]
+        missing = [name for name in shapes if name not in state]
         if missing:
             raise ValueError(
                 f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
-                "was converted, or an option was changed, after its first step. Do either before it"
+                "was converted, or an option was changed (beta1 from or to 0, say), after its first step. Do "
+                "either before it"
             )
-
-
-def averaged_value(parameter: Tensor, state: State) -> Tensor:
-    """The average x of a parameter that holds y, as precise as it is kept; a new tensor."""
-    if not started(state):
-        return parameter.detach().clone()
-    if "x" in state:
-        x: Tensor = state["x"]
-        return working(x.clone())
-    return sequences.recover(parameter.detach(), working(state["z"]), state["beta"])
-
-
-def interpolated_value(parameter: Tensor, state: State) -> Tensor:
-    """The gradient point y of a parameter that holds x; a new tensor."""
-    x = working(state["x"] if "x" in state else parameter.detach())
-    return sequences.interpolate(working(state["z"]), x, state["beta"])
-
-
-def advanced_clock(group: Group) -> tuple[Clock, Coefficients]:
-    """The clock and coefficients of a group's next step; the group is left as it is."""
-    clock = Clock(**{name: group[name] for name in CLOCK_KEYS})
-    lr = check_lr(group["lr"])
-    return advance(clock, lr, **{name: group[name] for name in SCHEDULE_KEYS})
+        kept: Tensor = state[next(iter(shapes))]
+        # A transposed .data has the whole's shape but not the parts'; a full state dict is not sharded.
+        if is_sharded(parameter) != is_sharded(kept) or local(parameter).shape != local(kept).shape:
+            raise ValueError(
+                f"{describe(group, index)} does not fit its state, of shape {tuple(kept.shape)}"
+                f"{' in shards' if is_sharded(kept) else ''}: it was replaced or sharded after its "
+                "first step. Build a new optimizer for it, or load state that was saved for it"
+            )
+        if parameter.device != kept.device:
+            raise ValueError(
+                f"{describe(group, index)} is on {parameter.device}, its state on {kept.device}: move "
+                "the model before the first step, or save, move, and load the optimizer's state dict"
+            )
 
 
 def gradients_usable(groups: list[Group]) -> bool:
@@ -188,3 +167,64 @@ def _not_finite(gradients: list[tuple[int, Tensor]]) -> list[int]:
         return []
     # A norm overflows where no entry does: only now is it worth looking at every entry.
     return [i for i, gradient in gradients if not gradient.isfinite().all()]
+
+
+@torch.no_grad()
+def show_average(members: Iterable[tuple[Tensor, State]]) -> None:
+    """Put x into the parameters, and y into their state. If anything raises, all parameters hold y again."""
+    done = list(members)
+    try:
+        for parameter, state in done:
+            state["y"] = parameter.detach().clone()
+            parameter.copy_(averaged_value(parameter, state))
+    except BaseException:  # out of memory, say
+        for parameter, state in done:
+            if "y" in state:
+                parameter.copy_(state.pop("y"))
+        raise
+
+
+@torch.no_grad()
+def show_gradient_point(members: Iterable[tuple[Tensor, State]]) -> None:
+    """Put y back into the parameters, bit for bit; it stays in their state.
+
+    A parameter that has taken no step keeps what it holds, which may have been loaded into it.
+    """
+    moving = [(parameter, state) for parameter, state in members if started(state)]
+    for parameter, state in moving:
+        if "y" not in state:
+            state["y"] = interpolated_value(parameter, state).to(parameter.dtype)
+    for parameter, state in moving:
+        parameter.copy_(state["y"])
+
+
+def fast_value(parameter: Tensor, state: State) -> Tensor:
+    """Z of a parameter, as precise as it is kept; where beta is 0, the parameter's y."""
+    z: Tensor = state["z"] if "z" in state else state.get("y", parameter.detach())
+    return working(z)
+
+
+def averaged_value(parameter: Tensor, state: State) -> Tensor:
+    """The average x of a parameter that holds y, as precise as it is kept; a new tensor."""
+    if not started(state):
+        return parameter.detach().clone()
+    if "x" in state:
+        x: Tensor = state["x"]
+        return working(x.clone())
+    y = parameter.detach().to(working(state["z"]).dtype, copy=True)
+    return averaging.decode_([y], [working(state["z"])], state["beta"])[0]
+
+
+def interpolated_value(parameter: Tensor, state: State) -> Tensor:
+    """The gradient point y of a parameter that holds x; a new tensor.
+
+    Raises:
+        ValueError: Where beta is 0 and neither y nor z was kept.
+    """
+    if "z" not in state and "y" not in state:
+        raise ValueError(
+            "the state holds x alone: it was saved in eval mode with beta1=0 and read in train mode; call "
+            "optimizer.eval() before reading it, so that y is read as well"
+        )
+    x = working(state["x"] if "x" in state else parameter.detach())
+    return averaging.interpolate([fast_value(parameter, state)], [x], state["beta"])[0]

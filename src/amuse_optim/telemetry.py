@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distributed import local, summed
+from .directions import DIRECTIONS
 from .optimizer import AMUSE
 from .precision import working
-from .state import averaged_value, interpolated_value
+from .sharding import local, summed
+from .state import averaged_value, fast_value, interpolated_value
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
         differences_xz, differences_yx = [], []
         for parameter in group["params"]:
             state = optimizer.state[parameter]
-            z = working(state["z"])
+            z = fast_value(parameter, state)
             if optimizer.mode == "train":
                 x, y = averaged_value(parameter, state), working(parameter.detach())
             else:
@@ -61,9 +62,10 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
             "distance_yx": _total_norm(differences_yx, group["params"]),
             "update_rms": float("nan"),
         }
-        if group["direction"] == "muon":
+        if DIRECTIONS[group["direction"]].for_matrices:
             measured["orthogonality_error"] = float("nan")
-        measured |= optimizer.measurements.get(index, {})
+        if index in optimizer.measurements:
+            measured |= optimizer.measurements[index].values(group["params"])
         for name, value in measured.items():
             report[f"{index}_{group['direction']}/{name}"] = torch.as_tensor(value).clone()
     return report

@@ -64,9 +64,9 @@ def test_products_moved_elements_and_operations_of_a_step() -> None:
 
 def test_the_number_of_operations_does_not_grow_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tiles and batches are not cut to a processor's cache."""
-    tiles = importlib.import_module("amuse_optim.tiles")
+    buckets = importlib.import_module("amuse_optim.buckets")
     orthogonalize = importlib.import_module("amuse_optim.orthogonalize")
-    monkeypatch.setattr(tiles, "TILE_ENTRIES_ON_CPU", tiles.TILE_ENTRIES)
+    monkeypatch.setattr(buckets, "CHUNK_ENTRIES_ON_CPU", buckets.CHUNK_ENTRIES)
     monkeypatch.setattr(orthogonalize, "BATCH_ENTRIES_ON_CPU", orthogonalize.BATCH_ENTRIES)
     counters = [counted(ready(llama(depth)).step) for depth in (2, 12)]
     operations = [counter.operations - counter.views for counter in counters]

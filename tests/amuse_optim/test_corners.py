@@ -18,11 +18,11 @@ from amuse_optim import (
     averaged_state_dict,
     orthogonalize,
     param_groups,
+    precision,
     refresh_batch_norm,
     report,
     telemetry,
 )
-from amuse_optim import moves as moves_module
 
 
 def gradients(parameter: Tensor, step: int) -> Tensor:
@@ -245,14 +245,14 @@ def test_a_captured_group_is_on_one_device() -> None:
 
 def test_every_tensor_of_a_parameter_is_rounded_with_bits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     keys: list[tuple[int, ...]] = []
-    made = moves_module.rounding_generator
+    made = precision.rounding_generator
 
     def kept(device: torch.device, *key: int) -> torch.Generator:
         generator = made(device, *key)
         keys.append(tuple(torch.rand(4, generator=generator).tolist()))
         return made(device, *key)
 
-    monkeypatch.setattr(moves_module, "rounding_generator", kept)
+    monkeypatch.setattr(precision, "rounding_generator", kept)
     weight = nn.Parameter(torch.randn(4, 4))
     train(AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, state_precision="lean"), range(1))
     assert len(keys) == len(set(keys)) >= 2

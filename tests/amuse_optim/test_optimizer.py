@@ -254,8 +254,8 @@ def test_state_dicts_that_do_not_fit_change_nothing() -> None:
         optimizer.load_state_dict({})
 
     wrong_kind = copy.deepcopy(optimizer.state_dict())
-    del wrong_kind["param_groups"][0]["weight_sum"]
-    with pytest.raises(ValueError, match=r"not made by AMUSE.*weight_sum"):
+    del wrong_kind["param_groups"][0]["relative_weight_sum"]
+    with pytest.raises(ValueError, match=r"not made by AMUSE.*relative_weight_sum"):
         optimizer.load_state_dict(wrong_kind)
 
     impossible = copy.deepcopy(optimizer.state_dict())
@@ -338,7 +338,8 @@ def test_order_and_names_are_the_callers() -> None:
         ({"lr": -0.1}, ValueError, "lr must be finite and >= 0, got -0.1"),
         ({"lr": float("nan")}, ValueError, "lr must be finite"),
         ({"lr": "fast"}, TypeError, "lr must be a Python number, got 'fast'"),
-        ({"beta1": 0.0}, ValueError, r"beta1 must be finite and in \(0, 1\), got 0.0"),
+        ({"beta1": -0.1}, ValueError, r"beta1 must be finite and in \[0, 1\), got -0.1"),
+        ({"beta1": 0.0}, ValueError, r"beta1 must be in \(0, 1\), or 0 with rho=0 and parity='exact'"),
         ({"beta1": 1.0}, ValueError, "beta1 must be"),
         ({"rho": -1.0}, ValueError, "rho must be"),
         ({"momentum": 1.0}, ValueError, "momentum must be"),
@@ -600,7 +601,7 @@ def test_eval_that_fails_halfway_leaves_y_everywhere(monkeypatch: pytest.MonkeyP
             raise MemoryError
         return parameter.detach() + state["z"]
 
-    monkeypatch.setattr("amuse_optim.optimizer.averaged_value", failing)
+    monkeypatch.setattr("amuse_optim.state.averaged_value", failing)
     with pytest.raises(MemoryError):
         optimizer.eval()
     assert optimizer.mode == "train"

@@ -15,7 +15,6 @@ from amuse_optim.orthogonalize import (
     Method,
     coefficients,
     orthogonality_errors,
-    orthogonalize_all,
     working_dtype,
 )
 
@@ -177,7 +176,7 @@ def test_the_gram_form_is_as_orthogonal_as_plain_steps_in_bfloat16(condition: fl
     stack = torch.stack([with_spectrum(128, 384, values, seed) for seed in range(4)]).float()
     plain = torch.stack([_zeropower_via_newtonschulz(matrix, QUINTIC, 5, 1e-7) for matrix in stack])
     ours = orthogonalize(stack, dtype=torch.bfloat16)
-    found, expected = orthogonality_errors([ours]), orthogonality_errors([plain])
+    found, expected = orthogonality_errors(ours), orthogonality_errors(plain)
     assert float((found / expected).max()) < 1.02
 
 
@@ -189,26 +188,10 @@ def test_input_is_not_changed_and_empty_input_is_empty() -> None:
     assert orthogonalize(torch.zeros(0, 3)).shape == (0, 3)
 
 
-def test_together_equals_one_by_one() -> None:
-    stacks = [random(2, 3, 4), random(1, 5, 2, seed=1), random(3, 3, 4, seed=2), random(1, 4, 3, seed=3)]
-    together = orthogonalize_all(stacks, method="quintic", steps=5, dtype=None)
-    for stack, result in zip(stacks, together, strict=True):
-        torch.testing.assert_close(result, orthogonalize(stack), atol=1e-13, rtol=0)
-
-
-def test_large_stacks_are_cut_into_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package exports a function of the module's name, so the module is taken from its function.
-    monkeypatch.setitem(orthogonalize_all.__globals__, "BATCH_ENTRIES_ON_CPU", 24)
-    sizes = []
-
-    def record(stack: Tensor) -> Tensor:
-        sizes.append(len(stack))
-        return stack
-
-    stacks = [random(5, 3, 4), random(2, 3, 4)]
-    result = orthogonalize_all(stacks, method=record, steps=5, dtype=None)
-    assert sizes == [2, 2, 2, 1]
-    assert all(torch.equal(a, b) for a, b in zip(result, stacks, strict=True))
+def test_stacks_equal_matrices_one_by_one() -> None:
+    stack = random(5, 3, 4)
+    singles = torch.stack([orthogonalize(matrix) for matrix in stack])
+    torch.testing.assert_close(orthogonalize(stack), singles, atol=1e-13, rtol=0)
 
 
 @pytest.mark.requirement("A10")

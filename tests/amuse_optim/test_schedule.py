@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amuse_optim.schedule import BetaClock, Clock, Coefficients, Parity, advance
+from amuse_optim.schedule import BetaClock, Clock, Coefficients, Parity, schedule_of
 
 
 def run(
@@ -24,21 +24,22 @@ def run(
     weight_lr_power: float = 2.0,
     parity: Parity = "exact",
 ) -> list[Coefficients]:
+    schedule = schedule_of(
+        {
+            "warmup_steps": warmup_steps,
+            "t0_steps": warmup_steps if t0_steps is None else t0_steps,
+            "c_warmup_steps": c_warmup_steps,
+            "beta1": beta1,
+            "rho": rho,
+            "beta_clock": beta_clock,
+            "r": r,
+            "weight_lr_power": weight_lr_power,
+            "parity": parity,
+        }
+    )
     clock, path = Clock(), []
     for step in range(steps):
-        clock, now = advance(
-            clock,
-            lr[step] if isinstance(lr, list) else lr,
-            warmup_steps=warmup_steps,
-            t0_steps=warmup_steps if t0_steps is None else t0_steps,
-            c_warmup_steps=c_warmup_steps,
-            beta1=beta1,
-            rho=rho,
-            beta_clock=beta_clock,
-            r=r,
-            weight_lr_power=weight_lr_power,
-            parity=parity,
-        )
+        clock, now = schedule.advance(clock, lr[step] if isinstance(lr, list) else lr)
         path.append(now)
     return path
 

@@ -1,6 +1,6 @@
 """Optional Triton kernels, each beside the plain-torch function it must equal.
 
-`averaging` moves y and z of many parameters in one launch, as `sequences.advance_` does one by one;
+`averaging` moves y and z of many parameters in one launch, as `averaging.advance_` does one by one;
 `symmetric` computes half of a symmetric product and mirrors it, where `orthogonalize.iterate` computes all.
 Both import triton, so they are imported where `available` says so and nowhere else.
 

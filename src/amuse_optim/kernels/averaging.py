@@ -1,4 +1,4 @@
-r"""The fused move of `sequences.advance_` for many parameters in one launch.
+r"""The fused move of `averaging.advance_` for many parameters in one launch.
 
 Reads y, z and d and writes y and z: five transfers, and none for x. Every parameter is cut into blocks. A
 table of blocks, made once for a list of sizes, says which program moves what; a table of addresses, uploaded
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from amuse_optim.sequences import DecayAt
+from amuse_optim.schedule import DecayAt
 
 # Entries moved by one program, and the warps that share them: one access of 16 bytes a thread and tensor.
 # That takes 40 registers by the compiler's report, so six programs can be under way on one multiprocessor.
@@ -24,7 +24,7 @@ _DIRECTION_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 
 
 class MoveCoefficients(NamedTuple):
-    """What `sequences.advance_` is told, in the order the kernel reads it: numbers or one-element tensors.
+    """What `averaging.advance_` is told, in the order the kernel reads it: numbers or one-element tensors.
 
     Args:
         rate: lr_t times the scale of the directions.
@@ -59,7 +59,7 @@ class MoveCoefficients(NamedTuple):
 
 
 def movable(y: Tensor, z: Tensor, direction: Tensor) -> bool:
-    """Whether the kernel can move a parameter; `sequences.advance_` moves every other one.
+    """Whether the kernel can move a parameter; `averaging.advance_` moves every other one.
 
     It takes contiguous y and z in float32, and a contiguous direction in float32 or bfloat16, all of one
     shape and on one device.
@@ -110,7 +110,7 @@ class AveragingPlan:
         *,
         at: DecayAt,
     ) -> None:
-        """Descend, average and interpolate in place; see `sequences.advance_`.
+        """Descend, average and interpolate in place; see `averaging.advance_`.
 
         Args:
             y: The gradient points, changed; each `movable` with its z and direction, in the order of `sizes`.

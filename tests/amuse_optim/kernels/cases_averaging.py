@@ -1,4 +1,4 @@
-"""The kernel that moves y and z against a float64 reference and against `sequences.advance_`."""
+"""The kernel that moves y and z against a float64 reference and against `averaging.advance_`."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from amuse_optim.averaging import StepNumbers, advance_
 from amuse_optim.kernels.averaging import BLOCK, AveragingPlan, MoveCoefficients, movable
-from amuse_optim.sequences import DecayAt, advance_
+from amuse_optim.schedule import DecayAt
 
 SIZES = [(1,), (7,), (BLOCK - 1,), (BLOCK,), (BLOCK + 1,), (0,), (3, 900)]
 USUAL = MoveCoefficients(rate=0.02, decay=0.001, beta=0.7, c=0.01, beta_next=0.71)
@@ -62,8 +63,9 @@ def test_moves_as_the_equations_say(device: torch.device, dtype: torch.dtype, at
         assert bool(((z[i] - z_next).abs() <= 3 * UNIT * size).all())
         assert bool(((y[i] - y_next).abs() <= 6 * UNIT * size).all())
         rate, decay, beta, c, beta_next = now
-        move = {"scale": 2.0, "lr": rate / 2, "weight_decay": decay / (rate / 2) if rate else 0.0, "at": at}
-        advance_(plain_y[i], plain_z[i], d[i], **move, beta=beta, c=c, beta_next=beta_next)
+        weight_decay = decay / (rate / 2) if rate else 0.0
+        numbers = StepNumbers(rate / 2, weight_decay, at, beta=beta, c=c, beta_next=beta_next)
+        advance_([plain_y[i]], [plain_z[i]], [d[i]], 2.0, numbers)
         assert bool(((z[i] - plain_z[i]).abs() <= 6 * UNIT * size).all())
         assert bool(((y[i] - plain_y[i]).abs() <= 12 * UNIT * size).all())
 
@@ -78,8 +80,8 @@ def test_exact_on_integers(device: torch.device, dtype: torch.dtype, at: DecayAt
     now = MoveCoefficients(rate=0.25, decay=0.125, beta=0.5, c=0.125, beta_next=0.75)
     AveragingPlan([each.numel() for each in y], device).advance_(y, z, d, now.on(device), at=at)
     for i in range(len(SIZES)):
-        move = {"scale": 0.5, "lr": 0.5, "weight_decay": 0.25, "at": at}
-        advance_(plain_y[i], plain_z[i], d[i], **move, beta=0.5, c=0.125, beta_next=0.75)
+        numbers = StepNumbers(0.5, 0.25, at, beta=0.5, c=0.125, beta_next=0.75)
+        advance_([plain_y[i]], [plain_z[i]], [d[i]], 0.5, numbers)
         assert torch.equal(y[i], plain_y[i])
         assert torch.equal(z[i], plain_z[i])
 
@@ -141,9 +143,8 @@ def test_direction_may_lie_elsewhere_at_every_step(device: torch.device) -> None
         d = random(SIZES, device, 10 + step)
         kept.append(d)  # so that no address comes back
         plan.advance_(y, z, d, USUAL.on(device), at="z")
-        for each in zip(plain_y, plain_z, d, strict=True):
-            move = {"scale": 1.0, "lr": USUAL.rate, "weight_decay": USUAL.decay / USUAL.rate}
-            advance_(*each, **move, at="z", beta=0.7, c=0.01, beta_next=0.71)
+        numbers = StepNumbers(USUAL.rate, USUAL.decay / USUAL.rate, "z", beta=0.7, c=0.01, beta_next=0.71)
+        advance_(plain_y, plain_z, d, 1.0, numbers)
     for ours, plain in zip([*y, *z], [*plain_y, *plain_z], strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=0)
 

@@ -15,7 +15,7 @@ from triton.runtime.jit import JITFunction
 
 from amuse_optim.kernels import symmetric
 from amuse_optim.kernels.averaging import BLOCK, AveragingPlan, MoveCoefficients
-from amuse_optim.sequences import DecayAt
+from amuse_optim.schedule import DecayAt
 
 CPU = torch.device("cpu")
 SHARED_MEMORY = 227 * 1024  # what one program can have on an H100

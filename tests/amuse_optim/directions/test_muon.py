@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, AMUSEReference, orthogonalize
-from amuse_optim.moves import batches
-from amuse_optim.orthogonalize import batch_entries
+from amuse_optim.directions.muon import momentum_average_
+from amuse_optim.orthogonalize import batch_entries, batches
 
 SHAPES = [(6, 4), (4, 6), (6, 4), (3, 3), (6, 4)]
 
@@ -29,15 +29,35 @@ def test_the_size_of_batches_does_not_matter(monkeypatch: pytest.MonkeyPatch, en
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-11)
 
 
-def test_batches_hold_like_shapes_up_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(batch_entries.__globals__, "BATCH_ENTRIES_ON_CPU", 50)
-    parameters = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
-    optimizer = AMUSE(parameters, direction="muon", warmup_steps=3)
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    group = optimizer.param_groups[0]
-    shapes = [[tuple(m.parameter.shape) for m in b] for b in batches(group, optimizer._begin(group))]
-    assert shapes == [[(3, 3), (4, 6)], [(6, 4), (6, 4)], [(6, 4)]]
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([24, 24, 24], [[24, 24], [24]]),
+        ([48], [[48]]),
+        ([10] * 6, [[10] * 6]),
+        ([10] * 7, [[10] * 4, [10] * 3]),
+        ([1], [[1]]),
+    ],
+)
+def test_batches_are_even_and_about_as_large_as_told(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int], expected: list[list[int]]
+) -> None:
+    monkeypatch.setitem(batch_entries.__globals__, "BATCH_ENTRIES_ON_CPU", 45)
+    assert list(batches(sizes, sizes, torch.device("cpu"))) == expected
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_momentum_is_the_displayed_equation(nesterov: bool, dtype: torch.dtype) -> None:
+    m, g = (torch.randn(9, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(2))
+    expected_m = 0.9 * m + 0.1 * g
+    expected_u = 0.1 * g + 0.9 * expected_m if nesterov else expected_m
+    u = torch.empty(9, dtype=dtype)
+    momentum_average_([m], [g], [u], 0.9, nesterov=nesterov)
+    torch.testing.assert_close(m, expected_m, rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        u, expected_u.to(dtype), rtol=0, atol=1e-15 if dtype == torch.float64 else 0.02
+    )
 
 
 def test_fused_projections_equal_separate_ones() -> None:

@@ -1,16 +1,21 @@
-r"""Layout: which matrices a parameter is made of.
+r"""Matrices: which matrices a parameter is made of, and the scale that their shape gives an update.
 
 A parameter is cut into blocks, each a stack (n, rows, cols) of equally shaped matrices that are
 orthogonalized one by one. Convolution kernels (out, in, *k) are one (out, in * prod(k)) matrix per group.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from .checks import Option, choice, count, flag, optional
+
+Scale = Literal["match_rms", "spectral"]
 
 
 @dataclass(frozen=True)
@@ -27,19 +32,21 @@ class Layout:
     blocks: tuple[tuple[int, int, int], ...]
     stacked: bool = False
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The parameter's leading dimensions, which count the rows of all its matrices in their order."""
+        return self.shape[:-1] if self.stacked else self.shape[:1]
+
     def split(self, tensor: Tensor) -> list[Tensor]:
         """The blocks of a tensor of this shape, in any memory format; views where possible."""
         if self.stacked:
             return [tensor.reshape(self.blocks[0])]
         rows = tensor.reshape(self.shape[0], self.blocks[0][2])
-        sizes = [n * r for n, r, _ in self.blocks]
-        parts = torch.split(rows, sizes) if len(sizes) > 1 else (rows,)
+        parts = torch.split(rows, [n * r for n, r, _ in self.blocks])
         return [part.reshape(block) for part, block in zip(parts, self.blocks, strict=True)]
 
     def join(self, blocks: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`."""
-        if len(blocks) == 1:
-            return blocks[0].reshape(self.shape)
         return torch.cat([block.reshape(-1, block.shape[-1]) for block in blocks]).reshape(self.shape)
 
 
@@ -65,7 +72,7 @@ def matrix_layout(
         ValueError: If the shape does not allow it; the message names the option.
     """
     if len(shape) < 2:
-        raise ValueError(f"the 'muon' direction needs at least two dimensions, got shape {shape}")
+        raise ValueError(f"matrices have at least two dimensions, got shape {shape}")
     if stacked:
         if split_rows is not None or num_heads is not None or conv_groups != 1:
             raise ValueError("stacked cannot be combined with split_rows, num_heads or conv_groups")
@@ -80,3 +87,43 @@ def matrix_layout(
         option = "num_heads" if num_heads else "conv_groups"
         raise ValueError(f"{option} must divide the rows {sizes} of shape {shape}, got {parts}")
     return Layout(shape, tuple((parts, size // parts, cols) for size in sizes))
+
+
+def update_scale(rows: int, cols: int, scale: Scale) -> float:
+    """The factor from the orthogonalized matrix to the direction, from that matrix's own shape.
+
+    "match_rms": 0.2 sqrt(max(rows, cols)), entries with a root mean square near 0.2 as AdamW's
+    (arXiv 2502.16982). "spectral": sqrt(max(1, rows / cols)).
+    """
+    if scale == "match_rms":
+        return 0.2 * math.sqrt(max(rows, cols))
+    return math.sqrt(max(1.0, rows / max(cols, 1)))
+
+
+def _row_counts(name: str, value: object) -> None:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple of row counts, got {value!r}")
+    for size in value:
+        count(name, size)
+
+
+# What every direction for matrices is told about a group's parameters.
+OPTIONS: dict[str, Option] = {
+    "split_rows": Option(None, optional(_row_counts)),
+    "num_heads": Option(None, optional(count)),
+    "conv_groups": Option(1, count),
+    "stacked": Option(False, flag),
+    "scale": Option("match_rms", choice("match_rms", "spectral")),
+}
+
+
+def layout_of(group: Mapping[str, Any], shape: tuple[int, ...]) -> Layout:
+    """The layout of a parameter of a group; options that the group does not say have their defaults."""
+    rows = group.get("split_rows")
+    return matrix_layout(
+        tuple(shape),
+        split_rows=None if rows is None else tuple(rows),
+        num_heads=group.get("num_heads"),
+        conv_groups=group.get("conv_groups", 1),
+        stacked=group.get("stacked", False),
+    )

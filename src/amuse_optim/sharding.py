@@ -4,14 +4,14 @@ Everything but the orthogonalization works entry by entry, so every rank moves i
 tensors. A momentum that is to be orthogonalized is gathered; every rank orthogonalizes it and keeps its part.
 """
 
-from collections.abc import Iterator, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 if torch.distributed.is_available():
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed import tensor as dtensor
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -51,6 +51,25 @@ def own_part(whole: Tensor, like: Tensor) -> Tensor:
     return part
 
 
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Zeros of another shape, on the device of `like` and divided over ranks as its leading dimensions are.
+
+    Args:
+        shape: The first dimensions of `like`'s shape, or fewer.
+        dtype: Of the zeros.
+        like: A parameter.
+    """
+    if not is_sharded(like):
+        return torch.zeros(shape, dtype=dtype, device=like.device)
+    assert isinstance(like, DTensor)
+    placements = [
+        placement if isinstance(placement, Shard) and placement.dim < len(shape) else Replicate()
+        for placement in like.placements
+    ]
+    made: Tensor = dtensor.zeros(shape, dtype=dtype, device_mesh=like.device_mesh, placements=placements)
+    return made
+
+
 def summed(value: Tensor, like: Sequence[Tensor]) -> Tensor:
     """A sum over this rank's parts of tensors, added up over the ranks that share the first sharded one."""
     sharded = next((tensor for tensor in like if is_sharded(tensor)), None)
@@ -62,30 +81,3 @@ def summed(value: Tensor, like: Sequence[Tensor]) -> Tensor:
         if placement.is_shard():  # along other dimensions all have the same
             torch.distributed.all_reduce(value, group=sharded.device_mesh.get_group(dim))
     return value
-
-
-class LocalState(MutableMapping[str, Any]):
-    """The state of a sharded parameter with this rank's part in place of every tensor.
-
-    Args:
-        state: What it is a view of.
-    """
-
-    def __init__(self, state: MutableMapping[str, Any]) -> None:
-        self._state = state
-
-    def __getitem__(self, name: str) -> Any:
-        value = self._state[name]
-        return local(value) if isinstance(value, Tensor) else value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self._state[name] = value
-
-    def __delitem__(self, name: str) -> None:
-        del self._state[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)

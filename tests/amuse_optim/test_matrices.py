@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from amuse_optim.directions import update_scale
-from amuse_optim.layout import matrix_layout
+from amuse_optim.matrices import matrix_layout, update_scale
 
 SHAPES = [
     ((6, 4), {}, ((1, 6, 4),)),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, AMUSEReference, averaged, averaged_state_dict, param_groups, telemetry
-from amuse_optim.schedule import Clock, advance, advance_on_device
+from amuse_optim.schedule import Clock, schedule_of
 
 SCHEDULES: list[dict[str, Any]] = [
     {},
@@ -30,14 +30,13 @@ def schedule(**options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("options", SCHEDULES)
 def test_the_schedule_on_the_device_is_the_schedule(options: dict[str, Any]) -> None:
     clock = Clock()
-    there = {name: torch.zeros((), dtype=torch.float64) for name in vars(clock)}
+    there = Clock(*(torch.zeros((), dtype=torch.float64) for _ in vars(clock)))
+    rules = schedule_of(schedule(**options))
     for lr in [0.0, 0.0, 0.1, 0.1, 0.1, 0.4, 0.4, 0.05, *[0.2] * 12]:
-        clock, now = advance(clock, lr, **schedule(**options))
-        there, now_there = advance_on_device(
-            there, torch.tensor(lr, dtype=torch.float64), **schedule(**options)
-        )
+        clock, now = rules.advance(clock, lr)
+        there, now_there = rules.advance(there, torch.tensor(lr, dtype=torch.float64))
         for name, value in vars(clock).items():
-            assert float(there[name]) == pytest.approx(value, rel=1e-13)
+            assert float(getattr(there, name)) == pytest.approx(value, rel=1e-13)
         for name, value in vars(now).items():
             assert float(getattr(now_there, name)) == pytest.approx(value, rel=1e-13)
 

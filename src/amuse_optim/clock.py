@@ -1,30 +1,46 @@
-"""The numbers of the schedule on the device (`capturable=True`), where a CUDA graph can replay whole steps.
-
-What changes from step to step is then a scalar of float64 that is written in place: the clock of a group, and
-the step and beta of its parameters. Parameters that have always moved together share theirs.
-"""
+"""The numbers of a group: its clock and coefficients, as Python's numbers or on its device (`capturable`)."""
 
 from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .schedule import CoefficientsOnDevice, advance_on_device
-from .settings import Group
-from .state import CLOCK_KEYS, SCHEDULE_KEYS, State, synchronize
+from .buckets import Group, State
+from .schedule import Clock, Coefficients, schedule_of
 
+CLOCK_KEYS = tuple(field.name for field in fields(Clock))
 _READINGS = ("lr_t", "c_t", "beta_t")
 _COUNTS = ("t", "step")
 
 
-def place(group: Group, states: Mapping[Tensor, State]) -> None:
-    """Bring the numbers of a group and of its parameters to the device; those already there stay.
+def initial_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group remembers and tells of its schedule before its first step."""
+    return asdict(Clock()) | {"lr_t": 0.0, "c_t": 1.0, "beta_t": group["beta1"], "skipped_steps": 0}
 
-    A parameter that has no gradient keeps its step and beta, so from here on it shares them no longer.
+
+def advanced(group: Group) -> tuple[Clock, Coefficients]:
+    """The clock and coefficients of a group's next step; the group is left as it is."""
+    lr = group["lr"] if group["capturable"] else float(group["lr"])
+    return schedule_of(group).advance(Clock(**{name: group[name] for name in CLOCK_KEYS}), lr)
+
+
+def record(group: Group, clock: Clock, now: Coefficients) -> None:
+    """Write the clock and coefficients of the step that was taken, in place where they lie on the device."""
+    for key, value in {**asdict(clock), "lr_t": now.lr, "c_t": now.c, "beta_t": now.beta}.items():
+        if isinstance(group[key], Tensor):
+            group[key].fill_(value)
+        else:
+            group[key] = value
+
+
+def place_on_device(group: Group, states: Mapping[Tensor, State]) -> None:
+    """Bring the numbers of a group and of its parameters to the device, where a CUDA graph can replay steps.
+
+    What changes from step to step is then a scalar of float64 that is written in place. Parameters that have
+    always moved together share their step and beta; one that has no gradient keeps its own from here on.
     """
-    for parameter in group["params"]:
-        synchronize(parameter, states[parameter], group)
     device = group["params"][0].device
     _to_device(group, (*CLOCK_KEYS, *_READINGS), device)
     alike: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
@@ -47,24 +63,6 @@ def _to_device(numbers: MutableMapping[str, Any], keys: Iterable[str], device: t
     for key in keys:
         if not isinstance(numbers[key], Tensor):
             numbers[key] = torch.tensor(float(numbers[key]), dtype=torch.float64, device=device)
-
-
-def count(states: Iterable[State]) -> None:
-    """Count a step of parameters, once where they share the number."""
-    for step in {id(state["step"]): state["step"] for state in states}.values():
-        step.add_(1)
-
-
-def advanced(group: Group) -> tuple[dict[str, Tensor], CoefficientsOnDevice]:
-    """The clock and coefficients of a group's next step, after `place`; the group is left as it is."""
-    clock = {name: group[name] for name in CLOCK_KEYS}
-    return advance_on_device(clock, group["lr"], **{name: group[name] for name in SCHEDULE_KEYS})
-
-
-def record(group: Group, clock: Mapping[str, Tensor], now: CoefficientsOnDevice) -> None:
-    """Write the clock and the coefficients of the step that was taken."""
-    for key, value in {**clock, "lr_t": now.lr, "c_t": now.c, "beta_t": now.beta}.items():
-        group[key].copy_(value)
 
 
 def on_host(numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""Routing: which parameter of a model gets which direction, and a table that shows it."""
+"""Parameter groups: which parameter of a model gets which direction, and a table that shows it."""
 
 import fnmatch
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .directions import Direction, update_scale
-from .settings import OPTIONS, Group, layout_of, unknown_name
+from .buckets import Group
+from .checks import choice, unknown_name
+from .directions import DIRECTIONS
+from .matrices import layout_of, update_scale
+from .options import OPTIONS
 
 Override = tuple[str, str | Mapping[str, Any]]
 
@@ -103,11 +106,11 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _settings(owned: _Owned, auxiliary: str) -> dict[str, Any]:
+def _settings(owned: _Owned, matrices: str, auxiliary: str) -> dict[str, Any]:
     """The direction of a parameter that is no output head, and how it splits into matrices."""
     module, parameter = owned.module, owned.parameter
     shape = parameter.shape
-    matrix: dict[str, Any] = {"direction": "muon"}
+    matrix: dict[str, Any] = {"direction": matrices}
     rest: dict[str, Any] = {"direction": auxiliary}
     if parameter.ndim < 2 or _is_embedding(module) or _is_norm(module):
         return rest
@@ -140,11 +143,8 @@ def _check_overrides(overrides: Sequence[Override], names: Iterable[str]) -> lis
         for key in chosen:
             if key not in OPTIONS:
                 raise ValueError(unknown_name(f"option in the override of {pattern!r}", key, OPTIONS))
-        if chosen.get("direction", "muon") not in get_args(Direction):
-            raise ValueError(
-                f"direction in the override of {pattern!r} must be one of "
-                f"{', '.join(map(repr, get_args(Direction)))}, got {chosen['direction']!r}"
-            )
+        if "direction" in chosen:
+            choice(*DIRECTIONS)(f"direction in the override of {pattern!r}", chosen["direction"])
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise ValueError(
                 f"the override pattern {pattern!r} matches no trainable parameter; "
@@ -157,19 +157,21 @@ def _check_overrides(overrides: Sequence[Override], names: Iterable[str]) -> lis
 def param_groups(
     model: nn.Module,
     *,
+    matrices: str = "muon",
     auxiliary: Literal["adamw", "sgd"] = "adamw",
     overrides: Sequence[Override] = (),
     weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups of a model: every trainable parameter exactly once, named, each with its direction.
 
-    Hidden matrices, convolution kernels and stacked experts get "muon"; embeddings, output heads, norms,
+    Hidden matrices, convolution kernels and stacked experts get `matrices`; embeddings, output heads, norms,
     depthwise kernels and everything with fewer than two dimensions get `auxiliary`. Decided by module type
     and identity first (a head tied to an embedding is the embedding), then by the model's own
     `get_output_embeddings()` or `get_classifier()`, then by name. `report(groups)` shows the result.
 
     Args:
         model: Any module. Parameters with `requires_grad=False` are left out.
+        matrices: Direction of the hidden matrices: "muon", or another one for matrices.
         auxiliary: Direction of the rest. With "sgd" the matrices get the "spectral" scale.
         overrides: Pairs (pattern, options), applied in order, later ones on top: a shell-style pattern on
             full parameter names, and a direction or a dict of group options such as
@@ -190,8 +192,10 @@ def param_groups(
         >>> [(g["direction"], [name for name, _ in g["params"]]) for g in param_groups(model)]
         [('muon', ['0.weight']), ('adamw', ['0.bias', '2.weight', '2.bias'])]
     """
-    if auxiliary not in ("adamw", "sgd"):
-        raise ValueError(f"auxiliary must be 'adamw' or 'sgd', got {auxiliary!r}")
+    choice(*(name for name, direction in DIRECTIONS.items() if direction.for_matrices))("matrices", matrices)
+    choice(*(name for name, direction in DIRECTIONS.items() if not direction.for_matrices))(
+        "auxiliary", auxiliary
+    )
     owned = list(_owned(model))
     if not owned:
         raise ValueError("the model has no trainable parameters")
@@ -200,7 +204,7 @@ def param_groups(
     chosen: dict[nn.Parameter, tuple[str, dict[str, Any]]] = {}
     memory: dict[int, str] = {}
     for one in owned:
-        settings = _settings(one, auxiliary)
+        settings = _settings(one, matrices, auxiliary)
         if one.module in heads:
             settings = {"direction": auxiliary}
         if one.parameter in chosen:  # tied: any auxiliary use decides
@@ -220,10 +224,10 @@ def param_groups(
     for parameter, (name, settings) in chosen.items():
         for pattern, options in patterns:
             if fnmatch.fnmatchcase(name, pattern):
-                if options.get("direction", "muon") != "muon":
+                if "direction" in options and not DIRECTIONS[options["direction"]].for_matrices:
                     settings = {}
                 settings = settings | options
-        if settings["direction"] == "muon" and auxiliary == "sgd":
+        if DIRECTIONS[settings["direction"]].for_matrices and auxiliary == "sgd":
             settings = {"scale": "spectral"} | settings
         if weight_decay is not None:
             settings = {"weight_decay": weight_decay} | settings
@@ -243,19 +247,12 @@ def report(groups: Sequence[Group]) -> str:
         then a line of totals. A "-" stands for "as the optimizer says".
     """
     rows = [("parameter", "shape", "direction", "matrices", "scale", "decay")]
-    count = {"muon": 0, "adamw": 0, "sgd": 0}
+    count = dict.fromkeys(DIRECTIONS, 0)
     for group in groups:
         for name, parameter in _members(group):
             matrices = scale = "-"
-            if group["direction"] == "muon":
-                complete = {
-                    "split_rows": None,
-                    "num_heads": None,
-                    "conv_groups": 1,
-                    "stacked": False,
-                    **group,
-                }
-                blocks = layout_of(complete, parameter).blocks
+            if DIRECTIONS[group["direction"]].for_matrices:
+                blocks = layout_of(group, parameter.shape).blocks
                 matrices = " + ".join(f"{n} of {r}x{c}" if n > 1 else f"{r}x{c}" for n, r, c in blocks)
                 kind = group.get("scale", "match_rms")
                 scale = f"{update_scale(*blocks[0][1:], kind):.3g}"

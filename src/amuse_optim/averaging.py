@@ -1,0 +1,178 @@
+r"""The equations of the three sequences, on lists of tensors; one tensor is a list of length one.
+
+z is the fast sequence, x its weighted average, y = (1 - beta) z + beta x the point where the gradient is
+taken (arXiv 2605.22432; the construction is Schedule-Free's, arXiv 2405.15682). Two of the three are kept for
+each parameter and the third follows: y and z in full precision; z and x where y is rounded; and for beta = 0,
+where y is z, z and x. Lists have equal lengths, the tensors at one place one shape. Numbers may be scalar
+tensors on the device, and are then not read.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .schedule import DecayAt, Number
+
+if TYPE_CHECKING:
+    from .kernels.averaging import AveragingPlan
+
+
+Tensors = list[Tensor] | tuple[Tensor, ...]  # as torch._foreach_* takes them
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """The numbers of one step of parameters that move together.
+
+    Args:
+        lr: lr_t.
+        weight_decay: Decoupled decay coefficient.
+        decay_at: Where the decay is taken.
+        beta: b, the coefficient that y was built with.
+        c: c_t.
+        beta_next: b', the coefficient that the next y is built with.
+        published: Whether x is decoded with b' instead of b, as in the released code.
+    """
+
+    lr: Number
+    weight_decay: float
+    decay_at: DecayAt
+    beta: Number
+    c: Number
+    beta_next: Number
+    published: bool = False
+
+    @property
+    def decode(self) -> Number:
+        """The coefficient that x is decoded from y with."""
+        return self.beta_next if self.published else self.beta
+
+
+def decode_(y: Tensors, z: Tensors, beta: Number) -> Tensors:
+    """Turn y into x = z + (y - z) / beta, in place: the inverse of y = (1 - beta) z + beta x."""
+    _lerp_(y, z, 1.0 - 1.0 / beta)
+    return y
+
+
+def decode_as_published_(x: Tensors, z: Tensors, numbers: StepNumbers) -> None:
+    """Turn x into z + (b / b') (x - z), in place: what the released code decodes from y.
+
+    It takes b' for a y that was built with b.
+    """
+    _lerp_(x, z, 1.0 - numbers.beta / numbers.decode)
+
+
+def descend_(
+    z: Tensors,
+    x: Tensors,
+    update: Tensors,
+    scale: Number,
+    numbers: StepNumbers,
+) -> None:
+    """Move z <- z - lr d - lr weight_decay (z or y) in place, with y = (1 - beta) z + beta x.
+
+    Args:
+        z: The fast sequence, changed.
+        x: The average that y was built with.
+        update: d / scale; may have a lower precision.
+        scale: A factor of the update.
+        numbers: lr, weight_decay, decay_at and decode, which is the beta of y.
+    """
+    decay = numbers.lr * numbers.weight_decay
+    if numbers.weight_decay != 0.0 and numbers.decay_at == "y":
+        torch._foreach_mul_(z, 1.0 - decay * (1.0 - numbers.decode))
+        _add_(z, x, -decay * numbers.decode)
+    elif numbers.weight_decay != 0.0:
+        torch._foreach_mul_(z, 1.0 - decay)
+    _add_(z, update, -numbers.lr * scale)
+
+
+def average_(x: Tensors, z: Tensors, c: Number) -> None:
+    """Move x <- (1 - c) x + c z in place."""
+    _lerp_(x, z, c)
+
+
+def interpolate(z: Tensors, x: Tensors, beta: Number) -> Tensors:
+    """Return y = (1 - beta) z + beta x."""
+    if isinstance(beta, Tensor):
+        y = [tensor.clone() for tensor in z]
+        _lerp_(y, x, beta)
+        return y
+    return list(torch._foreach_lerp(z, x, beta))
+
+
+def average_and_interpolate_(x: Tensors, z: Tensors, numbers: StepNumbers) -> None:
+    """Turn x into the next y, in place, with no memory for the next x.
+
+    With b' = beta_next, y' = (1 - b') z + b' ((1 - c) x + c z) is identically
+    y' = b' (1 - c) x + (1 - b' (1 - c)) z.
+    """
+    _lerp_(x, z, 1.0 - numbers.beta_next * (1.0 - numbers.c))
+
+
+def advance_(
+    y: Tensors,
+    z: Tensors,
+    update: Tensors,
+    scale: Number,
+    numbers: StepNumbers,
+) -> None:
+    """Take the whole step where y and z are kept: five tensor transfers.
+
+    Args:
+        y: The gradient points, changed into the next ones; x is there on the way.
+        z: The fast sequence, changed; same dtype.
+        update: d / scale; may have a lower precision.
+        scale: A factor of the update.
+        numbers: Those of the step.
+    """
+    if kernels.enabled(y[0].device) and y[0].dtype == torch.float32 and update[0].dtype in _KERNEL_UPDATES:
+        _advance_by_kernel_(y, z, update, scale, numbers)
+        return
+    x = decode_(y, z, numbers.decode)
+    descend_(z, x, update, scale, numbers)
+    average_and_interpolate_(x, z, numbers)
+
+
+_KERNEL_UPDATES = (torch.float32, torch.bfloat16)
+
+
+def _advance_by_kernel_(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: StepNumbers) -> None:
+    """`advance_` in one launch."""
+    from .kernels.averaging import MoveCoefficients
+
+    device, lr = y[0].device, numbers.lr
+    coefficients = MoveCoefficients(
+        lr * scale, lr * numbers.weight_decay, numbers.decode, numbers.c, numbers.beta_next
+    )
+    plan = _plan(tuple(tensor.numel() for tensor in y), device, y[0].data_ptr())
+    plan.advance_(y, z, update, coefficients.on(device), at=numbers.decay_at)
+
+
+@cache
+def _plan(sizes: tuple[int, ...], device: torch.device, first: int) -> "AveragingPlan":  # noqa: ARG001
+    """A plan for these sizes; one for each list of parameters, because a captured graph needs its own."""
+    from .kernels.averaging import AveragingPlan
+
+    return AveragingPlan(sizes, device)
+
+
+def _lerp_(starts: Tensors, ends: Tensors, weight: Number) -> None:
+    """Move starts <- starts + weight (ends - starts)."""
+    if isinstance(weight, Tensor):
+        _add_(starts, torch._foreach_sub(ends, starts), weight)
+    else:
+        torch._foreach_lerp_(starts, ends, weight)
+
+
+def _add_(tensors: Tensors, others: Tensors, factor: Number) -> None:
+    """Move tensors <- tensors + factor others."""
+    if isinstance(factor, Tensor):
+        wide = [other.to(tensor.dtype) for tensor, other in zip(tensors, others, strict=True)]
+        torch._foreach_add_(tensors, torch._foreach_mul(wide, factor))
+    else:
+        torch._foreach_add_(tensors, others, alpha=factor)

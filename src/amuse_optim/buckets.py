@@ -1,0 +1,272 @@
+"""Buckets: the parameters of a group that move together, and the chunks that they are moved in.
+
+A bucket holds parameters that are alike in device, dtype, step count and beta, as flat buffers: the entries
+of each tensor in the order they lie in memory. A chunk is a list of pieces of them. On a CPU it is small
+enough for the cache, so that only the first operation on it waits for memory; elsewhere it is so large that
+few operations are launched. Chunks are read in the precision of the computation, float32 or float64, and
+written back in that of the storage.
+"""
+
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import averaging, precision
+from .averaging import StepNumbers, Tensors
+from .measurement import Measurement
+from .schedule import Coefficients, Number
+from .sharding import is_sharded, local
+
+Group = dict[str, Any]
+State = MutableMapping[str, Any]
+# Pieces of the buffers of one parameter, of equal length, by name: "y", "gradient" and the state's.
+Row = dict[str, Tensor]
+
+# Entries of each tensor in a chunk: on a CPU, for each thread, half a dozen of this size fit in a cache of
+# 2 MiB; elsewhere the bound is one of memory.
+CHUNK_ENTRIES_ON_CPU = 2**16
+CHUNK_ENTRIES = 2**24
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_DENSE = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def dense_order(tensors: Sequence[Tensor], *, channels_last: bool = True) -> tuple[int, ...] | None:
+    """The order of dimensions in which the entries of tensors of one shape lie in memory without gaps.
+
+    Channels-last kernels (out, k..., in) have the columns of their matrix in another order, which the
+    polar factor keeps; all else works entry by entry.
+
+    Returns:
+        () where all are contiguous, (0, 2, ..., 1) where all are channels-last and that is
+            allowed; else None.
+    """
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return ()
+    dims = tensors[0].ndim
+    last = _CHANNELS_LAST.get(dims) if channels_last else None
+    if last is not None and all(tensor.is_contiguous(memory_format=last) for tensor in tensors):
+        return (0, *range(2, dims), 1)
+    return None
+
+
+def flat(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The entries in this order, one-dimensional: a view where they lie so in memory, else a copy."""
+    return (tensor.permute(order) if order else tensor).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter in one step.
+
+    Args:
+        param: The parameter itself, for its shape and how it is sharded.
+        index: Its index in the group.
+        state: Its state.
+        row: Its flat buffers; of a sharded parameter, this rank's part of them.
+        copies: Stored tensors whose buffer had to be a copy, because they are not dense in memory.
+    """
+
+    param: Tensor
+    index: int
+    state: State
+    row: Row
+    copies: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, group: Group, index: int, state: State, names: Iterable[str]) -> "Slot":
+        """The slot of a parameter with a gradient.
+
+        Args:
+            group: Its group.
+            index: Its index there.
+            state: Its state.
+            names: The tensors in the state that have the parameter's shape.
+        """
+        param: Tensor = group["params"][index]
+        assert param.grad is not None
+        kept = {"y": param, **{name: state[name] for name in names}}
+        gradient = param.grad
+        if is_sharded(param):
+            kept = {name: local(tensor) for name, tensor in kept.items()}
+            gradient = local(gradient)
+        order = None
+        if type(kept["y"]) in _DENSE:
+            order = dense_order(list(kept.values()), channels_last=not group["stacked"])
+        row = {name: flat(tensor, order or ()) for name, tensor in kept.items()}
+        copies: list[tuple[Tensor, Tensor]] = []
+        if order is None:
+            row = {name: buffer.clone() for name, buffer in row.items()}
+            copies = list(zip(kept.values(), row.values(), strict=True))
+        row["gradient"] = flat(gradient, order or ())
+        return cls(param, index, state, row, copies)
+
+    def put_back(self) -> None:
+        """Write the copies to where they are from."""
+        for stored, copy in self.copies:
+            stored.copy_(copy.view(stored.shape))
+
+
+@dataclass
+class Bucket:
+    """Parameters of a group that are alike in device, dtype, step count and beta.
+
+    Args:
+        group: Their group.
+        number: Its index in the optimizer.
+        slots: The parameters, at least one.
+        names: The names of their buffers.
+        measurement: Gathers what `telemetry` asked for; None: nothing.
+    """
+
+    group: Group
+    number: int
+    slots: list[Slot]
+    measurement: Measurement | None = None
+    _generators: dict[str, torch.Generator] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        state, y = self.slots[0].state, self.slots[0].row["y"]
+        self.names = tuple(self.slots[0].row)
+        self.device = y.device
+        self.dtype = y.dtype if y.dtype == torch.float64 else torch.float32
+        self.sharded = is_sharded(self.slots[0].param)
+        self.step: Number = state["step"] + 1
+        self.beta: Number = state["beta"]
+
+    def chunks(self) -> "Iterator[Chunk]":
+        """All of it, cut into chunks."""
+        return self.cut([slot.row for slot in self.slots])
+
+    def cut(self, rows: Sequence[Row]) -> "Iterator[Chunk]":
+        """Cut rows into chunks of about `CHUNK_ENTRIES`; the tensors of a row have equal lengths."""
+        on_cpu = self.device.type == "cpu"
+        bound = CHUNK_ENTRIES_ON_CPU * torch.get_num_threads() if on_cpu else CHUNK_ENTRIES
+        chunk: list[Row] = []
+        entries = 0
+        for row in rows:
+            size = row["y"].numel()
+            if chunk and entries + size > bound:
+                yield Chunk(self, chunk)
+                chunk, entries = [], 0
+            if size > bound:
+                pieces = zip(*(tensor.split(bound) for tensor in row.values()), strict=True)
+                yield from (Chunk(self, [dict(zip(row, piece, strict=True))]) for piece in pieces)
+            elif size:
+                chunk.append(row)
+                entries += size
+        if chunk:
+            yield Chunk(self, chunk)
+
+    def numbers(self, now: Coefficients) -> StepNumbers:
+        """What the equations of this step are told."""
+        group = self.group
+        return StepNumbers(
+            lr=now.lr,
+            weight_decay=group["weight_decay"],
+            decay_at=group["weight_decay_at"],
+            beta=self.beta,
+            c=now.c,
+            beta_next=now.beta,
+            published=group["parity"] == "published",
+        )
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random bits to round a state tensor with: the same in a resumed run, others for every tensor."""
+        if name not in self._generators:
+            key = (int(self.step), self.number, self.slots[0].index, self.names.index(name))
+            self._generators[name] = precision.rounding_generator(self.device, *key)
+        return self._generators[name]
+
+    def finish(self, now: Coefficients) -> None:
+        """Put back what was copied; record the step and the beta of the new y."""
+        for slot in self.slots:
+            slot.put_back()
+            if not isinstance(self.step, Tensor):
+                slot.state["step"], slot.state["beta"] = self.step, now.beta
+        if isinstance(self.step, Tensor):  # which all of them share
+            self.slots[0].state["step"].copy_(self.step)
+            self.slots[0].state["beta"].fill_(now.beta)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Pieces of a bucket's buffers that are computed on at once.
+
+    Args:
+        bucket: Whose.
+        rows: The pieces, parameter by parameter.
+    """
+
+    bucket: Bucket
+    rows: list[Row]
+
+    @property
+    def group(self) -> Group:
+        """The options of the parameters."""
+        return self.bucket.group
+
+    @property
+    def step(self) -> Number:
+        """How many gradients the parameters have seen, this one included."""
+        return self.bucket.step
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows[0]
+
+    def stored(self, name: str) -> list[Tensor]:
+        """A buffer's pieces as they are stored."""
+        return [row[name] for row in self.rows]
+
+    def read(self, name: str) -> list[Tensor]:
+        """A buffer's pieces to compute with: the stored ones where their precision is that of computation."""
+        dtype = self.bucket.dtype
+        return [row[name] if row[name].dtype == dtype else row[name].to(dtype) for row in self.rows]
+
+    def write(self, name: str, values: Tensors) -> list[Tensor]:
+        """Store what was read and changed, or something new; nothing is to do where it was changed in place.
+
+        bfloat16 state is rounded stochastically, so that it stays right on average; y to the nearest.
+
+        Returns:
+            What is stored now, to compute with.
+        """
+        stored = self.stored(name)
+        if stored[0] is values[0]:
+            return stored
+        for target, value in zip(stored, values, strict=True):
+            if target.dtype == torch.bfloat16 and name != "y":
+                value = precision.stochastic_round(value, self.bucket.generator(name))
+            target.copy_(value)
+        return self.read(name)
+
+    def advance_(self, update: Tensors, scale: Number, numbers: StepNumbers) -> None:
+        """Take the step of z, x and y.
+
+        Args:
+            update: d / scale, piece by piece.
+            scale: A factor of the update.
+            numbers: `Bucket.numbers`.
+        """
+        y = self.read("y")
+        z = self.read("z") if "z" in self else y  # for beta = 0, y is z
+        if "x" not in self:
+            if self.rows[0]["z"] is z[0]:
+                averaging.advance_(y, z, update, scale, numbers)
+                return
+            x = averaging.decode_(y, z, numbers.decode)
+            averaging.descend_(z, x, update, scale, numbers)
+            averaging.average_and_interpolate_(x, self.write("z", z), numbers)
+            return
+        x = self.read("x")
+        if numbers.published:
+            averaging.decode_as_published_(x, z, numbers)
+        averaging.descend_(z, x, update, scale, numbers)
+        z = self.write("z", z) if "z" in self else self.write("y", z)
+        averaging.average_(x, z, numbers.c)
+        x = self.write("x", x)
+        if "z" in self:
+            self.write("y", averaging.interpolate(z, x, numbers.beta_next))

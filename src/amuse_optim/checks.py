@@ -1,0 +1,97 @@
+"""Options: what one is, and the checks that their values must pass.
+
+Directions and rules declare their options with these beside themselves; `options` gathers the tables.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+# Raises ValueError or TypeError, told the option's name and a value.
+Check = Callable[[str, Any], None]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a parameter group.
+
+    Args:
+        default: Its value where neither the group nor the optimizer is given one.
+        check: Raises for a value that it cannot have.
+    """
+
+    default: Any
+    check: Check
+
+
+def number(constraint: str, within: Callable[[float], bool]) -> Check:
+    """A check for finite numbers.
+
+    Args:
+        constraint: What `within` asks for, in words; a part of the message.
+        within: Whether a finite number is allowed.
+    """
+
+    def check(name: str, value: object) -> None:
+        if isinstance(value, Tensor) and value.ndim == 0:
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a Python number, got {value!r}")
+        if not (math.isfinite(value) and within(value)):
+            raise ValueError(f"{name} must be finite and {constraint}, got {value!r}")
+
+    return check
+
+
+not_negative = number(">= 0", lambda value: value >= 0)
+positive = number("> 0", lambda value: value > 0)
+fraction = number("in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def choice(*allowed: str) -> Check:
+    """A check for one of these strings."""
+
+    def check(name: str, value: object) -> None:
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+    return check
+
+
+def count(name: str, value: object) -> None:
+    """Check for an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value!r}")
+
+
+def flag(name: str, value: object) -> None:
+    """Check for True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def optional(check: Check) -> Check:
+    """A check that also lets None pass."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def steps(name: str, value: object) -> None:
+    """Check for a number of steps, or a fraction of the whole number of steps."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of steps or a fraction of total_steps, got {value!r}")
+    if isinstance(value, int) and value < 0:
+        raise ValueError(f"{name} must be >= 0, got {value!r}")
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError(f"{name} must be an integer, or a fraction in (0, 1) of total_steps, got {value!r}")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist, with the nearest one that does."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"unknown {kind} {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")

@@ -1,0 +1,81 @@
+"""What a direction is: gradients and the state of parameters in, the updates d of z <- z - lr_t d out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from amuse_optim.buckets import Bucket, Chunk
+from amuse_optim.checks import Option
+from amuse_optim.schedule import Number
+
+Shape = tuple[int, ...]
+# A chunk, its updates d / scale piece by piece, and their scale.
+Update = tuple[Chunk, list[Tensor], Number]
+
+
+class Direction(ABC):
+    """A rule that turns gradients into updates; an object without state of its own.
+
+    Subclass `ElementwiseDirection` where every entry moves by its own gradients, `directions.muon.Muon` for
+    another treatment of orthogonalized matrices, and this class for anything else; then add the class to
+    `DIRECTIONS` in `amuse_optim/directions/__init__.py`.
+
+    Attributes:
+        name: The value of a group's `direction`.
+        options: The options that it reads from its groups, beside those that every group has.
+        for_matrices: Whether it is for hidden matrices; other directions take the learning rate `lr_rest`.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[Mapping[str, Option]] = {}
+    for_matrices: ClassVar[bool] = False
+
+    @abstractmethod
+    def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
+        """Names and shapes of the tensors that a parameter has in its state; they begin as zeros.
+
+        A tensor of the parameter's shape is kept in the precision of the state and cut into chunks with it.
+        Any other shape must begin with the parameter's leading dimensions; it is kept in at least float32.
+
+        Args:
+            group: The options.
+            shape: The parameter's.
+
+        Raises:
+            ValueError: If it cannot take a parameter of this shape.
+        """
+
+    def may_raise(self, group: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Whether `updates` can fail on values that nobody can check before.
+
+        Its state is then put back if it does, and nothing moves before all of it was computed.
+        """
+        return False
+
+    @abstractmethod
+    def updates(self, bucket: Bucket) -> Iterator[Update]:
+        """Every entry of the bucket once, chunk by chunk, with its update; moves the direction's state.
+
+        Chunks are advanced as they come, so updates exist for a few of them at a time.
+        """
+
+
+class ElementwiseDirection(Direction):
+    """A direction in which every entry moves by its own gradients."""
+
+    @abstractmethod
+    def update(self, chunk: Chunk) -> tuple[list[Tensor], Number]:
+        """The updates of a chunk as tensors and their common factor; moves the direction's state.
+
+        `chunk.read(name)` gives lists of one-dimensional tensors: "gradient", which is not to be changed,
+        and those of `state_shapes`. Change what is the state's in place, then call
+        `chunk.write(name, tensors)`. `chunk.group` has the options, and `chunk.step` counts the gradients
+        that these parameters have seen.
+        """
+
+    def updates(self, bucket: Bucket) -> Iterator[Update]:
+        """Chunk by chunk, as `update` gives them."""
+        for chunk in bucket.chunks():
+            yield chunk, *self.update(chunk)

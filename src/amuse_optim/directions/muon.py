@@ -1,0 +1,219 @@
+"""Muon: orthogonalized momentum (https://kellerjordan.github.io/posts/muon/)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from amuse_optim import matrices
+from amuse_optim.averaging import Tensors
+from amuse_optim.buckets import Bucket, Row, Slot
+from amuse_optim.checks import Option, count, flag, fraction
+from amuse_optim.matrices import layout_of, update_scale
+from amuse_optim.orthogonalize import (
+    ITERATIONS,
+    Method,
+    batch_entries,
+    batches,
+    orthogonalize_stack,
+    working_dtype,
+)
+from amuse_optim.schedule import Number
+from amuse_optim.sharding import gathered, local, own_part
+
+from .base import Direction, Shape, Update
+
+
+def momentum_average_(
+    buffers: Tensors,
+    gradients: Tensors,
+    update: Tensors,
+    momentum: float,
+    *,
+    nesterov: bool,
+) -> None:
+    """Move m <- mu m + (1 - mu) g; write u = (1 - mu) g + mu m with Nesterov, else u = m.
+
+    Args:
+        buffers: m, changed in place.
+        gradients: g.
+        update: u, written in whatever precision it has.
+        momentum: mu in [0, 1).
+        nesterov: Whether to look one step ahead.
+    """
+    torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
+    moved = torch._foreach_lerp(gradients, buffers, momentum) if nesterov else buffers
+    torch._foreach_copy_(update, moved)
+
+
+class Matrices(NamedTuple):
+    """Matrices of one shape that lie behind one another in a parameter.
+
+    Args:
+        slot: The parameter.
+        start: Where the first begins, in the parameter's entries.
+        stop: Where the last ends.
+    """
+
+    slot: Slot
+    start: int
+    stop: int
+
+    def row(self) -> Row:
+        """Their pieces of the parameter's buffers."""
+        if self.stop - self.start == self.slot.row["y"].numel():
+            return self.slot.row
+        return {name: buffer[self.start : self.stop] for name, buffer in self.slot.row.items()}
+
+
+def _method(name: str, value: object) -> None:
+    if not callable(value) and value not in get_args(Method):
+        allowed = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"{name} must be one of {allowed}, or a function, got {value!r}")
+
+
+def _dtype(name: str, value: object) -> None:
+    if value not in (None, torch.float32, torch.bfloat16, torch.float64):
+        raise ValueError(
+            f"{name} must be None, torch.float32, torch.bfloat16 or torch.float64, got {value!r}"
+        )
+
+
+class Muon(Direction):
+    r"""d = scale * O, O = orthogonalize(u), u the momentum; for every matrix that a parameter consists of."""
+
+    name = "muon"
+    options: ClassVar[Mapping[str, Option]] = {
+        "momentum": Option(0.95, fraction),
+        "nesterov": Option(True, flag),
+        "orthogonalize": Option("quintic", _method),
+        "orthogonalize_steps": Option(5, count),
+        "orthogonalize_dtype": Option(None, _dtype),
+        **matrices.OPTIONS,
+    }
+    for_matrices = True
+
+    def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
+        """The momentum.
+
+        Raises:
+            ValueError: For a parameter that does not consist of matrices as the options say.
+        """
+        layout_of(group, shape)
+        return {"momentum_buffer": shape}
+
+    def may_raise(self, group: Mapping[str, Any]) -> bool:
+        """Where a user's function or a decomposition orthogonalizes."""
+        return callable(group["orthogonalize"]) or group["orthogonalize"] == "exact"
+
+    def finish(
+        self,
+        factors: Tensor,
+        pieces: Sequence[Matrices],  # noqa: ARG002
+        bucket: Bucket,
+    ) -> tuple[Tensor, Number]:
+        """From polar factors O to updates d / scale, and their scale.
+
+        Args:
+            factors: O, shape (n, rows, cols); may be changed.
+            pieces: Whose they are, in order.
+            bucket: The bucket of all of them.
+        """
+        return factors, update_scale(factors.shape[1], factors.shape[2], bucket.group["scale"])
+
+    def updates(self, bucket: Bucket) -> Iterator[Update]:
+        """Batch by batch, matrices of one shape together."""
+        if bucket.sharded:
+            yield from self._sharded_updates(bucket)
+            return
+        for pieces, parts, scale in self._orthogonalized(bucket, bucket.slots, self._momentum):
+            for chunk in bucket.cut(_rows(pieces, parts)):
+                yield chunk, chunk.stored("update"), scale
+
+    def _momentum(self, bucket: Bucket, pieces: Sequence[Matrices], parts: Sequence[Tensor]) -> None:
+        """Move the momentum of matrices and write what is to be orthogonalized into `parts`."""
+        for chunk in bucket.cut(_rows(pieces, parts)):
+            buffers = chunk.read("momentum_buffer")
+            momentum_average_(
+                buffers,
+                chunk.read("gradient"),
+                chunk.stored("update"),
+                bucket.group["momentum"],
+                nesterov=bucket.group["nesterov"],
+            )
+            chunk.write("momentum_buffer", buffers)
+
+    def _orthogonalized(
+        self,
+        bucket: Bucket,
+        slots: Sequence[Slot],
+        fill: Callable[[Bucket, Sequence[Matrices], Sequence[Tensor]], None],
+    ) -> Iterator[tuple[list[Matrices], Sequence[Tensor], Number]]:
+        """The matrices of parameters, updates d / scale, flat, for each of them, and their scale, by batches.
+
+        Args:
+            bucket: Of the parameters.
+            slots: The parameters.
+            fill: Writes what is to be orthogonalized: told the bucket, matrices, and a flat tensor for each.
+        """
+        group = bucket.group
+        method, steps = group["orthogonalize"], group["orthogonalize_steps"]
+        for (rows, cols), found in _by_shape(bucket, slots).items():
+            entries = [piece.stop - piece.start for piece in found]
+            for pieces in batches(found, entries, bucket.device):
+                sizes = [piece.stop - piece.start for piece in pieces]
+                shape = (sum(sizes) // (rows * cols), rows, cols)
+                stack = torch.empty(shape, dtype=bucket.dtype, device=bucket.device)
+                dtype = group["orthogonalize_dtype"] or working_dtype(stack)
+                if method in ITERATIONS:
+                    stack = torch.empty(shape, dtype=dtype, device=bucket.device)
+                fill(bucket, pieces, stack.view(-1).split(sizes))
+                factors = orthogonalize_stack(stack, method, steps, dtype)
+                if bucket.measurement is not None:
+                    bucket.measurement.add_polar_factors(factors)
+                update, scale = self.finish(factors, pieces, bucket)
+                yield pieces, update.reshape(-1).split(sizes), scale
+
+    def _sharded_updates(self, bucket: Bucket) -> Iterator[Update]:
+        """Parameter by parameter, in the order of all ranks: gathered, orthogonalized, own part kept."""
+        for slot in bucket.slots:
+            part = torch.empty_like(slot.row["y"], dtype=bucket.dtype)
+            self._momentum(bucket, [Matrices(slot, 0, part.numel())], [part])
+            whole = gathered(part.view(local(slot.param).shape), slot.param).view(-1)
+
+            def fill(
+                _: Bucket, pieces: Sequence[Matrices], parts: Sequence[Tensor], whole: Tensor = whole
+            ) -> None:
+                for (_slot, start, stop), target in zip(pieces, parts, strict=True):
+                    target.copy_(whole[start:stop])
+
+            update = torch.empty_like(whole)
+            for pieces, parts, scale in self._orthogonalized(bucket, [slot], fill):
+                for (_slot, start, stop), source in zip(pieces, parts, strict=True):
+                    update[start:stop] = source * scale
+            own = own_part(update.view(slot.param.shape), slot.param).reshape(-1)
+            for chunk in bucket.cut([{**slot.row, "update": own}]):
+                yield chunk, chunk.stored("update"), 1.0
+
+
+def _rows(pieces: Sequence[Matrices], parts: Sequence[Tensor]) -> list[Row]:
+    """The buffers of matrices, with a flat tensor "update" beside those of each."""
+    return [{**piece.row(), "update": part} for piece, part in zip(pieces, parts, strict=True)]
+
+
+def _by_shape(bucket: Bucket, slots: Sequence[Slot]) -> dict[tuple[int, int], list[Matrices]]:
+    """The matrices of parameters by shape, in pieces none of which is larger than a batch."""
+    shapes: dict[tuple[int, int], list[Matrices]] = {}
+    bound = batch_entries(bucket.device)
+    for slot in slots:
+        start = 0
+        for number, rows, cols in layout_of(bucket.group, slot.param.shape).blocks:
+            end = start + number * rows * cols
+            limit = max(1, bound // max(1, rows * cols)) * rows * cols
+            pieces = shapes.setdefault((rows, cols), [])
+            pieces += [
+                Matrices(slot, first, min(first + limit, end)) for first in range(start, end, max(1, limit))
+            ]
+            start = end
+    return shapes

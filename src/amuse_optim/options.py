@@ -1,0 +1,193 @@
+"""The options of a parameter group, all in one table: completed, checked, and refused in words."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from . import schedule
+from .buckets import Group
+from .checks import Option, choice, count, flag, not_negative, optional, unknown_name
+from .directions import DIRECTIONS
+from .orthogonalize import ITERATIONS
+from .precision import StatePrecision
+from .schedule import DecayAt
+
+# Name to default and check. The docstring of `AMUSE`, or of the direction that reads it, says what it means.
+OPTIONS: dict[str, Option] = {
+    "lr": Option(0.01, not_negative),
+    "lr_rest": Option(None, optional(not_negative)),
+    **schedule.OPTIONS,
+    "total_steps": Option(None, optional(count)),
+    "weight_decay": Option(0.0, not_negative),
+    "weight_decay_at": Option("z", choice(*get_args(DecayAt))),
+    "direction": Option(None, choice(*DIRECTIONS)),
+    **{name: option for direction in DIRECTIONS.values() for name, option in direction.options.items()},
+    "nonfinite": Option("raise", choice("raise", "skip", "ignore")),
+    "foreach": Option(None, optional(flag)),
+    "capturable": Option(False, flag),
+    "state_precision": Option("full", choice(*get_args(StatePrecision))),
+}
+UNORDERED = "params must be an ordered collection, got a set: its order differs between runs"
+# What torch itself and its learning-rate schedulers put beside the options of a group.
+FOREIGN_KEYS = ("params", "param_names", "initial_lr")
+
+
+class OptimizerModeError(RuntimeError):
+    """A call that the optimizer's present mode does not allow."""
+
+
+def describe(group: Mapping[str, Any], index: int) -> str:
+    """How messages call the parameter at this index of a group: by name where it has one, and shape."""
+    names = group.get("param_names")
+    label = repr(names[index]) if names else f"number {index} of its group"
+    return f"parameter {label} of shape {tuple(group['params'][index].shape)}"
+
+
+def complete_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option, with those that are given.
+
+    Raises:
+        TypeError: For one that does not exist.
+    """
+    for name in given:
+        if name not in OPTIONS:
+            raise TypeError(unknown_name("option", name, OPTIONS))
+    return {name: option.default for name, option in OPTIONS.items()} | dict(given)
+
+
+def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
+    """A copy of `group` with every option set and checked; `group` itself is left as it is.
+
+    Args:
+        group: What a user passes to `add_param_group`: "params" (a tensor, tensors, or (name, tensor)
+            pairs) and any of `OPTIONS`.
+        defaults: The options given to the optimizer.
+
+    Returns:
+        A new group; fractional lengths are resolved to steps, and `t0_steps` and `lr_rest` applied.
+
+    Raises:
+        ValueError: For an unknown key, a value out of range, or a parameter the direction cannot take.
+        TypeError: For a value or a parameter of the wrong kind.
+    """
+    if "params" not in group:
+        raise ValueError("a parameter group must have 'params'")
+    for key in group:
+        if key not in OPTIONS and key not in FOREIGN_KEYS:
+            raise ValueError(unknown_name("parameter group key", key, (*OPTIONS, *FOREIGN_KEYS)))
+    if isinstance(group["params"], (set, frozenset)):
+        raise TypeError(UNORDERED)
+
+    complete = {**defaults, **group}
+    tensors, names = _named(complete["params"])
+    if len({id(tensor) for tensor in tensors}) < len(tensors):
+        raise ValueError("a parameter group must not hold a parameter twice: it would be updated twice")
+    complete["params"] = tensors if names is None else list(zip(names, tensors, strict=True))
+    if complete["direction"] is None:
+        known = ", ".join(map(repr, DIRECTIONS))
+        raise ValueError(
+            "no direction for these parameters: pass param_groups(model) instead of model.parameters(), "
+            f"which gives matrices to Muon and the rest to AdamW, or say direction= one of {known}"
+        )
+    if complete["t0_steps"] is None:
+        complete["t0_steps"] = complete["warmup_steps"]
+    for name in schedule.LENGTHS:
+        complete[name] = _in_steps(name, complete[name], complete["total_steps"])
+    OPTIONS["direction"].check("direction", complete["direction"])
+    if "lr" not in group and complete["lr_rest"] is not None:
+        OPTIONS["lr_rest"].check("lr_rest", complete["lr_rest"])
+        if not DIRECTIONS[complete["direction"]].for_matrices:
+            complete["lr"] = complete["lr_rest"]
+    check_options(complete)
+    _check_parameters({**complete, "params": tensors, "param_names": names})
+    return complete
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Check the options of a complete group.
+
+    Raises:
+        ValueError: For a value out of range.
+        TypeError: For a value of the wrong kind.
+    """
+    capturable = group["capturable"]
+    for name, option in OPTIONS.items():
+        value = group[name]
+        if capturable and isinstance(value, Tensor) and value.ndim == 0:
+            continue  # looking would wait for the device
+        option.check(name, value)
+    for name in schedule.LENGTHS:
+        _in_steps(name, group[name], None)
+    schedule.check(group)
+    if capturable:
+        _check_capturable(group)
+
+
+def _in_steps(name: str, value: int | float, total_steps: int | None) -> int:
+    """A length in steps, given as such or as a fraction of the whole."""
+    OPTIONS[name].check(name, value)
+    if isinstance(value, int):
+        return value
+    if total_steps is None:
+        raise ValueError(f"{name}={value!r} is a fraction: say total_steps, or give the number of steps")
+    return round(value * total_steps)
+
+
+def _check_capturable(group: Mapping[str, Any]) -> None:
+    for name, ok, needed in (
+        ("nonfinite", group["nonfinite"] == "ignore", "'ignore'"),
+        ("foreach", group["foreach"] is not False, "None or True"),
+        ("state_precision", group["state_precision"] == "full", "'full'"),
+        ("orthogonalize", group["orthogonalize"] in ITERATIONS, f"one of {', '.join(map(repr, ITERATIONS))}"),
+    ):
+        if not ok:
+            raise ValueError(
+                f"{name} must be {needed} with capturable=True, got {group[name]!r}: anything else looks at "
+                "values from the host, which a captured step cannot"
+            )
+
+
+def _check_parameters(group: Group) -> None:
+    for index, parameter in enumerate(group["params"]):
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"params must be tensors or (name, tensor) pairs, got {type(parameter).__name__}")
+        if parameter.is_complex() or not parameter.is_floating_point():
+            raise TypeError(
+                f"{describe(group, index)} is {parameter.dtype}: only real floating-point parameters can be "
+                "optimized; view complex ones with torch.view_as_real"
+            )
+        if any(
+            size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)
+        ):
+            raise ValueError(
+                f"{describe(group, index)} is expanded: several of its entries are one in memory, and cannot "
+                "move apart; make it a parameter of its own with .clone()"
+            )
+        if group["capturable"] and torch.finfo(parameter.dtype).bits < 32:
+            raise ValueError(
+                f"{describe(group, index)} is {parameter.dtype}: capturable=True is for float32 and float64"
+            )
+        if group["state_precision"] == "lean" and parameter.dtype == torch.float64:
+            raise ValueError(
+                f"{describe(group, index)} is torch.float64: state_precision='lean' keeps its state in "
+                "bfloat16 and is for float32 and below; use 'full'"
+            )
+        try:
+            DIRECTIONS[group["direction"]].state_shapes(group, parameter.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"{describe(group, index)}: {error}. Matrices and kernels take "
+                f"{group['direction']!r}; put everything else into a group with another direction, as "
+                "param_groups(model) does"
+            ) from None
+
+
+def _named(params: Tensor | Iterable[Any]) -> tuple[list[Tensor], list[str] | None]:
+    """The tensors of a group's "params", and their names where (name, tensor) pairs are given."""
+    members = [params] if isinstance(params, Tensor) else list(params)
+    if members and all(isinstance(member, tuple) for member in members):
+        names, tensors = zip(*members, strict=True)
+        return list(tensors), list(names)
+    return members, None

@@ -1,0 +1,96 @@
+"""The plan of a step: which parameters move together, and the updates of their directions."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from .buckets import Bucket, Group, Slot, State
+from .clock import place_on_device
+from .directions import DIRECTIONS
+from .directions.base import Update
+from .measurement import Measurement
+from .options import describe
+from .sharding import is_sharded
+from .state import SEQUENCES, follow_parameter, state_shapes
+
+
+def buckets_of(
+    group: Group, number: int, states: Mapping[Tensor, State], measurement: Measurement | None
+) -> list[Bucket]:
+    """The parameters of a group that have a gradient, those together that are alike.
+
+    Raises:
+        ValueError: With `capturable=True`, for a parameter that cannot be captured.
+    """
+    for parameter in group["params"]:
+        if parameter.grad is not None or group["capturable"]:
+            follow_parameter(parameter, states[parameter], group)
+    if group["capturable"]:
+        place_on_device(group, states)
+    alike: dict[object, list[Slot]] = {}
+    for index, parameter in enumerate(group["params"]):
+        if parameter.grad is None:
+            continue
+        state = states[parameter]
+        shape = tuple(parameter.shape)
+        names = [name for name, kept in state_shapes(parameter, group).items() if kept == shape]
+        slot = Slot.of(group, index, state, names)
+        numbers: list[Any] = [state["step"], state["beta"]]
+        if group["capturable"]:  # on the device: alike where they are the same tensors
+            numbers = [id(number) for number in numbers]
+            _check_capturable(group, slot)
+        key: object = (parameter.device, parameter.dtype, is_sharded(parameter), *names, *numbers)
+        alike.setdefault(index if group["foreach"] is False else key, []).append(slot)
+    return [Bucket(group, number, slots, measurement) for slots in alike.values()]
+
+
+def _check_capturable(group: Group, slot: Slot) -> None:
+    if slot.copies or (DIRECTIONS[group["direction"]].for_matrices and is_sharded(slot.param)):
+        raise ValueError(
+            f"{describe(group, slot.index)} cannot take part with capturable=True: it and its state must be "
+            "plain dense tensors of one memory format, and matrices must not be sharded"
+        )
+    first: Tensor = group["params"][0]
+    if slot.param.device != first.device:
+        devices = ", ".join(sorted({str(slot.param.device), str(first.device)}))
+        raise ValueError(
+            f"with capturable=True a group must be on one device, not on {devices}: its schedule "
+            "is there too. Make a group for each"
+        )
+
+
+def updates_of(buckets: list[Bucket]) -> list[tuple[Bucket, Iterable[Update]]]:
+    """The updates of every bucket, computed as they are asked for.
+
+    Those that depend on a user's function or on a decomposition are computed here, before anything has
+    moved; if one raises, the state of its direction is put back and the step has not happened.
+    """
+    early: dict[int, list[Update]] = {}
+    fallible = [b for b in buckets if DIRECTIONS[b.group["direction"]].may_raise(b.group)]
+    with _restored_on_error(fallible):
+        for bucket in fallible:
+            early[id(bucket)] = list(DIRECTIONS[bucket.group["direction"]].updates(bucket))
+    return [
+        (bucket, early.get(id(bucket)) or DIRECTIONS[bucket.group["direction"]].updates(bucket))
+        for bucket in buckets
+    ]
+
+
+@contextmanager
+def _restored_on_error(buckets: list[Bucket]) -> Iterator[None]:
+    """Put the tensors of the buckets' directions back if something raises inside."""
+    kept = [
+        (tensor, tensor.clone())
+        for bucket in buckets
+        for slot in bucket.slots
+        for name, tensor in slot.state.items()
+        if isinstance(tensor, Tensor) and name not in SEQUENCES
+    ]
+    try:
+        yield
+    except BaseException:
+        for tensor, before in kept:
+            tensor.copy_(before)
+        raise

@@ -1,0 +1,175 @@
+"""State dicts: their form, what is checked before one is taken over, and what is said about it."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .buckets import Group
+from .clock import CLOCK_KEYS, on_host
+from .options import OPTIONS, check_options, describe
+from .state import state_shapes
+
+# The form of state dicts, kept in every group as "format"; docs/state_dicts.md says what changed when.
+FORMAT = 2
+_FUNCTION = "function "
+
+
+def portable(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict in Python's numbers, with functions named; what `torch.load(weights_only=True)` reads."""
+    groups = [on_host(group) for group in state_dict["param_groups"]]
+    for group in groups:
+        group["orthogonalize"] = _labelled(group["orthogonalize"])
+    states = {i: on_host(state) for i, state in state_dict["state"].items()}
+    return {**state_dict, "state": states, "param_groups": groups}
+
+
+@contextmanager
+def taking_over(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Context manager: a state dict loaded inside is checked and completed first, by a hook after all others.
+
+    Its tensors are copied in their own precision, where torch casts them to the parameter's, before hooks of
+    others run that want to see the loaded state.
+    """
+    taken: dict[str, Any] = {}
+
+    def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+        _check_form(loaded, optimizer.param_groups)
+        groups = _completed(loaded["param_groups"], optimizer.param_groups)
+        _check_fits(groups, loaded["state"], optimizer.param_groups)
+        _warn_of_differences(loaded["param_groups"], optimizer.param_groups)
+        taken.update(loaded | {"param_groups": groups})
+        return taken
+
+    def copy(_: torch.optim.Optimizer) -> None:
+        for saved, group in zip(taken["param_groups"], optimizer.param_groups, strict=True):
+            for i, parameter in zip(saved["params"], group["params"], strict=True):
+                for key, value in taken["state"][i].items():
+                    kept = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
+                    optimizer.state[parameter][key] = kept
+
+    handles = [
+        optimizer.register_load_state_dict_pre_hook(check),
+        optimizer.register_load_state_dict_post_hook(copy, prepend=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _labelled(value: object) -> object:
+    """An option as a state dict holds it: a function by its name."""
+    if not callable(value):
+        return value
+    return _FUNCTION + str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _completed(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
+    """Saved groups in the present form: with options that an older version did not know, and functions.
+
+    Args:
+        saved_groups: Of a state dict that fits; left as they are.
+        groups: The optimizer's present ones.
+    """
+    whole = []
+    for saved, group in zip(saved_groups, groups, strict=True):
+        new = {name: group[name] for name in OPTIONS if name not in saved} | saved
+        if str(new["orthogonalize"]).startswith(_FUNCTION) and callable(group["orthogonalize"]):
+            new["orthogonalize"] = group["orthogonalize"]
+        if "format" not in new:
+            new["relative_weight_sum"] = _relative(new, new.pop("weight_sum"))
+        whole.append(new | {"format": FORMAT})
+    return whole
+
+
+def _relative(group: Group, weight_sum: float) -> float:
+    """The sum of averaging weights of format 1 in units of the largest weight, t^r lr_max^weight_lr_power."""
+    if weight_sum == 0.0:
+        return 0.0
+    relative = weight_sum / group["t"] ** group["r"] / group["lr_max"] ** group["weight_lr_power"]
+    return float(relative)
+
+
+def _check_form(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise ValueError(f"state_dict must have 'state' and 'param_groups', it has no {key!r}")
+    saved_groups = state_dict["param_groups"]
+    if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in groups]:
+        raise ValueError(
+            "state_dict must have the same parameter groups: it has groups of "
+            f"{[len(group['params']) for group in saved_groups]} parameters, the optimizer of "
+            f"{[len(group['params']) for group in groups]}"
+        )
+    for saved in saved_groups:
+        if saved.get("format", 1) not in (1, FORMAT):
+            raise ValueError(
+                f"state_dict has format {saved['format']!r}, this version of amuse-optim reads "
+                f"1 to {FORMAT}: load it with the version that wrote it, or a newer one"
+            )
+        keys = CLOCK_KEYS if "format" in saved else ("t", "weight_sum", "lr_max", "reference_window")
+        missing = [name for name in (*keys, "mode", "direction") if name not in saved]
+        if missing:
+            raise ValueError(f"state_dict was not made by AMUSE: its groups lack {', '.join(missing)}")
+
+
+def _check_fits(saved_groups: list[Group], states: Mapping[int, Any], groups: list[Group]) -> None:
+    """Refuse completed groups or state that do not fit, before any of it is taken over."""
+    for saved, group in zip(saved_groups, groups, strict=True):
+        _check_function(saved["orthogonalize"])
+        check_options(saved)
+        pairs = zip(saved.get("param_names") or (), group.get("param_names") or (), strict=False)
+        for theirs, ours in pairs:  # none where either side has no names
+            if theirs != ours:
+                raise ValueError(
+                    f"state_dict has parameter {theirs!r} where the optimizer has {ours!r}: build the "
+                    "groups in the order they were saved in"
+                )
+        for index, (i, parameter) in enumerate(zip(saved["params"], group["params"], strict=True)):
+            state = states.get(i, {})
+            shapes = state_shapes(parameter, saved)
+            if saved["mode"] == "eval" and "z" not in shapes:
+                shapes["y"] = parameter.shape
+            for name in ("step", "beta", *shapes):
+                if state.get(name) is None:
+                    raise ValueError(
+                        f"state_dict holds no {name} for {describe(group, index)} ({parameter.dtype}); state "
+                        "of float32 parameters has no x and cannot go on with lower ones"
+                    )
+            for name, shape in shapes.items():
+                value = state[name]
+                if not isinstance(value, Tensor) or value.shape != shape:
+                    found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+                    raise ValueError(f"state_dict holds a {name} {found} for {describe(group, index)}")
+
+
+def _check_function(orthogonalize: object) -> None:
+    if isinstance(orthogonalize, str) and orthogonalize.startswith(_FUNCTION):
+        name = orthogonalize.removeprefix(_FUNCTION)
+        raise ValueError(
+            f"state_dict was saved with orthogonalize={name}, a function, which it cannot hold: build the "
+            "optimizer with that function before loading"
+        )
+
+
+def _warn_of_differences(saved_groups: list[Group], groups: list[Group]) -> None:
+    """Warn once of options that a state dict is about to change; learning rates are meant to differ."""
+    different = sorted(
+        {
+            name
+            for saved, group in zip(saved_groups, groups, strict=True)
+            for name in OPTIONS
+            if name not in ("lr", "lr_rest") and name in saved and saved[name] != _labelled(group[name])
+        }
+    )
+    if different:
+        warnings.warn(
+            f"the loaded state has other values than this optimizer for {', '.join(different)}; "
+            "the loaded ones are used",
+            stacklevel=5,
+        )
