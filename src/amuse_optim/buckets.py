@@ -1,13 +1,13 @@
 """Buckets: the parameters of a group that move together, and the chunks that they are moved in.
 
-A bucket holds parameters that are alike in device, dtype, step count and beta, as flat buffers: the entries
+A bucket holds parameters that are alike in device, dtypes, step count and beta, as flat buffers: the entries
 of each tensor in the order they lie in memory. A chunk is a list of pieces of them. On a CPU it is small
 enough for the cache, so that only the first operation on it waits for memory; elsewhere it is so large that
 few operations are launched. Chunks are read in the precision of the computation, float32 or float64, and
 written back in that of the storage.
 """
 
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ def flat(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
     return (tensor.permute(order) if order else tensor).reshape(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Slot:
     """A parameter in one step.
 
@@ -77,7 +77,7 @@ class Slot:
     copies: list[tuple[Tensor, Tensor]]
 
     @classmethod
-    def of(cls, group: Group, index: int, state: State, names: Iterable[str]) -> "Slot":
+    def of(cls, group: Group, index: int, state: State, names: Sequence[str]) -> "Slot":
         """The slot of a parameter with a gradient.
 
         Args:
@@ -88,20 +88,19 @@ class Slot:
         """
         param: Tensor = group["params"][index]
         assert param.grad is not None
-        kept = {"y": param, **{name: state[name] for name in names}}
+        tensors = [param, *(state[name] for name in names)]
         gradient = param.grad
         if is_sharded(param):
-            kept = {name: local(tensor) for name, tensor in kept.items()}
-            gradient = local(gradient)
+            tensors, gradient = [local(tensor) for tensor in tensors], local(gradient)
         order = None
-        if type(kept["y"]) in _DENSE:
-            order = dense_order(list(kept.values()), channels_last=not group["stacked"])
-        row = {name: flat(tensor, order or ()) for name, tensor in kept.items()}
+        if type(tensors[0]) in _DENSE:
+            order = dense_order(tensors, channels_last=not group["stacked"])
+        buffers = [flat(tensor, order or ()) for tensor in tensors]
         copies: list[tuple[Tensor, Tensor]] = []
         if order is None:
-            row = {name: buffer.clone() for name, buffer in row.items()}
-            copies = list(zip(kept.values(), row.values(), strict=True))
-        row["gradient"] = flat(gradient, order or ())
+            buffers = [buffer.clone() for buffer in buffers]
+            copies = list(zip(tensors, buffers, strict=True))
+        row = dict(zip(("y", *names, "gradient"), (*buffers, flat(gradient, order or ())), strict=True))
         return cls(param, index, state, row, copies)
 
     def put_back(self) -> None:
@@ -112,7 +111,7 @@ class Slot:
 
 @dataclass
 class Bucket:
-    """Parameters of a group that are alike in device, dtype, step count and beta.
+    """Parameters of a group that are alike in device, dtypes, step count and beta.
 
     Args:
         group: Their group.
@@ -131,6 +130,7 @@ class Bucket:
     def __post_init__(self) -> None:
         state, y = self.slots[0].state, self.slots[0].row["y"]
         self.names = tuple(self.slots[0].row)
+        self.sequences = tuple(name for name in ("y", "z", "x") if name in self.names)
         self.device = y.device
         self.dtype = y.dtype if y.dtype == torch.float64 else torch.float32
         self.sharded = is_sharded(self.slots[0].param)
@@ -148,7 +148,7 @@ class Bucket:
         chunk: list[Row] = []
         entries = 0
         for row in rows:
-            size = row["y"].numel()
+            size = next(iter(row.values())).numel()
             if chunk and entries + size > bound:
                 yield Chunk(self, chunk)
                 chunk, entries = [], 0
@@ -192,7 +192,7 @@ class Bucket:
             self.slots[0].state["beta"].fill_(now.beta)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Chunk:
     """Pieces of a bucket's buffers that are computed on at once.
 
@@ -223,8 +223,9 @@ class Chunk:
 
     def read(self, name: str) -> list[Tensor]:
         """A buffer's pieces to compute with: the stored ones where their precision is that of computation."""
+        stored = self.stored(name)
         dtype = self.bucket.dtype
-        return [row[name] if row[name].dtype == dtype else row[name].to(dtype) for row in self.rows]
+        return stored if stored[0].dtype == dtype else [tensor.to(dtype) for tensor in stored]
 
     def write(self, name: str, values: Tensors) -> list[Tensor]:
         """Store what was read and changed, or something new; nothing is to do where it was changed in place.

@@ -13,7 +13,7 @@ from .directions.base import Update
 from .measurement import Measurement
 from .options import describe
 from .sharding import is_sharded
-from .state import SEQUENCES, follow_parameter, state_shapes
+from .state import SEQUENCES, follow_parameter, state_shapes_in
 
 
 def buckets_of(
@@ -30,18 +30,19 @@ def buckets_of(
     if group["capturable"]:
         place_on_device(group, states)
     alike: dict[object, list[Slot]] = {}
+    shapes_of = state_shapes_in(group)
     for index, parameter in enumerate(group["params"]):
         if parameter.grad is None:
             continue
         state = states[parameter]
-        shape = tuple(parameter.shape)
-        names = [name for name, kept in state_shapes(parameter, group).items() if kept == shape]
+        names = [name for name, shape in shapes_of(parameter).items() if shape == parameter.shape]
         slot = Slot.of(group, index, state, names)
         numbers: list[Any] = [state["step"], state["beta"]]
         if group["capturable"]:  # on the device: alike where they are the same tensors
             numbers = [id(number) for number in numbers]
             _check_capturable(group, slot)
-        key: object = (parameter.device, parameter.dtype, is_sharded(parameter), *names, *numbers)
+        dtypes = parameter.dtype, parameter.grad.dtype
+        key: object = (parameter.device, *dtypes, is_sharded(parameter), *names, *numbers)
         alike.setdefault(index if group["foreach"] is False else key, []).append(slot)
     return [Bucket(group, number, slots, measurement) for slots in alike.values()]
 

@@ -8,7 +8,6 @@ is a class here, its options in `OPTIONS`, and a line there.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -201,25 +200,12 @@ LENGTHS = ("warmup_steps", "t0_steps", "c_warmup_steps")
 
 def schedule_of(group: Mapping[str, Any]) -> Schedule:
     """The schedule that a group's options stand for."""
-    return _schedule(*(group[name] for name in OPTIONS))
-
-
-@cache
-def _schedule(
-    warmup_steps: int,
-    t0_steps: int,
-    c_warmup_steps: int,
-    beta1: float,
-    rho: float,
-    beta_clock: BetaClock,
-    r: float,
-    weight_lr_power: float,
-    parity: Parity,
-) -> Schedule:
-    rising = WindowBeta if beta_clock == "window" else StepsBeta
+    beta1, rho, t0_steps = group["beta1"], group["rho"], group["t0_steps"]
+    published = group["parity"] == "published"
+    rising = WindowBeta if group["beta_clock"] == "window" else StepsBeta
     return Schedule(
-        learning_rate=LinearWarmup(warmup_steps),
-        weights=PowerWeights(r, weight_lr_power, c_warmup_steps, current_lr=parity == "published"),
+        learning_rate=LinearWarmup(group["warmup_steps"]),
+        weights=PowerWeights(group["r"], group["weight_lr_power"], group["c_warmup_steps"], published),
         beta=rising(beta1, rho, t0_steps) if rho > 0.0 else ConstantBeta(beta1),
         t0_steps=t0_steps,
     )

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_SHARDED: tuple[type, ...] = ()
 if torch.distributed.is_available():
     from torch.distributed import tensor as dtensor
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+    _SHARDED = (DTensor,)
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this rank holds only a part of a tensor, as a DTensor."""
-    return torch.distributed.is_available() and isinstance(tensor, DTensor)
+    return isinstance(tensor, _SHARDED)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The state of a parameter and of a group: made, followed, read, and checked before a step."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,19 @@ def state_shapes(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, tuple
     shape = tuple(parameter.shape)
     own = dict.fromkeys(sequences(parameter, group), shape)
     return own | DIRECTIONS[group["direction"]].state_shapes(group, shape)
+
+
+def state_shapes_in(group: Mapping[str, Any]) -> Callable[[Tensor], dict[str, tuple[int, ...]]]:
+    """`state_shapes` for the parameters of a group, found once for each shape and dtype."""
+    known: dict[object, dict[str, tuple[int, ...]]] = {}
+
+    def shapes(parameter: Tensor) -> dict[str, tuple[int, ...]]:
+        kind = (parameter.shape, parameter.dtype)
+        if kind not in known:
+            known[kind] = state_shapes(parameter, group)
+        return known[kind]
+
+    return shapes
 
 
 def _kept_dtypes(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, torch.dtype]:
@@ -93,10 +106,11 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
             parameter any more.
     """
     check_options(group)
+    shapes_of = state_shapes_in(group)
     for index, parameter in enumerate(group["params"]):
         if parameter.grad is None:
             continue
-        shapes = state_shapes(parameter, group)
+        shapes = shapes_of(parameter)
         state = states[parameter]
         if not started(state):
             continue

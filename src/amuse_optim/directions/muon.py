@@ -1,6 +1,6 @@
 """Muon: orthogonalized momentum (https://kellerjordan.github.io/posts/muon/)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
@@ -60,11 +60,12 @@ class Matrices(NamedTuple):
     start: int
     stop: int
 
-    def row(self) -> Row:
-        """Their pieces of the parameter's buffers."""
-        if self.stop - self.start == self.slot.row["y"].numel():
-            return self.slot.row
-        return {name: buffer[self.start : self.stop] for name, buffer in self.slot.row.items()}
+    def row(self, names: Iterable[str], update: Tensor) -> Row:
+        """Their pieces of some of the parameter's buffers, beside a flat tensor "update"."""
+        row = {name: self.slot.row[name] for name in names}
+        if self.stop - self.start < self.slot.row["y"].numel():
+            row = {name: buffer[self.start : self.stop] for name, buffer in row.items()}
+        return {"update": update, **row}
 
 
 def _method(name: str, value: object) -> None:
@@ -128,12 +129,14 @@ class Muon(Direction):
             yield from self._sharded_updates(bucket)
             return
         for pieces, parts, scale in self._orthogonalized(bucket, bucket.slots, self._momentum):
-            for chunk in bucket.cut(_rows(pieces, parts)):
+            rows = [piece.row(bucket.sequences, part) for piece, part in zip(pieces, parts, strict=True)]
+            for chunk in bucket.cut(rows):
                 yield chunk, chunk.stored("update"), scale
 
     def _momentum(self, bucket: Bucket, pieces: Sequence[Matrices], parts: Sequence[Tensor]) -> None:
         """Move the momentum of matrices and write what is to be orthogonalized into `parts`."""
-        for chunk in bucket.cut(_rows(pieces, parts)):
+        names = ("gradient", "momentum_buffer")
+        for chunk in bucket.cut([piece.row(names, part) for piece, part in zip(pieces, parts, strict=True)]):
             buffers = chunk.read("momentum_buffer")
             momentum_average_(
                 buffers,
@@ -164,16 +167,15 @@ class Muon(Direction):
             for pieces in batches(found, entries, bucket.device):
                 sizes = [piece.stop - piece.start for piece in pieces]
                 shape = (sum(sizes) // (rows * cols), rows, cols)
-                stack = torch.empty(shape, dtype=bucket.dtype, device=bucket.device)
-                dtype = group["orthogonalize_dtype"] or working_dtype(stack)
-                if method in ITERATIONS:
-                    stack = torch.empty(shape, dtype=dtype, device=bucket.device)
+                like = torch.empty((0, rows, cols), dtype=bucket.dtype, device=bucket.device)
+                dtype = group["orthogonalize_dtype"] or working_dtype(like)
+                stack = like.new_empty(shape, dtype=dtype if method in ITERATIONS else None)
                 fill(bucket, pieces, stack.view(-1).split(sizes))
-                factors = orthogonalize_stack(stack, method, steps, dtype)
+                stack = orthogonalize_stack(stack, method, steps, dtype)
                 if bucket.measurement is not None:
-                    bucket.measurement.add_polar_factors(factors)
-                update, scale = self.finish(factors, pieces, bucket)
-                yield pieces, update.reshape(-1).split(sizes), scale
+                    bucket.measurement.add_polar_factors(stack)
+                stack, scale = self.finish(stack, pieces, bucket)
+                yield pieces, stack.reshape(-1).split(sizes), scale
 
     def _sharded_updates(self, bucket: Bucket) -> Iterator[Update]:
         """Parameter by parameter, in the order of all ranks: gathered, orthogonalized, own part kept."""
@@ -195,11 +197,6 @@ class Muon(Direction):
             own = own_part(update.view(slot.param.shape), slot.param).reshape(-1)
             for chunk in bucket.cut([{**slot.row, "update": own}]):
                 yield chunk, chunk.stored("update"), 1.0
-
-
-def _rows(pieces: Sequence[Matrices], parts: Sequence[Tensor]) -> list[Row]:
-    """The buffers of matrices, with a flat tensor "update" beside those of each."""
-    return [{**piece.row(), "update": part} for piece, part in zip(pieces, parts, strict=True)]
 
 
 def _by_shape(bucket: Bucket, slots: Sequence[Slot]) -> dict[tuple[int, int], list[Matrices]]:
