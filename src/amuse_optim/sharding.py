@@ -46,6 +46,20 @@ def gathered(part: Tensor, like: Tensor) -> Tensor:
     return whole
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor: itself, or gathered where it is sharded; all ranks of the mesh call this."""
+    if not is_sharded(tensor):
+        return tensor
+    assert isinstance(tensor, DTensor)
+    return tensor.full_tensor()
+
+
+def store_whole_(tensor: Tensor, value: Tensor) -> None:
+    """Write what `whole` gave, and what was made of it in place, back to this rank's part."""
+    if is_sharded(tensor):
+        local(tensor).copy_(own_part(value, tensor))
+
+
 def own_part(whole: Tensor, like: Tensor) -> Tensor:
     """This rank's part of a tensor that every rank has, cut as the DTensor `like` is."""
     assert isinstance(like, DTensor)
