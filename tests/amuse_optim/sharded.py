@@ -15,6 +15,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"auxiliary_momentum": 0.9, "weight_decay_at": "y"},
     {"foreach": False},
     {"orthogonalize": "exact"},
+    {"matrices": "normuon"},
 ]
 
 
@@ -32,7 +33,9 @@ def gradients(step: int, network: nn.Module) -> list[Tensor]:
 
 
 def build(network: nn.Module, options: dict[str, Any]) -> AMUSE:
-    groups = param_groups(network, overrides=[("2.weight", "muon")])
+    options = dict(options)
+    matrices = options.pop("matrices", "muon")
+    groups = param_groups(network, matrices=matrices, overrides=[("2.weight", matrices)])
     return AMUSE(groups, lr=0.05, warmup_steps=3, weight_decay=0.1, **options)
 
 

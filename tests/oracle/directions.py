@@ -72,6 +72,35 @@ def muon(
     return (scale(*matrix.shape) * orthogonalize(matrix)).reshape(g.shape)
 
 
+def normuon(
+    state: State,
+    g: Array,
+    *,
+    momentum: float,
+    nesterov: bool,
+    scale: str,
+    orthogonalize: Orthogonalize,
+    eps: float,
+    row_beta2: float = 0.95,
+) -> Array:
+    """NorMuon: `v <- b v + (1-b) mean_columns(O^2)`; `O / (sqrt(v) + eps)`, as large as Muon's d."""
+    polar = muon(
+        state, g, momentum=momentum, nesterov=nesterov, scale=lambda *_: 1.0, orthogonalize=orthogonalize
+    ).reshape(g.shape[0], math.prod(g.shape[1:]))
+    rows, cols = polar.shape
+    v = state.get("row_exp_avg_sq", np.zeros(rows))
+    v = np.array([row_beta2 * v[i] + (1 - row_beta2) * np.mean(polar[i] ** 2) for i in range(rows)])
+    state["row_exp_avg_sq"] = v
+    normalized = polar / (np.sqrt(v) + eps)[:, None]
+    size = np.sqrt(np.sum(normalized**2))
+    if size == 0.0:
+        return np.zeros_like(g)
+    wanted = 0.2 * math.sqrt(rows * cols)
+    if scale == "spectral":
+        wanted = spectral(rows, cols) * np.sqrt(np.sum(polar**2))
+    return (normalized * (wanted / size)).reshape(g.shape)
+
+
 def adamw(state: State, g: Array, *, beta2: float, eps: float, auxiliary_momentum: float) -> Array:
     """Section 3: `d = g / (sqrt(v / (1 - b2^s)) + eps)`, or `e / (1 - b^s)` for `g` where `b > 0`."""
     s = state.get("step", 0) + 1
@@ -115,6 +144,9 @@ def make_direction(
     directions: dict[str, Direction] = {
         "muon": lambda state, g: muon(
             state, g, momentum=momentum, nesterov=nesterov, scale=scales[scale], orthogonalize=factor
+        ),
+        "normuon": lambda state, g: normuon(
+            state, g, momentum=momentum, nesterov=nesterov, scale=scale, orthogonalize=factor, eps=eps
         ),
         "adamw": lambda state, g: adamw(
             state, g, beta2=beta2, eps=eps, auxiliary_momentum=auxiliary_momentum
