@@ -19,6 +19,7 @@ class Amuse(AveragedConfig):
     """AMUSE, from `amuse_optim`: Muon for hidden matrices, AdamW or SGD for the rest, averaged; no schedule.
 
     Attributes:
+        matrices: Direction of the hidden matrices.
         auxiliary: Direction of the rest. With "adamw" Muon's directions have entries as large as AdamW's;
             with "sgd" they have the scale `spectral`, sqrt(max(1, rows / columns)).
         lr_rest: Peak learning rate of the rest; None means `lr`.
@@ -38,6 +39,7 @@ class Amuse(AveragedConfig):
 
     name: ClassVar[str] = "amuse"
 
+    matrices: Literal["muon", "normuon"] = "muon"
     auxiliary: Literal["adamw", "sgd"] = "adamw"
     lr_rest: float | None = None
     warmup_steps: int
@@ -63,13 +65,10 @@ class Amuse(AveragedConfig):
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
         """Build AMUSE, which checks the settings itself."""
-        groups = param_groups(model, auxiliary=self.auxiliary)
-        if self.lr_rest is not None:
-            for group in groups:
-                group["lr"] = self.lr if group["direction"] == "muon" else self.lr_rest
         optimizer = AMUSE(
-            groups,
+            param_groups(model, matrices=self.matrices, auxiliary=self.auxiliary),
             lr=self.lr,
+            lr_rest=self.lr_rest,
             warmup_steps=self.warmup_steps,
             t0_steps=self.t0_steps,
             c_warmup_steps=self.c_warmup_steps,
