@@ -8,18 +8,12 @@ tensors on the device, and are then not read.
 """
 
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import kernels
 from .schedule import DecayAt, Number
-
-if TYPE_CHECKING:
-    from .kernels.averaging import AveragingPlan
-
 
 Tensors = list[Tensor] | tuple[Tensor, ...]  # as torch._foreach_* takes them
 
@@ -130,35 +124,16 @@ def advance_(
         scale: A factor of the update.
         numbers: Those of the step.
     """
-    if kernels.enabled(y[0].device) and y[0].dtype == torch.float32 and update[0].dtype in _KERNEL_UPDATES:
-        _advance_by_kernel_(y, z, update, scale, numbers)
+    if kernels.enabled(y[0].device) and y[0].dtype == torch.float32:
+        from .kernels.averaging import MoveCoefficients, advance_lists_
+
+        rate, decay = numbers.lr * scale, numbers.lr * numbers.weight_decay
+        told = MoveCoefficients(rate, decay, numbers.decode, numbers.c, numbers.beta_next)
+        advance_lists_(y, z, update, told, at=numbers.decay_at)
         return
     x = decode_(y, z, numbers.decode)
     descend_(z, x, update, scale, numbers)
     average_and_interpolate_(x, z, numbers)
-
-
-_KERNEL_UPDATES = (torch.float32, torch.bfloat16)
-
-
-def _advance_by_kernel_(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: StepNumbers) -> None:
-    """`advance_` in one launch."""
-    from .kernels.averaging import MoveCoefficients
-
-    device, lr = y[0].device, numbers.lr
-    coefficients = MoveCoefficients(
-        lr * scale, lr * numbers.weight_decay, numbers.decode, numbers.c, numbers.beta_next
-    )
-    plan = _plan(tuple(tensor.numel() for tensor in y), device, y[0].data_ptr())
-    plan.advance_(y, z, update, coefficients.on(device), at=numbers.decay_at)
-
-
-@cache
-def _plan(sizes: tuple[int, ...], device: torch.device, first: int) -> "AveragingPlan":  # noqa: ARG001
-    """A plan for these sizes; one for each list of parameters, because a captured graph needs its own."""
-    from .kernels.averaging import AveragingPlan
-
-    return AveragingPlan(sizes, device)
 
 
 def _lerp_(starts: Tensors, ends: Tensors, weight: Number) -> None:

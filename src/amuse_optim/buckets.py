@@ -163,16 +163,9 @@ class Bucket:
 
     def numbers(self, now: Coefficients) -> StepNumbers:
         """What the equations of this step are told."""
-        group = self.group
-        return StepNumbers(
-            lr=now.lr,
-            weight_decay=group["weight_decay"],
-            decay_at=group["weight_decay_at"],
-            beta=self.beta,
-            c=now.c,
-            beta_next=now.beta,
-            published=group["parity"] == "published",
-        )
+        decay, at = self.group["weight_decay"], self.group["weight_decay_at"]
+        published = self.group["parity"] == "published"
+        return StepNumbers(now.lr, decay, at, self.beta, now.c, now.beta, published)
 
     def generator(self, name: str) -> torch.Generator:
         """Random bits to round a state tensor with: the same in a resumed run, others for every tensor."""

@@ -30,6 +30,13 @@ OPTIONS: dict[str, Option] = {
     "state_precision": Option("full", choice(*get_args(StatePrecision))),
 }
 UNORDERED = "params must be an ordered collection, got a set: its order differs between runs"
+# The values that a step can have that is captured in a CUDA graph.
+_CAPTURABLE: dict[str, tuple[Any, ...]] = {
+    "nonfinite": ("ignore",),
+    "foreach": (None, True),
+    "state_precision": ("full",),
+    "orthogonalize": ITERATIONS,
+}
 # What torch itself and its learning-rate schedulers put beside the options of a group.
 FOREIGN_KEYS = ("params", "param_names", "initial_lr")
 
@@ -136,16 +143,11 @@ def _in_steps(name: str, value: int | float, total_steps: int | None) -> int:
 
 
 def _check_capturable(group: Mapping[str, Any]) -> None:
-    for name, ok, needed in (
-        ("nonfinite", group["nonfinite"] == "ignore", "'ignore'"),
-        ("foreach", group["foreach"] is not False, "None or True"),
-        ("state_precision", group["state_precision"] == "full", "'full'"),
-        ("orthogonalize", group["orthogonalize"] in ITERATIONS, f"one of {', '.join(map(repr, ITERATIONS))}"),
-    ):
-        if not ok:
+    for name, allowed in _CAPTURABLE.items():
+        if group[name] not in allowed:
             raise ValueError(
-                f"{name} must be {needed} with capturable=True, got {group[name]!r}: anything else looks at "
-                "values from the host, which a captured step cannot"
+                f"{name} must be {' or '.join(map(repr, allowed))} with capturable=True, got {group[name]!r}: "
+                "anything else looks at values from the host, which a captured step cannot"
             )
 
 

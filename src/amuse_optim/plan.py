@@ -13,7 +13,7 @@ from .directions.base import Update
 from .measurement import Measurement
 from .options import describe
 from .sharding import is_sharded
-from .state import SEQUENCES, follow_parameter, state_shapes_in
+from .state import SEQUENCES, follow_parameter, kept_tensors_in
 
 
 def buckets_of(
@@ -30,12 +30,12 @@ def buckets_of(
     if group["capturable"]:
         place_on_device(group, states)
     alike: dict[object, list[Slot]] = {}
-    shapes_of = state_shapes_in(group)
+    kept_in_state = kept_tensors_in(group)
     for index, parameter in enumerate(group["params"]):
         if parameter.grad is None:
             continue
         state = states[parameter]
-        names = [name for name, shape in shapes_of(parameter).items() if shape == parameter.shape]
+        names = [name for name, kept in kept_in_state(parameter).items() if kept.shape == parameter.shape]
         slot = Slot.of(group, index, state, names)
         numbers: list[Any] = [state["step"], state["beta"]]
         if group["capturable"]:  # on the device: alike where they are the same tensors

@@ -5,7 +5,7 @@ To be read from top to bottom; of the package it uses `orthogonalize` and the ta
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,10 +44,9 @@ class AMUSEReference(torch.optim.Optimizer):
             self.state[p] |= {"step": 0, "beta": group["beta1"], **_sequences(p)}
 
     @property
-    def mode(self) -> Literal["train", "eval"]:
+    def mode(self) -> str:
         """What the parameters hold: y in "train", x in "eval"."""
-        mode: Literal["train", "eval"] = self.param_groups[0]["mode"] if self.param_groups else "train"
-        return mode
+        return str(self.param_groups[0]["mode"]) if self.param_groups else "train"
 
     def eval(self) -> None:
         """Put x into the parameters."""
@@ -65,14 +64,8 @@ class AMUSEReference(torch.optim.Optimizer):
                 if self.state[p]["step"] > 0:
                     p.copy_(self.state[p][sequence])
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Take one step; as `AMUSE.step`, with the same errors for its mode and for bad gradients."""
         if self.mode == "eval":
             raise OptimizerModeError("step() in eval mode: call optimizer.train() first")
@@ -83,24 +76,21 @@ class AMUSEReference(torch.optim.Optimizer):
         active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
         for group in active:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            if group["nonfinite"] == "ignore" or all(bool(g.isfinite().all()) for g in gradients):
-                continue
-            if group["nonfinite"] == "raise":
-                raise FloatingPointError("a gradient is not finite")
-            for skipped in active:
-                skipped["skipped_steps"] += 1
-            return loss
+            if group["nonfinite"] != "ignore" and not all(bool(g.isfinite().all()) for g in gradients):
+                if group["nonfinite"] == "raise":
+                    raise FloatingPointError("a gradient is not finite")
+                for skipped in active:
+                    skipped["skipped_steps"] += 1
+                return loss
         for group in active:
-            lr, c, beta = _schedule(group)
-            group |= {"lr_t": lr, "c_t": c, "beta_t": beta}
+            _advance_schedule(group)
             for p in group["params"]:
                 if p.grad is not None:
-                    self._step_parameter(group, p, self.state[p], lr, c, beta)
+                    self._step_parameter(group, p, self.state[p])
         return loss
 
-    def _step_parameter(
-        self, group: Mapping[str, Any], p: Tensor, state: dict[str, Any], lr: float, c: float, beta: float
-    ) -> None:
+    def _step_parameter(self, group: Mapping[str, Any], p: Tensor, state: dict[str, Any]) -> None:
+        lr, c, beta = group["lr_t"], group["c_t"], group["beta_t"]
         if state["step"] == 0:  # weights may have been loaded since
             state |= _sequences(p)
         state["step"] += 1
@@ -123,8 +113,8 @@ def _sequences(p: Tensor) -> dict[str, Tensor]:
     return {name: p.detach().to(wide, copy=True) for name in ("x", "y", "z")}
 
 
-def _schedule(group: dict[str, Any]) -> tuple[float, float, float]:
-    """lr_t, c_t and beta_t of a group's next step; moves its clock."""
+def _advance_schedule(group: dict[str, Any]) -> None:
+    """Move a group's clock to its next step, and set lr_t, c_t and beta_t."""
     t = group["t"] = group["t"] + 1
     lr = float(group["lr"])
     if t < group["warmup_steps"]:
@@ -136,17 +126,17 @@ def _schedule(group: dict[str, Any]) -> tuple[float, float, float]:
         weighing = lr if group["parity"] == "published" else group["lr_max"]
         w = t ** group["r"] * weighing ** group["weight_lr_power"]
         group["weight_sum"] += w
-        if group["weight_sum"] > 0:
-            c = w / group["weight_sum"]
+        c = w / group["weight_sum"] if group["weight_sum"] > 0 else 1.0
 
     n = (1 - c) / c if c > 0 else math.inf  # the averaging window
     if t >= group["t0_steps"] and group["reference_window"] == 0 and n < math.inf:
         group["reference_window"] = n
-    n_0 = group["reference_window"]
     s = 1.0
-    if t > group["t0_steps"] and n_0 > 0:
-        s = min(1.0, n_0 / n) if group["beta_clock"] == "window" else (group["t0_steps"] - 1) / (t - 1)
-    return lr, c, 1 - s ** group["rho"] * (1 - group["beta1"])
+    if t > group["t0_steps"] and group["reference_window"] > 0:
+        by_window, by_steps = group["reference_window"] / n, (group["t0_steps"] - 1) / (t - 1)
+        s = min(1.0, by_window) if group["beta_clock"] == "window" else by_steps
+    beta = 1 - s ** group["rho"] * (1 - group["beta1"])
+    group |= {"lr_t": lr, "c_t": c, "beta_t": beta}
 
 
 def sgd(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:  # noqa: ARG001
@@ -174,22 +164,16 @@ def muon(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
         projections = u.reshape(len(u), -1).split(list(group["split_rows"] or [len(u)]))
         parts = group["conv_groups"] * (group["num_heads"] or 1)
         matrices = [matrix for rows in projections for matrix in rows.chunk(parts)]
-    return torch.cat([_orthogonalized(matrix, group) for matrix in matrices]).reshape(u.shape)
+    names = {"method": "orthogonalize", "steps": "orthogonalize_steps", "dtype": "orthogonalize_dtype"}
+    given = {name: group[option] for name, option in names.items()}
+    parts = [_scale(matrix, group["scale"]) * orthogonalize(matrix, **given) for matrix in matrices]
+    return torch.cat(parts).reshape(u.shape)
 
 
-def _orthogonalized(u: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """The polar factor of a matrix, times a scale from its shape."""
-    rows, cols = u.shape
-    scale = (
-        0.2 * math.sqrt(max(rows, cols)) if group["scale"] == "match_rms" else math.sqrt(max(1, rows / cols))
-    )
-    factor = orthogonalize(
-        u,
-        method=group["orthogonalize"],
-        steps=group["orthogonalize_steps"],
-        dtype=group["orthogonalize_dtype"],
-    )
-    return scale * factor
+def _scale(matrix: Tensor, kind: str) -> float:
+    """The factor from a polar factor to the direction, from the shape of the matrix."""
+    rows, cols = matrix.shape
+    return 0.2 * math.sqrt(max(rows, cols)) if kind == "match_rms" else math.sqrt(max(1, rows / cols))
 
 
 _DIRECTIONS = {function.__name__: function for function in (muon, adamw, sgd)}

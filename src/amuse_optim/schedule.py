@@ -104,7 +104,7 @@ class ConstantBeta:
 
     beta1: float
 
-    def __call__(self, t: Number, window: Number, reference: Number) -> Number:  # noqa: ARG002
+    def __call__(self, t: Number, window: Number, reference: Number) -> Number:
         """The interpolation coefficient of step t."""
         return self.beta1
 
@@ -121,7 +121,7 @@ class WindowBeta:
     rho: float
     t0_steps: int
 
-    def s(self, t: Number, window: Number, reference: Number) -> Number:  # noqa: ARG002
+    def s(self, t: Number, window: Number, reference: Number) -> Number:
         """S_t for a known window at T0."""
         return reference / _where(window > reference, window, reference)
 
@@ -136,7 +136,7 @@ class WindowBeta:
 class StepsBeta(WindowBeta):
     """The same with S_t = (T0 - 1) / (t - 1): the paper's equation 5."""
 
-    def s(self, t: Number, window: Number, reference: Number) -> Number:  # noqa: ARG002
+    def s(self, t: Number, window: Number, reference: Number) -> Number:
         """S_t after T0."""
         return (self.t0_steps - 1) / (_where(t > self.t0_steps, t, self.t0_steps) - 1)
 

@@ -1,7 +1,7 @@
 """The state of a parameter and of a group: made, followed, read, and checked before a step."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,58 +16,52 @@ from .sharding import is_sharded, local, summed, zeros
 SEQUENCES = ("z", "x")
 
 
-def sequences(parameter: Tensor, group: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which of z and x are in the state of a parameter; it holds y itself.
+class Kept(NamedTuple):
+    """What a tensor in the state of a parameter is like."""
 
-    A rounded y could not give x back; and where beta is 0 and y is not rounded, y is z.
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def kept_tensors(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Kept]:
+    """The tensors in the state of a parameter, by name.
+
+    The parameter itself holds y. A rounded y could not give x back, so x is beside z there; and where beta is
+    0 and y is not rounded, y is z.
     """
-    if torch.finfo(parameter.dtype).bits < 32:
-        return ("z", "x")
-    return ("z",) if group["beta1"] > 0 else ("x",)
+    shape, beta = tuple(parameter.shape), group["beta1"]
+    full, own = (state_dtype(parameter.dtype, kind) for kind in ("full", group["state_precision"]))
+    rounded = torch.finfo(parameter.dtype).bits < 32
+    kept = {"z": Kept(shape, own)} if rounded or beta > 0 else {}
+    if rounded or beta == 0:  # with beta = 0 no y makes up for what an average in bfloat16 loses
+        kept["x"] = Kept(shape, own if beta > 0 else full)
+    found = DIRECTIONS[group["direction"]].state_shapes(group, shape)
+    return kept | {name: Kept(each, own if each == shape else full) for name, each in found.items()}
 
 
-def state_shapes(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the tensors in the state of a parameter."""
-    shape = tuple(parameter.shape)
-    own = dict.fromkeys(sequences(parameter, group), shape)
-    return own | DIRECTIONS[group["direction"]].state_shapes(group, shape)
+def kept_tensors_in(group: Mapping[str, Any]) -> Callable[[Tensor], dict[str, Kept]]:
+    """`kept_tensors` for the parameters of a group, found once for each shape and dtype."""
+    known: dict[object, dict[str, Kept]] = {}
 
-
-def state_shapes_in(group: Mapping[str, Any]) -> Callable[[Tensor], dict[str, tuple[int, ...]]]:
-    """`state_shapes` for the parameters of a group, found once for each shape and dtype."""
-    known: dict[object, dict[str, tuple[int, ...]]] = {}
-
-    def shapes(parameter: Tensor) -> dict[str, tuple[int, ...]]:
+    def kept(parameter: Tensor) -> dict[str, Kept]:
         kind = (parameter.shape, parameter.dtype)
         if kind not in known:
-            known[kind] = state_shapes(parameter, group)
+            known[kind] = kept_tensors(parameter, group)
         return known[kind]
 
-    return shapes
-
-
-def _kept_dtypes(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, torch.dtype]:
-    """What every tensor in the state of a parameter is kept in."""
-    full = state_dtype(parameter.dtype, "full")
-    dtypes = {}
-    for name, shape in state_shapes(parameter, group).items():
-        # With beta = 0 no y makes up for what an average in bfloat16 has lost, and rows are few.
-        in_full = shape != tuple(parameter.shape) or (name == "x" and group["beta1"] == 0)
-        dtypes[name] = full if in_full else state_dtype(parameter.dtype, group["state_precision"])
-    return dtypes
+    return kept
 
 
 def initial_state(parameter: Tensor, group: Group) -> State:
     """State of a parameter before its first step: all tensors exist, so checkpoints are complete."""
     state: State = {"step": 0, "beta": group["beta1"]}
-    dtypes = _kept_dtypes(parameter, group)
-    for name, shape in state_shapes(parameter, group).items():
-        if shape != tuple(parameter.shape):
-            state[name] = zeros(shape, dtypes[name], parameter)
-            continue
-        state[name] = parameter.detach().to(dtypes[name], copy=True)
-        if name not in SEQUENCES:
-            state[name].zero_()
+    for name, (shape, dtype) in kept_tensors(parameter, group).items():
+        if name in SEQUENCES:
+            state[name] = parameter.detach().to(dtype, copy=True)
+        elif shape == parameter.shape:
+            state[name] = torch.zeros_like(parameter.detach(), dtype=dtype)
+        else:
+            state[name] = zeros(shape, dtype, parameter)
     return state
 
 
@@ -83,12 +77,10 @@ def follow_parameter(parameter: Tensor, state: State, group: Group) -> None:
     """
     if started(state):
         return
-    shapes = state_shapes(parameter, group)
     fits = all(
         name in state
-        and (state[name].shape, state[name].device, state[name].dtype)
-        == (shapes[name], parameter.device, dtype)
-        for name, dtype in _kept_dtypes(parameter, group).items()
+        and (state[name].device, state[name].shape, state[name].dtype) == (parameter.device, *kept)
+        for name, kept in kept_tensors(parameter, group).items()
     )
     if not fits:
         state.clear()
@@ -106,11 +98,11 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
             parameter any more.
     """
     check_options(group)
-    shapes_of = state_shapes_in(group)
+    kept_in_state = kept_tensors_in(group)
     for index, parameter in enumerate(group["params"]):
         if parameter.grad is None:
             continue
-        shapes = shapes_of(parameter)
+        tensors = kept_in_state(parameter)
         state = states[parameter]
         if not started(state):
             continue
@@ -119,14 +111,14 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
                 f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
                 "off, save the optimizer's state dict and load it into one without"
             )
-        missing = [name for name in shapes if name not in state]
+        missing = [name for name in tensors if name not in state]
         if missing:
             raise ValueError(
                 f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
                 "was converted, or an option was changed (beta1 from or to 0, say), after its first step. Do "
                 "either before it"
             )
-        kept: Tensor = state[next(iter(shapes))]
+        kept: Tensor = state[next(iter(tensors))]
         # A transposed .data has the whole's shape but not the parts'; a full state dict is not sharded.
         if is_sharded(parameter) != is_sharded(kept) or local(parameter).shape != local(kept).shape:
             raise ValueError(

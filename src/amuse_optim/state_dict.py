@@ -11,7 +11,7 @@ from torch import Tensor
 from .buckets import Group
 from .clock import CLOCK_KEYS, on_host
 from .options import OPTIONS, check_options, describe
-from .state import state_shapes
+from .state import kept_tensors
 
 # The form of state dicts, kept in every group as "format"; docs/state_dicts.md says what changed when.
 FORMAT = 2
@@ -132,9 +132,9 @@ def _check_fits(saved_groups: list[Group], states: Mapping[int, Any], groups: li
                 )
         for index, (i, parameter) in enumerate(zip(saved["params"], group["params"], strict=True)):
             state = states.get(i, {})
-            shapes = state_shapes(parameter, saved)
+            shapes = {name: kept.shape for name, kept in kept_tensors(parameter, saved).items()}
             if saved["mode"] == "eval" and "z" not in shapes:
-                shapes["y"] = parameter.shape
+                shapes["y"] = tuple(parameter.shape)
             for name in ("step", "beta", *shapes):
                 if state.get(name) is None:
                     raise ValueError(

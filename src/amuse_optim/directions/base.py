@@ -47,7 +47,7 @@ class Direction(ABC):
             ValueError: If it cannot take a parameter of this shape.
         """
 
-    def may_raise(self, group: Mapping[str, Any]) -> bool:  # noqa: ARG002
+    def may_raise(self, group: Mapping[str, Any]) -> bool:
         """Whether `updates` can fail on values that nobody can check before.
 
         Its state is then put back if it does, and nothing moves before all of it was computed.

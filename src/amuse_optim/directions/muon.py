@@ -1,6 +1,6 @@
 """Muon: orthogonalized momentum (https://kellerjordan.github.io/posts/muon/)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
@@ -26,12 +26,7 @@ from .base import Direction, Shape, Update
 
 
 def momentum_average_(
-    buffers: Tensors,
-    gradients: Tensors,
-    update: Tensors,
-    momentum: float,
-    *,
-    nesterov: bool,
+    buffers: Tensors, gradients: Tensors, update: Tensors, momentum: float, nesterov: bool
 ) -> None:
     """Move m <- mu m + (1 - mu) g; write u = (1 - mu) g + mu m with Nesterov, else u = m.
 
@@ -108,12 +103,7 @@ class Muon(Direction):
         """Where a user's function or a decomposition orthogonalizes."""
         return callable(group["orthogonalize"]) or group["orthogonalize"] == "exact"
 
-    def finish(
-        self,
-        factors: Tensor,
-        pieces: Sequence[Matrices],  # noqa: ARG002
-        bucket: Bucket,
-    ) -> tuple[Tensor, Number]:
+    def finish(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> tuple[Tensor, Number]:
         """From polar factors O to updates d / scale, and their scale.
 
         Args:
@@ -128,7 +118,7 @@ class Muon(Direction):
         if bucket.sharded:
             yield from self._sharded_updates(bucket)
             return
-        for pieces, parts, scale in self._orthogonalized(bucket, bucket.slots, self._momentum):
+        for pieces, parts, scale in self._orthogonalized(bucket, bucket.slots):
             rows = [piece.row(bucket.sequences, part) for piece, part in zip(pieces, parts, strict=True)]
             for chunk in bucket.cut(rows):
                 yield chunk, chunk.stored("update"), scale
@@ -137,28 +127,19 @@ class Muon(Direction):
         """Move the momentum of matrices and write what is to be orthogonalized into `parts`."""
         names = ("gradient", "momentum_buffer")
         for chunk in bucket.cut([piece.row(names, part) for piece, part in zip(pieces, parts, strict=True)]):
-            buffers = chunk.read("momentum_buffer")
-            momentum_average_(
-                buffers,
-                chunk.read("gradient"),
-                chunk.stored("update"),
-                bucket.group["momentum"],
-                nesterov=bucket.group["nesterov"],
-            )
-            chunk.write("momentum_buffer", buffers)
+            m, g, u = chunk.read("momentum_buffer"), chunk.read("gradient"), chunk.stored("update")
+            momentum_average_(m, g, u, bucket.group["momentum"], bucket.group["nesterov"])
+            chunk.write("momentum_buffer", m)
 
     def _orthogonalized(
-        self,
-        bucket: Bucket,
-        slots: Sequence[Slot],
-        fill: Callable[[Bucket, Sequence[Matrices], Sequence[Tensor]], None],
+        self, bucket: Bucket, slots: Sequence[Slot], whole: Tensor | None = None
     ) -> Iterator[tuple[list[Matrices], Sequence[Tensor], Number]]:
         """The matrices of parameters, updates d / scale, flat, for each of them, and their scale, by batches.
 
         Args:
             bucket: Of the parameters.
             slots: The parameters.
-            fill: Writes what is to be orthogonalized: told the bucket, matrices, and a flat tensor for each.
+            whole: What is to be orthogonalized of a single one, flat; None: the momentum, which is moved first.
         """
         group = bucket.group
         method, steps = group["orthogonalize"], group["orthogonalize_steps"]
@@ -170,7 +151,11 @@ class Muon(Direction):
                 like = torch.empty((0, rows, cols), dtype=bucket.dtype, device=bucket.device)
                 dtype = group["orthogonalize_dtype"] or working_dtype(like)
                 stack = like.new_empty(shape, dtype=dtype if method in ITERATIONS else None)
-                fill(bucket, pieces, stack.view(-1).split(sizes))
+                parts = stack.view(-1).split(sizes)
+                if whole is None:
+                    self._momentum(bucket, pieces, parts)
+                else:
+                    torch._foreach_copy_(parts, [whole[piece.start : piece.stop] for piece in pieces])
                 stack = orthogonalize_stack(stack, method, steps, dtype)
                 if bucket.measurement is not None:
                     bucket.measurement.add_polar_factors(stack)
@@ -183,17 +168,10 @@ class Muon(Direction):
             part = torch.empty_like(slot.row["y"], dtype=bucket.dtype)
             self._momentum(bucket, [Matrices(slot, 0, part.numel())], [part])
             whole = gathered(part.view(local(slot.param).shape), slot.param).view(-1)
-
-            def fill(
-                _: Bucket, pieces: Sequence[Matrices], parts: Sequence[Tensor], whole: Tensor = whole
-            ) -> None:
-                for (_slot, start, stop), target in zip(pieces, parts, strict=True):
-                    target.copy_(whole[start:stop])
-
             update = torch.empty_like(whole)
-            for pieces, parts, scale in self._orthogonalized(bucket, [slot], fill):
-                for (_slot, start, stop), source in zip(pieces, parts, strict=True):
-                    update[start:stop] = source * scale
+            for pieces, parts, scale in self._orthogonalized(bucket, [slot], whole):
+                for piece, source in zip(pieces, parts, strict=True):
+                    update[piece.start : piece.stop] = source * scale
             own = own_part(update.view(slot.param.shape), slot.param).reshape(-1)
             for chunk in bucket.cut([{**slot.row, "update": own}]):
                 yield chunk, chunk.stored("update"), 1.0
@@ -206,11 +184,9 @@ def _by_shape(bucket: Bucket, slots: Sequence[Slot]) -> dict[tuple[int, int], li
     for slot in slots:
         start = 0
         for number, rows, cols in layout_of(bucket.group, slot.param.shape).blocks:
-            end = start + number * rows * cols
-            limit = max(1, bound // max(1, rows * cols)) * rows * cols
-            pieces = shapes.setdefault((rows, cols), [])
-            pieces += [
-                Matrices(slot, first, min(first + limit, end)) for first in range(start, end, max(1, limit))
-            ]
+            end, size = start + number * rows * cols, max(1, rows * cols)
+            limit = max(1, bound // size) * size
+            found = [Matrices(slot, first, min(first + limit, end)) for first in range(start, end, limit)]
+            shapes.setdefault((rows, cols), []).extend(found)
             start = end
     return shapes

@@ -16,7 +16,7 @@ class SGD(ElementwiseDirection):
 
     name = "sgd"
 
-    def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:  # noqa: ARG002
+    def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
         """Nothing."""
         return {}
 

@@ -6,6 +6,7 @@ at every step, says where that lies, so the direction may lie somewhere else eac
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -172,6 +173,35 @@ class AveragingPlan:
             host = self._captured.copy_(host)
         # Outside of a capture: from ordinary memory, which has been copied away when this returns.
         self._addresses.copy_(host, non_blocking=True)
+
+
+def advance_lists_(
+    y: Sequence[Tensor],
+    z: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    coefficients: MoveCoefficients,
+    *,
+    at: DecayAt,
+) -> None:
+    """Move lists with a plan of their own, made at the first call.
+
+    Args:
+        y: As for `AveragingPlan.advance_`.
+        z: Likewise.
+        directions: Likewise; other dtypes than float32 and bfloat16 are converted.
+        coefficients: Numbers or one-element tensors.
+        at: Where the decay is taken.
+    """
+    if directions[0].dtype not in _DIRECTION_TYPES:
+        directions = [direction.float() for direction in directions]
+    plan = _plan(tuple(tensor.numel() for tensor in y), y[0].device, y[0].data_ptr())
+    plan.advance_(y, z, directions, coefficients.on(plan.device), at=at)
+
+
+@cache
+def _plan(sizes: tuple[int, ...], device: torch.device, first: int) -> AveragingPlan:  # noqa: ARG001
+    """A plan for these sizes; one for each list of parameters, because a captured graph needs its own."""
+    return AveragingPlan(sizes, device)
 
 
 def _blocks(sizes: Sequence[int]) -> Tensor:

@@ -53,7 +53,7 @@ def test_momentum_is_the_displayed_equation(nesterov: bool, dtype: torch.dtype) 
     expected_m = 0.9 * m + 0.1 * g
     expected_u = 0.1 * g + 0.9 * expected_m if nesterov else expected_m
     u = torch.empty(9, dtype=dtype)
-    momentum_average_([m], [g], [u], 0.9, nesterov=nesterov)
+    momentum_average_([m], [g], [u], 0.9, nesterov)
     torch.testing.assert_close(m, expected_m, rtol=0, atol=1e-15)
     torch.testing.assert_close(
         u, expected_u.to(dtype), rtol=0, atol=1e-15 if dtype == torch.float64 else 0.02
