@@ -404,7 +404,7 @@ def test_parameter_lists_need_a_direction() -> None:
     [
         ({"direction": "muon"}, ValueError, r"parameter 'v' of shape \(3,\).*two dimensions"),
         ({"direction": "sgd", "weight_decy": 1.0}, ValueError, "did you mean 'weight_decay'"),
-        ({"direction": "lion"}, ValueError, "direction must be one of 'muon', 'adamw', 'sgd'"),
+        ({"direction": "lion"}, ValueError, "direction must be one of 'muon', 'normuon', 'adamw', 'sgd'"),
     ],
 )
 @pytest.mark.requirement("B12", "C5")
