@@ -98,9 +98,9 @@ def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
             "no direction for these parameters: pass param_groups(model) instead of model.parameters(), "
             f"which gives matrices to Muon and the rest to AdamW, or say direction= one of {known}"
         )
-    if complete["t0_steps"] is None:
-        complete["t0_steps"] = complete["warmup_steps"]
-    for name in schedule.LENGTHS:
+    for name, warm_ups in schedule.LENGTHS.items():
+        if complete[name] is None and warm_ups is not None:
+            complete[name] = warm_ups * complete["warmup_steps"]
         complete[name] = _in_steps(name, complete[name], complete["total_steps"])
     OPTIONS["direction"].check("direction", complete["direction"])
     if "lr" not in group and complete["lr_rest"] is not None:
@@ -146,8 +146,8 @@ def _check_capturable(group: Mapping[str, Any]) -> None:
     for name, allowed in _CAPTURABLE.items():
         if group[name] not in allowed:
             raise ValueError(
-                f"{name} must be {' or '.join(map(repr, allowed))} with capturable=True, got {group[name]!r}: "
-                "anything else looks at values from the host, which a captured step cannot"
+                f"{name} must be {' or '.join(map(repr, allowed))} with capturable=True, got "
+                f"{group[name]!r}: anything else looks at values from the host, which a captured step cannot"
             )
 
 

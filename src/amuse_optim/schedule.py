@@ -195,7 +195,8 @@ OPTIONS = {
     "weight_lr_power": Option(2.0, not_negative),
     "parity": Option("exact", choice("exact", "published")),
 }
-LENGTHS = ("warmup_steps", "t0_steps", "c_warmup_steps")
+# Options that are lengths, and how many warm-ups each is by default.
+LENGTHS = {"warmup_steps": None, "t0_steps": 1, "c_warmup_steps": None}
 
 
 def schedule_of(group: Mapping[str, Any]) -> Schedule:

@@ -139,7 +139,7 @@ class Muon(Direction):
         Args:
             bucket: Of the parameters.
             slots: The parameters.
-            whole: What is to be orthogonalized of a single one, flat; None: the momentum, which is moved first.
+            whole: What is to be orthogonalized of a single one, flat; None: the momentum, moved first.
         """
         group = bucket.group
         method, steps = group["orthogonalize"], group["orthogonalize_steps"]
