@@ -51,10 +51,13 @@ class AMUSE(torch.optim.Optimizer):
         lr_rest: Learning rate of the groups that are not for matrices and do not say their own `lr`; None
             means `lr`. Their key is `lr` all the same, so schedulers act on both.
         warmup_steps: Steps of linear learning-rate warm-up.
+        lr_decay: Power a of a decay of the learning rate by min(1, (lr_decay_from / t)^a), which needs no
+            end; 0 keeps it constant after the warm-up.
+        lr_decay_from: The step from which on it decays; three warm-ups by default.
         t0_steps: Steps for which beta stays at `beta1`; `warmup_steps` by default. At least 2 and
             greater than `c_warmup_steps` + 1, unless `rho` is 0.
         c_warmup_steps: Steps for which x follows z before the averaging begins.
-        total_steps: Only needed where the three lengths are given as fractions of it.
+        total_steps: Only needed where these lengths are given as fractions of it.
         beta1: The interpolation coefficient at the start, in (0, 1); or 0 with `rho=0`: gradients are then
             taken at z, and x is kept in the state instead of z.
         rho: How fast it rises towards 1; 0 keeps it (plain Schedule-Free).
@@ -126,6 +129,8 @@ class AMUSE(torch.optim.Optimizer):
         *,
         lr_rest: float | None = None,
         warmup_steps: int | float,
+        lr_decay: float = 0.0,
+        lr_decay_from: int | float | None = None,
         t0_steps: int | float | None = None,
         c_warmup_steps: int | float = 0,
         total_steps: int | None = None,

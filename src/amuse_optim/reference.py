@@ -119,6 +119,8 @@ def _advance_schedule(group: dict[str, Any]) -> None:
     lr = float(group["lr"])
     if t < group["warmup_steps"]:
         lr = lr * t / group["warmup_steps"]
+    if group["lr_decay"] > 0 and t > group["lr_decay_from"]:
+        lr = lr * (group["lr_decay_from"] / t) ** group["lr_decay"]
     group["lr_max"] = max(group["lr_max"], lr)
 
     c = 1.0

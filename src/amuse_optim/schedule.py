@@ -67,6 +67,24 @@ class LinearWarmup:
 
 
 @dataclass(frozen=True)
+class PowerDecay(LinearWarmup):
+    """lr_t = lr min(1, t / warmup_steps) min(1, (t_d / t)^a): a decay without an end.
+
+    Args:
+        warmup_steps: Steps of linear warm-up.
+        a: The exponent; 0.5 to 0.7 did best in small trials.
+        t_d: The step from which on it decays.
+    """
+
+    a: float
+    t_d: int
+
+    def __call__(self, lr: Number, t: Number) -> Number:
+        """The learning rate of step t."""
+        return super().__call__(lr, t) * (self.t_d / _where(t > self.t_d, t, self.t_d)) ** self.a
+
+
+@dataclass(frozen=True)
 class PowerWeights:
     r"""w_t = t^r l_t^p after C steps; c_t = w_t / (w_{C+1} + ... + w_t), and 1 before.
 
@@ -186,6 +204,8 @@ def averaging_window(c: Number) -> Number:
 # Every option of a rule; lengths in steps.
 OPTIONS = {
     "warmup_steps": Option(None, steps),
+    "lr_decay": Option(0.0, not_negative),
+    "lr_decay_from": Option(None, steps),
     "t0_steps": Option(None, steps),
     "c_warmup_steps": Option(0, steps),
     "beta1": Option(0.6, number("in [0, 1)", lambda value: 0 <= value < 1)),
@@ -196,16 +216,17 @@ OPTIONS = {
     "parity": Option("exact", choice("exact", "published")),
 }
 # Options that are lengths, and how many warm-ups each is by default.
-LENGTHS = {"warmup_steps": None, "t0_steps": 1, "c_warmup_steps": None}
+LENGTHS = {"warmup_steps": None, "lr_decay_from": 3, "t0_steps": 1, "c_warmup_steps": None}
 
 
 def schedule_of(group: Mapping[str, Any]) -> Schedule:
     """The schedule that a group's options stand for."""
     beta1, rho, t0_steps = group["beta1"], group["rho"], group["t0_steps"]
-    published = group["parity"] == "published"
+    warmup_steps, decay, published = group["warmup_steps"], group["lr_decay"], group["parity"] == "published"
+    decaying = PowerDecay(warmup_steps, decay, group["lr_decay_from"])
     rising = WindowBeta if group["beta_clock"] == "window" else StepsBeta
     return Schedule(
-        learning_rate=LinearWarmup(group["warmup_steps"]),
+        learning_rate=decaying if decay > 0 else LinearWarmup(warmup_steps),
         weights=PowerWeights(group["r"], group["weight_lr_power"], group["c_warmup_steps"], published),
         beta=rising(beta1, rho, t0_steps) if rho > 0.0 else ConstantBeta(beta1),
         t0_steps=t0_steps,
@@ -218,6 +239,11 @@ def check(group: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If T0 is so early that beta would jump, or beta1 is 0 where it cannot be.
     """
+    if group["lr_decay"] > 0 and group["lr_decay_from"] < 1:
+        raise ValueError(
+            f"lr_decay_from must be >= 1 with lr_decay={group['lr_decay']!r}, got {group['lr_decay_from']} "
+            "(it defaults to three warm-ups): say from which step on the learning rate decays"
+        )
     least = max(2, group["c_warmup_steps"] + 2)
     if group["rho"] > 0 and group["t0_steps"] < least:
         raise ValueError(

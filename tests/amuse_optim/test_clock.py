@@ -18,11 +18,13 @@ SCHEDULES: list[dict[str, Any]] = [
     {"warmup_steps": 0, "t0_steps": 4},
     {"c_warmup_steps": 2, "t0_steps": 6},
     {"parity": "published"},
+    {"lr_decay": 0.7, "lr_decay_from": 5},
 ]
 
 
 def schedule(**options: Any) -> dict[str, Any]:
     usual: dict[str, Any] = {"warmup_steps": 4, "t0_steps": 4, "c_warmup_steps": 0, "beta1": 0.6, "rho": 0.8}
+    usual |= {"lr_decay": 0.0, "lr_decay_from": 12}
     usual |= {"beta_clock": "window", "r": 0.0, "weight_lr_power": 2.0, "parity": "exact"}
     return usual | options
 

@@ -125,6 +125,28 @@ def test_equals_the_published_oracle(optimizer_class: type[AMUSE], case: str, dt
     run_against_oracle(optimizer_class, PublishedOracle, CASES[case], dtype)
 
 
+@pytest.mark.parametrize("optimizer_class", [AMUSE, AMUSEReference])
+@pytest.mark.parametrize("parity", ["exact", "published"])
+def test_power_decay_equals_an_oracle_that_is_told_every_rate(
+    optimizer_class: type[AMUSE] | type[AMUSEReference], parity: str
+) -> None:
+    options: dict[str, Any] = {"direction": "muon", "warmup_steps": 8, "weight_decay": 0.1}
+    parameters = [torch.nn.Parameter(torch.tensor(p)) for p in start(SHAPES)]
+    optimizer = optimizer_class(parameters, lr=0.05, lr_decay=0.6, parity=parity, **options)
+    oracle = (ExactOracle if parity == "exact" else PublishedOracle)(start(SHAPES), lr=0.05, **options)
+    for step in range(100):
+        grads = gradients(step, SHAPES)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = torch.tensor(grad)
+        optimizer.step()
+        oracle.step(list(grads), lr=0.05 * min(1.0, (24 / (step + 1)) ** 0.6))  # from three warm-ups on
+        for i, parameter in enumerate(parameters):
+            assert difference(parameter, oracle.y[i]) < 1e-10, (step, i)
+    optimizer.eval()
+    for i, parameter in enumerate(parameters):
+        assert difference(parameter, oracle.x[i]) < 1e-10, i
+
+
 @pytest.mark.requirement("A1")
 def test_published_and_exact_differ() -> None:
     """Guards the two tests above: the flag is not without effect."""

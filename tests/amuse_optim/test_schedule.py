@@ -15,6 +15,8 @@ def run(
     *,
     lr: float | list[float] = 0.01,
     warmup_steps: int = 10,
+    lr_decay: float = 0.0,
+    lr_decay_from: int = 30,
     t0_steps: int | None = None,
     c_warmup_steps: int = 0,
     beta1: float = 0.6,
@@ -27,6 +29,8 @@ def run(
     schedule = schedule_of(
         {
             "warmup_steps": warmup_steps,
+            "lr_decay": lr_decay,
+            "lr_decay_from": lr_decay_from,
             "t0_steps": warmup_steps if t0_steps is None else t0_steps,
             "c_warmup_steps": c_warmup_steps,
             "beta1": beta1,
@@ -103,6 +107,21 @@ def test_beta_stays_in_its_interval_for_any_learning_rates(
 def test_learning_rate_warm_up_is_linear_and_may_be_absent() -> None:
     assert [now.lr for now in run(5, lr=1.0, warmup_steps=4)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert [now.lr for now in run(3, lr=1.0, warmup_steps=0, t0_steps=2)] == [1.0, 1.0, 1.0]
+
+
+@given(a=st.floats(0.01, 2.0), start=st.integers(1, 50), warmup_steps=st.integers(2, 30))
+def test_power_decay_is_the_displayed_equation(a: float, start: int, warmup_steps: int) -> None:
+    rates = [now.lr for now in run(80, lr=0.5, warmup_steps=warmup_steps, lr_decay=a, lr_decay_from=start)]
+    expected = [0.5 * min(1, t / warmup_steps) * min(1, (start / t) ** a) for t in range(1, 81)]
+    assert rates == pytest.approx(expected, rel=1e-14)
+
+
+def test_power_decay_has_no_scale_and_leaves_the_weights_alone() -> None:
+    """Doubling t lowers the rate by the same factor everywhere; x weighs all later steps alike."""
+    path = run(400, lr=1.0, warmup_steps=4, lr_decay=0.7, lr_decay_from=8)
+    assert [path[2 * t - 1].lr / path[t - 1].lr for t in (10, 50, 200)] == pytest.approx([0.5**0.7] * 3)
+    constant = run(400, lr=1.0, warmup_steps=4)
+    assert [now.c for now in path] == [now.c for now in constant]
 
 
 def test_first_coefficient_is_one_and_equal_weights_give_one_over_t() -> None:
