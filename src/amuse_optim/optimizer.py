@@ -167,8 +167,6 @@ class AMUSE(torch.optim.Optimizer):
             raise TypeError(options.UNORDERED)
         super().__init__(params, options.complete_defaults(given))
 
-    # --- groups and state -------------------------------------------------------------------------
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group at any time and in any mode; its clock starts at 0. Nothing changes if it raises.
 
@@ -198,8 +196,6 @@ class AMUSE(torch.optim.Optimizer):
             for parameter in group["params"]:
                 yield group, parameter, self.state[parameter]
 
-    # --- modes ------------------------------------------------------------------------------------
-
     def eval(self) -> None:
         """Put the average x into the parameters; `train()` brings back y bit for bit. Idempotent."""
         if self.mode == "train":
@@ -222,8 +218,6 @@ class AMUSE(torch.optim.Optimizer):
     def _set_mode(self, mode: Mode) -> None:
         for group in self.param_groups:
             group["mode"] = mode
-
-    # --- the step ---------------------------------------------------------------------------------
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -294,13 +288,10 @@ class AMUSE(torch.optim.Optimizer):
             measurement = self.measurements[number] = Measurement()
         return buckets_of(group, number, self.state, measurement)
 
-    # --- the state dict ---------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Everything a run needs to continue: z, momenta, clocks, modes and options of every group.
 
-        A function given as `orthogonalize` is named, not stored, so that the dict loads with
-        `torch.load(..., weights_only=True)`.
+        A function given as `orthogonalize` is named, not stored: `torch.load(weights_only=True)` reads it.
         """
         for group, parameter, state in self._each():
             follow_parameter(parameter, state, group)
