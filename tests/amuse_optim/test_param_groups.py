@@ -204,7 +204,7 @@ def test_lora_adapters_are_routed_by_override() -> None:
     [
         ({"overrides": [("blok.*", "adamw")]}, "'blok.*' matches no trainable parameter"),
         ({"overrides": [("block.*", {"weight_decy": 0})]}, "did you mean 'weight_decay'"),
-        ({"auxiliary": "lion"}, "auxiliary must be one of 'adamw', 'sgd', got 'lion'"),
+        ({"auxiliary": "lion"}, "auxiliary must be one of 'adamw', .*got 'lion'"),
     ],
 )
 @pytest.mark.requirement("C2")
@@ -313,7 +313,7 @@ def test_embeddings_and_norms_by_their_class_names() -> None:
 
 
 def test_overrides_name_real_directions_and_drop_what_only_matrices_have() -> None:
-    with pytest.raises(ValueError, match="must be one of 'muon', 'adamw', 'sgd', got 'adam'"):
+    with pytest.raises(ValueError, match=r"must be one of .*'sgd', got 'adam'"):
         param_groups(Tied(tie=True), overrides=[("*", "adam")])
     groups = param_groups(nn.MultiheadAttention(8, 2), overrides=[("in_proj_weight", "adamw")])
     assert all("split_rows" not in group for group in groups if group["direction"] == "adamw")
