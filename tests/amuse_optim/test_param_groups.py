@@ -204,7 +204,7 @@ def test_lora_adapters_are_routed_by_override() -> None:
     [
         ({"overrides": [("blok.*", "adamw")]}, "'blok.*' matches no trainable parameter"),
         ({"overrides": [("block.*", {"weight_decy": 0})]}, "did you mean 'weight_decay'"),
-        ({"auxiliary": "lion"}, "auxiliary must be one of 'adamw', .*got 'lion'"),
+        ({"auxiliary": "lion"}, "auxiliary must be one of 'adamw', "),
     ],
 )
 @pytest.mark.requirement("C2")
