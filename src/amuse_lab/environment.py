@@ -97,6 +97,11 @@ def git_state(source: Path) -> dict[str, Any] | None:
         return None
 
 
+def cpu_capabilities() -> dict[str, Any]:
+    """Return what torch knows of the processor's instruction sets; nothing where it does not tell."""
+    return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory held so far: of the process, or on the accelerator where one computes."""
     if device.type == "cuda":
