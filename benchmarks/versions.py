@@ -5,7 +5,8 @@
 Makes a virtual environment outside the tree with that torch alone (several GB where the index offers a CUDA
 build), installs the wheel built from this tree, checks that doing so left torch as it was, adds the test tools
 in the versions that the extra `dev` pins, and runs the library's tests against the installed wheel. An
-environment that is there already is used again.
+environment that is there already is used again. NumPy is the oldest that the extra `lab` admits: the
+interpreter of the Triton that torch 2.9 brings fails with NumPy 2.4.
 
 With `--laboratory` the wheel is installed with the extras of the laboratory in the lowest versions that their
 ranges admit, and the laboratory's tests run too.
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ("tests/amuse_optim", "tests/oracle", "tests/requirements")
 LABORATORY = ("tests/amuse_lab",)
 # What the tests of the library import beside torch.
-TOOLS = ("accelerate", "hypothesis", "lightning", "numpy", "peft", "pytest", "schedulefree", "transformers")
+TOOLS = ("accelerate", "hypothesis", "lightning", "peft", "pytest", "schedulefree", "transformers")
 LABORATORY_EXTRAS = ("bench", "data", "image", "lab", "sinks")
 
 
@@ -176,8 +177,11 @@ def main() -> int:
     place = Place(asked.folder or Path(tempfile.gettempdir()) / "amuse-optim-versions" / name)
     made(place, torch=asked.torch, python=asked.python)
     check = installed(place, lowest() if asked.laboratory else [])
-    exact = {requirement.partition("==")[0] for requirement in lowest()} if asked.laboratory else set()
-    place.pip("install", *(f"{tool}=={known[tool]}" for tool in TOOLS if tool not in exact))
+    oldest = {each.partition("==")[0]: each for each in lowest()}
+    tools = [tool for tool in TOOLS if not (asked.laboratory and tool in oldest)]
+    if not place.tell("import importlib.util as u; print(u.find_spec('triton') or '')"):
+        tools.append("triton")  # builds of torch for a CPU come without
+    place.pip("install", oldest["numpy"], *(f"{tool}=={known[tool]}" for tool in tools))
     tests = tested(place, (*LIBRARY, *LABORATORY) if asked.laboratory else LIBRARY)
     check["untouched_by_the_tests_tools"] = place.torch() == check["torch_before"]
     content = record(place, check, tests)
