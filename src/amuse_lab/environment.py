@@ -39,7 +39,9 @@ def describe(*, device: torch.device, seed: int, world_size: int = 1) -> dict[st
         JSON's types only.
     """
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES}
+        | {"torch": str(torch.__version__)},  # with its build, which PyPI's metadata leave out
         "git": git_state(Path(__file__)),
         "machine": {
             "system": platform.platform(),

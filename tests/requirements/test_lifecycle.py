@@ -317,6 +317,7 @@ def test_b09_accelerate_prepares_and_steps_it() -> None:
 
 
 @pytest.mark.requirement("B9")
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; its CPU twin is the meta device test")
 def test_b09_parameters_on_several_devices() -> None:
     parameters = [nn.Parameter(torch.ones(4, 4, device=device)) for device in ("cpu", "cuda")]
