@@ -113,6 +113,8 @@ def main(measure: Callable[[Part], None]) -> int:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if given.device == "cpu":
+        torch.set_num_threads(1)  # other programs may want the cores
     part = Part(torch.device(given.device), given.tiny, given.seconds, given.out)
     measure(part)
     part.tell(complete=True)

@@ -221,8 +221,6 @@ def measure(part: Part) -> None:
     copied, side = (2**31, 8192) if gpu else (2**24, 256)
     rates = measured_rates(part.device, timer, copied=copied, side=side)
     part.tell(ceilings=asdict(rates))
-    if not gpu:
-        torch.set_num_threads(1)
     for size in sizes(part.tiny):
         with part.trying(size.name):
             if part.left < 20:

@@ -8,6 +8,7 @@ length of training has seen everything.
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -30,6 +31,7 @@ def _hashed(keys: Tensor) -> Tensor:
     return keys.double() / 2**31
 
 
+@lru_cache(maxsize=1)  # runs that follow each other share them
 def generate(streams: int, length: int, vocabulary: int, *, seed: int, device: torch.device) -> Tensor:
     """Draw independent streams of tokens.
 
