@@ -3,8 +3,8 @@
     python benchmarks/versions.py --torch 2.9.1 --python python3.12 --out records/versions
 
 Makes a virtual environment outside the tree with that torch alone (several GB where the index offers a CUDA
-build), installs the wheel built from this tree, checks that doing so left torch as it was, adds the test tools
-in the versions that the extra `dev` pins, and runs the library's tests against the installed wheel. An
+build), installs the wheel built from this tree, checks that doing so left torch as it was, adds test tools in
+the versions that the extra `dev` pins, and runs the library's tests against the installed wheel. An
 environment that is there already is used again. NumPy is the oldest that the extra `lab` admits: the
 interpreter of the Triton that torch 2.9 brings does what older NumPys deprecate and NumPy 2.4 refuses.
 
@@ -140,8 +140,8 @@ def tested(place: Place, folders: Sequence[str]) -> dict[str, Any]:
 
 def record(place: Place, check: dict[str, Any], tests: dict[str, Any]) -> dict[str, Any]:
     """Return everything that the record holds."""
-    packages = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
-    versions = json.loads(place.tell(packages))
+    listing = "{d.name: d.version for d in m.distributions()}"
+    versions = json.loads(place.tell(f"import importlib.metadata as m, json; print(json.dumps({listing}))"))
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": subprocess.run(
@@ -162,7 +162,9 @@ def main() -> int:
     )
     parser.add_argument("--torch", default="2.9.1", metavar="VERSION")
     parser.add_argument("--python", default=sys.executable, metavar="PROGRAM", help="makes the environment")
-    parser.add_argument("--folder", type=Path, help="of the environment; below the temporary files by default")
+    parser.add_argument(
+        "--folder", type=Path, help="of the environment; below the temporary files by default"
+    )
     parser.add_argument("--laboratory", action="store_true", help="with its tests, in the lowest versions")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the record goes")
     asked = parser.parse_args()

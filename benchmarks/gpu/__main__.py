@@ -76,8 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--minutes", type=float, default=25.0, help="for all parts together")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--tiny", action="store_true", help="everything as small as it can be; no record kept")
-    parser.add_argument("--parts", nargs="+", choices=names, default=names, help="these alone, in their order")
+    parser.add_argument(
+        "--tiny", action="store_true", help="everything as small as it can be; no record kept"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, default=names, help="these alone, in their order"
+    )
     parser.add_argument("--out", type=Path, help="instead of records/gpu/<date>-<card>")
     parser.add_argument("--wheels", type=Path, help="a folder with the wheels of what is not installed")
     asked = parser.parse_args(arguments)
@@ -94,9 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"gpu: {error}", file=sys.stderr)
             return 2
         date = f"{datetime.now(UTC):%Y-%m-%d}"
-        given = asked.out or (
-            Path(temporary) / "record" if asked.tiny else folder_of(described, date)
-        )
+        given = asked.out or (Path(temporary) / "record" if asked.tiny else folder_of(described, date))
         summary = runner.run(
             [part for part in PARTS if part.name in asked.parts],
             given,

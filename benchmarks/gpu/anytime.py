@@ -1,10 +1,10 @@
-"""A Llama of 30 M on generated tokens at several horizons: AMUSE, which knows none, Muon and AdamW under cosine.
+"""A Llama of 30 M on generated tokens at several horizons: AMUSE, and Muon and AdamW under cosine schedules.
 
-The rule, fixed before the runs: the same three learning rates are tried for each optimizer at the shortest
-horizon, with a seed of their own, and the one with the lowest validation loss is kept; then AMUSE runs once to
-the longest horizon of a round and is measured on its way at all of them, while Muon and AdamW run once for
-each, told where they end. A round has three seeds; the next one doubles the longest horizon. Runs begin as long
-as they can end in time.
+The rule, fixed before the runs: three learning rates are tried for each optimizer at the shortest horizon,
+with a seed of their own, and the one with the lowest validation loss is kept; then AMUSE, which knows no
+horizon, runs once to the longest and is measured on its way at all of them, while Muon and AdamW run once for
+each, told where they end. Three seeds do so; then three seeds run to twice the longest horizon, and so on.
+Runs begin as long as they can end in time.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Training steps of WRN-16-8 on CIFAR's and ResNet-50 on ImageNet's size of images, in amp-bf16, channels_last.
+"""Training steps of WRN-16-8 and ResNet-50 on images of CIFAR's and ImageNet's size, amp-bf16, channels_last.
 
 Images are random and in memory. Each model with the settings of its published runs of AMUSE and SGD: images
 per second, where the time of a step goes, and the largest memory.

@@ -1,7 +1,7 @@
 """Runs the parts one after the other: each in a process of its own, each with its time limit.
 
-Whatever a part does - end with an error, crash, hang, leave half a record - the next one runs, and the summary
-says what happened.
+Whatever a part does - end with an error, crash, hang, leave half a record - the next one runs, and the
+summary says what happened.
 """
 
 import json

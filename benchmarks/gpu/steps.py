@@ -1,9 +1,9 @@
 """One optimizer step without forward and backward: AMUSE in its forms against the naive form and the peers.
 
-Times are those of `amuse-lab bench`, interleaved in one process. Beside them: how many kernels a step launches,
-and its share of the floor that this machine's own ceilings set, which are measured first: the products at the
-rate of a large bfloat16 product, and every byte of gradients read once and of parameters and state read and
-written once, at the rate of a large copy.
+Times are those of `amuse-lab bench`, interleaved in one process. Beside them: how many kernels a step
+launches, and how near it comes to the least time that this machine's own ceilings leave it, which are measured
+first: the products at the rate of a large bfloat16 product, and gradients read once and parameters and state
+read and written once at the rate of a large copy.
 """
 
 import os
@@ -138,8 +138,8 @@ def results(bench: Bench, part: Part, size: str, rounds: int) -> dict[str, Resul
     raise RuntimeError("nobody could step")
 
 
-def launches(contestant: Contestant, size: ParameterSet, device: torch.device) -> int:
-    """Count the kernels that one step starts on the device, copies and fills included."""
+def kernels_of(contestant: Contestant, size: ParameterSet, device: torch.device) -> int:
+    """Count what one step does on the device: kernels, copies and fills."""
     torch.manual_seed(0)
     model = size.build().to(device)
     for parameter in model.parameters():
@@ -184,10 +184,10 @@ def measure_size(part: Part, size: ParameterSet, rates: Rates, rounds: int) -> N
         # Triton's kernels and graphs are not counted: their products are those of the plain form.
         flops = reference.footprint.flops if name.startswith("amuse") else taken.flops
         floor = floor_seconds(taken, flops, rates)
-        started = None
+        captured, kernels = "captured" in name, None
         if part.device.type == "cuda":
-            with part.trying(f"{size.name}: {name}, launches"):
-                started = launches(everybody[name], size, part.device)
+            with part.trying(f"{size.name}: {name}, kernels"):
+                kernels = kernels_of(everybody[name], size, part.device)
         part.add(
             f"{size.name}: {name}",
             size=size.name,
@@ -196,13 +196,12 @@ def measure_size(part: Part, size: ParameterSet, rates: Rates, rounds: int) -> N
             ratio_to_amuse=ratio(result.seconds, reference.seconds),
             share_of_floor=floor / result.median,
             floor_milliseconds=1e3 * floor,
-            launches=started,
+            kernels=kernels,
+            launches=1 if captured else kernels,
             operations=taken.operations - taken.views,
             state_bytes_per_parameter=taken.state_bytes / taken.parameters,
             # A graph keeps the memory of its step for itself, where the allocator does not count it.
-            extra_bytes_per_parameter=None
-            if "captured" in name
-            else taken.extra_bytes / taken.parameters,
+            extra_bytes_per_parameter=None if captured else taken.extra_bytes / taken.parameters,
             parameters=taken.parameters,
             rounds=len(result.seconds),
             spread=statistics.pstdev(result.seconds) / result.median,
@@ -226,7 +225,9 @@ def measure(part: Part) -> None:
             if part.left < 20:
                 raise TimeoutError("no time was left")
             # Built on the device, where random numbers are drawn fast.
-            measure_size(part, replace(size, build=_on(part.device, size.build)), rates, 2 if part.tiny else 30)
+            measure_size(
+                part, replace(size, build=_on(part.device, size.build)), rates, 2 if part.tiny else 30
+            )
     if gpu and available(part.device) and part.out is not None:
         with part.trying("kernels by themselves"):
             if part.left < KERNELS_SECONDS:

@@ -1,9 +1,9 @@
 """Generated tokens: a text without end for models to learn, made on the device in seconds.
 
-Each token is drawn from one of three sources: 75 % from a table of the two tokens before it, 15 % from a table
-of the one before, 10 % from all tokens. The tables are hash functions; what they hold, and what is drawn from
-all, follows Zipf's law. So frequent contexts can be learned early and rare ones late, as in text, and no
-length of training has seen everything.
+Each token is drawn from one of three sources: 75 % from a table of the two tokens before it, 15 % from a
+table of the one before, 10 % from all tokens. The tables are hash functions; what they hold, and what is
+drawn from all, follows Zipf's law. So frequent contexts can be learned early and rare ones late, as in text,
+and no length of training has seen everything.
 """
 
 import hashlib

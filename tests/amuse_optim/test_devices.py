@@ -131,9 +131,22 @@ def test_lean_state_is_right_on_average(device: torch.device) -> None:
             each.grad = torch.full_like(each, 0.3)
             optimizer.step()
     with averaged(lean), averaged(full):
-        assert float(parameter.detach().mean()) == pytest.approx(float(expected.detach().mean()), abs=2e-5)
+        assert float(parameter.detach().mean()) == pytest.approx(float(expected.detach().mean()), abs=5e-5)
     assert lean.state[parameter]["z"].dtype == torch.bfloat16
-    assert float(expected.detach().mean()) < 0.5 - 3e-4  # less than bfloat16's steps of 2e-3 from where it began
+    assert (
+        float(expected.detach().mean()) < 0.5 - 3e-4
+    )  # less than bfloat16's steps of 2e-3 from where it began
+
+
+@pytest.mark.requirement("B9")
+def test_b09_parameters_on_several_devices(device: torch.device) -> None:
+    parameters = [nn.Parameter(torch.ones(4, 4, device=each)) for each in (CPU, device)]
+    optimizer = AMUSE(parameters, direction="muon", warmup_steps=2, orthogonalize_dtype=torch.float32)
+    for _ in range(3):
+        for parameter in parameters:
+            parameter.grad = torch.eye(4, device=parameter.device)
+        optimizer.step()
+    torch.testing.assert_close(parameters[0], parameters[1].cpu())
 
 
 def test_evaluating_changes_nothing(device: torch.device) -> None:
@@ -246,7 +259,9 @@ def test_a_checkpoint_goes_on_on_another_device(device: torch.device, towards_th
     resumed = build(second)
     resumed.load_state_dict(saved["optimizer"])
     train(second, resumed, range(4, 8))
-    tensors = [value for state in resumed.state.values() for value in state.values() if isinstance(value, Tensor)]
+    tensors = [
+        value for state in resumed.state.values() for value in state.values() if isinstance(value, Tensor)
+    ]
     assert {tensor.device.type for tensor in tensors if tensor.ndim} == {end.type}
     close(second, expected, 1e-9)
 

@@ -230,7 +230,9 @@ def test_fast_bfloat16_is_what_the_system_says(
     """Releases of torch before `get_capabilities` answer for one instruction set at a time."""
     if not torch_tells_all_at_once:
         names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
-        monkeypatch.setattr(torch, "cpu", SimpleNamespace(**{name: getattr(torch.cpu, name) for name in names}))
+        monkeypatch.setattr(
+            torch, "cpu", SimpleNamespace(**{name: getattr(torch.cpu, name) for name in names})
+        )
     flags = set(Path("/proc/cpuinfo").read_text().split())
     assert _cpu_multiplies_bfloat16() == bool(flags & {"avx512_bf16", "amx_bf16"})
 
