@@ -1,6 +1,5 @@
 """Models of the laboratory that several optimizers train one after the other."""
 
-import gc
 from dataclasses import replace
 
 import torch
@@ -10,6 +9,7 @@ from amuse_lab.config import RunConfig
 from amuse_lab.learner import Learner
 from amuse_lab.parallel import ALONE, prepared
 from amuse_lab.protocols import Task, TrainingOptimizer
+from benchmarks.gpu.part import free
 
 
 class Bed:
@@ -48,11 +48,8 @@ class Bed:
             config: Its optimizer, steps and seed.
             task: Instead of the bed's own.
         """
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._device)
         self.model.zero_grad()
+        free(self._device)
         self.model.load_state_dict(self._untrained(config).state_dict())
         optimizer: TrainingOptimizer = config.optimizer.build(self.model, steps=config.steps)
         optimizer.telemetry()  # some only measure what has been asked for before the step

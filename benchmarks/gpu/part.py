@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -76,9 +75,7 @@ class Part:
         except Exception as error:
             self.add(what, failure=f"{type(error).__name__}: {error}".split("\n")[0][:500])
         finally:
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free(self.device)
 
     def _write(self) -> None:
         if self.out is not None:
@@ -93,9 +90,12 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def missing(*modules: str) -> list[str]:
-    """Return which of some packages cannot be imported here."""
-    return [module for module in modules if importlib.util.find_spec(module) is None]
+def free(device: torch.device) -> None:
+    """Give back the memory of a GPU that nothing uses any more, and measure its peak anew."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def main(measure: Callable[[Part], None]) -> int:
