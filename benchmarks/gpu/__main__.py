@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds=60 * asked.minutes,
             arguments=["--device", asked.device, *(["--tiny"] if asked.tiny else [])],
             packages=packages,
-            described={"date": date, "tiny": asked.tiny} | described,
+            described={"date": date, "device": asked.device, "tiny": asked.tiny} | described,
         )
         print(f"\n{tables(given)}")
         if given.is_relative_to(temporary):

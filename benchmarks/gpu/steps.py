@@ -2,8 +2,8 @@
 
 Times are those of `amuse-lab bench`, interleaved in one process. Beside them: how many kernels a step
 launches, and how near it comes to the least time that this machine's own ceilings, measured first, leave it:
-the products at the rate of a large bfloat16 product, and gradients read once and parameters and state read and
-written once at the rate of a large copy.
+the products at the rate of a large bfloat16 product, and gradients read once and parameters and state read
+and written once at the rate of a large copy.
 """
 
 import os

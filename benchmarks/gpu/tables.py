@@ -37,7 +37,14 @@ def _checks(content: Result, results: Sequence[Result]) -> str:  # noqa: ARG001
         ]
         for each in results
     ]
-    return table(["tests", "passed", "failed", "skipped", ""], rows)
+    failed = [
+        f"- `{test}`: {reason}"
+        for each in results
+        for test, reason in each["not_passed"].items()
+        if not reason.startswith("Skipped")
+    ]
+    lists = ["\n".join(["Failed:", "", *failed])] if failed else []
+    return "\n\n".join([table(["tests", "passed", "failed", "skipped", ""], rows), *lists])
 
 
 def _steps(content: Result, results: Sequence[Result]) -> str:
@@ -157,7 +164,7 @@ def quoted(records: Path) -> str:
 
 
 def _is_real(summary: Result) -> bool:
-    return summary.get("cuda") is not None and not summary.get("tiny")
+    return summary.get("device") == "cuda" and not summary.get("tiny")
 
 
 def with_quotes(page: str, records: Path) -> str:

@@ -290,6 +290,7 @@ def test_tables_of_a_record(tmp_path: Path) -> None:
         record / SUMMARY,
         {
             "card": "Abacus 3000",
+            "device": "cuda",
             "torch": "2.11.0",
             "cuda": "13.0",
             "python": "3.12.3",
@@ -304,7 +305,23 @@ def test_tables_of_a_record(tmp_path: Path) -> None:
     row = {"what": "cifar10-wrn16x8: amuse", "images_per_second": 12345.6, "optimizer_share": 0.0456}
     failure = {"what": "imagenet-resnet50", "failure": "no memory"}
     runner.write(record / "images.json", {"results": [row | {"peak_memory_bytes": 3 * 2**30}, failure]})
+    failing = {
+        "tests/test_some.py::test_it": "assert 1 == 2",
+        "tests/test_some.py::test_other": "Skipped: why",
+    }
+    group = {
+        "what": "optimizer",
+        "passed": 3,
+        "failed": 1,
+        "skipped": 1,
+        "ended": True,
+        "not_passed": failing,
+    }
+    runner.write(record / "checks.json", {"results": [group]})
     text = tables.quoted(tmp_path)
+    assert (
+        "| optimizer | 3 | 1 | 1 |  |\n\nFailed:\n\n- `tests/test_some.py::test_it`: assert 1 == 2\n" in text
+    )
     assert text.startswith("### Abacus 3000, torch 2.11.0, CUDA 13.0, Python 3.12.3, 2026-01-02\n")
     assert "| cifar10-wrn16x8: amuse | 12,346 | 4.6% | 3.0 |" in text
     assert "- images: imagenet-resnet50: no memory" in text
@@ -316,5 +333,5 @@ def test_tables_of_a_record(tmp_path: Path) -> None:
 
 def test_walks_on_a_cpu_are_not_quoted(tmp_path: Path) -> None:
     (tmp_path / "walk").mkdir()
-    runner.write(tmp_path / "walk" / SUMMARY, {"card": "cpu", "cuda": None, "tiny": True})
+    runner.write(tmp_path / "walk" / SUMMARY, {"card": "cpu", "device": "cpu", "tiny": False})
     assert tables.quoted(tmp_path) == tables.NOTHING
