@@ -8,8 +8,8 @@ the versions that the extra `dev` pins, and runs the library's tests against the
 environment that is there already is used again. NumPy is the oldest that the extra `lab` admits: the
 interpreter of the Triton that torch 2.9 brings does what older NumPys deprecate and NumPy 2.4 refuses.
 
-With `--laboratory` the wheel is installed with the extras of the laboratory in the lowest versions that their
-ranges admit, and the laboratory's tests run too.
+With `--laboratory` the wheel is installed with what the laboratory's extras ask for, in the lowest versions that
+their ranges admit, and the laboratory's tests run instead.
 
 Exits with 1 if a test fails or torch was touched.
 """
@@ -36,7 +36,7 @@ LABORATORY = ("tests/amuse_lab",)
 # What the tests of the library import beside torch.
 TOOLS = ("accelerate", "hypothesis", "lightning", "peft", "pytest", "schedulefree", "transformers")
 TRITONS_INTERPRETER = "-W 'ignore:Conversion of an array with ndim:DeprecationWarning'"
-LABORATORY_EXTRAS = ("bench", "data", "image", "lab", "sinks")
+LABORATORY_EXTRAS = ("data", "image", "lab", "sinks")  # the peers of `bench` want a newer NumPy
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,18 @@ def installed(place: Place, extras: Sequence[str]) -> dict[str, Any]:
     return {"wheel": wheel.name, "torch_before": before, "torch_after": after, "untouched": before == after}
 
 
+def tools(place: Place, *, laboratory: bool) -> list[str]:
+    """Return what the tests need beside the wheel, as requirements."""
+    known = pins()
+    if laboratory:  # transformers reads what is exported, in a version that goes with old tokenizers
+        return [*lowest(), *(f"{tool}=={known[tool]}" for tool in ("hypothesis", "pytest")), "transformers<5"]
+    oldest = next(each for each in lowest() if each.startswith("numpy=="))
+    found = [*TOOLS]
+    if not place.tell("import importlib.util as u; print(u.find_spec('triton') or '')"):
+        found.append("triton")  # builds of torch for a CPU come without
+    return [oldest, *(f"{tool}=={known[tool]}" for tool in found)]
+
+
 def tested(place: Place, folders: Sequence[str]) -> dict[str, Any]:
     """Run tests in the environment.
 
@@ -169,7 +181,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the record goes")
     asked = parser.parse_args()
 
-    known = pins()
     version = subprocess.run(
         [asked.python, "-c", "import platform; print(platform.python_version())"],
         check=True,
@@ -180,12 +191,8 @@ def main() -> int:
     place = Place(asked.folder or Path(tempfile.gettempdir()) / "amuse-optim-versions" / name)
     made(place, torch=asked.torch, python=asked.python)
     check = installed(place, lowest() if asked.laboratory else [])
-    oldest = {each.partition("==")[0]: each for each in lowest()}
-    tools = [tool for tool in TOOLS if not (asked.laboratory and tool in oldest)]
-    if not place.tell("import importlib.util as u; print(u.find_spec('triton') or '')"):
-        tools.append("triton")  # builds of torch for a CPU come without
-    place.pip("install", oldest["numpy"], *(f"{tool}=={known[tool]}" for tool in tools))
-    tests = tested(place, (*LIBRARY, *LABORATORY) if asked.laboratory else LIBRARY)
+    place.pip("install", *tools(place, laboratory=asked.laboratory))
+    tests = tested(place, LABORATORY if asked.laboratory else LIBRARY)
     check["untouched_by_the_tests_tools"] = place.torch() == check["torch_before"]
     content = record(place, check, tests)
     if asked.out is not None:
