@@ -8,8 +8,8 @@ the versions that the extra `dev` pins, and runs the library's tests against the
 environment that is there already is used again. NumPy is the oldest that the extra `lab` admits: the
 interpreter of the Triton that torch 2.9 brings does what older NumPys deprecate and NumPy 2.4 refuses.
 
-With `--laboratory` the wheel is installed with what the laboratory's extras ask for, in the lowest versions that
-their ranges admit, and the laboratory's tests run instead.
+With `--laboratory` the wheel is installed with what the laboratory's extras ask for, in the lowest versions
+that their ranges admit, and the laboratory's tests run instead.
 
 Exits with 1 if a test fails or torch was touched.
 """

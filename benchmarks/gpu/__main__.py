@@ -85,8 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="instead of records/gpu/<date>-<card>")
     parser.add_argument("--wheels", type=Path, help="a folder with the wheels of what is not installed")
     asked = parser.parse_args(arguments)
-    # As Ctrl-C, so that the part under way is ended too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as temporary:
         packages = None
         if asked.wheels is not None:
@@ -98,23 +96,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"gpu: {error}", file=sys.stderr)
             return 2
         date = f"{datetime.now(UTC):%Y-%m-%d}"
-        given = asked.out or (Path(temporary) / "record" if asked.tiny else folder_of(described, date))
-        summary = runner.run(
-            [part for part in PARTS if part.name in asked.parts],
-            given,
-            seconds=60 * asked.minutes,
-            arguments=["--device", asked.device, *(["--tiny"] if asked.tiny else [])],
-            packages=packages,
-            described={"date": date, "device": asked.device, "tiny": asked.tiny} | described,
-        )
-        print(f"\n{tables(given)}")
-        if given.is_relative_to(temporary):
+        folder = asked.out or (Path(temporary) / "record" if asked.tiny else folder_of(described, date))
+        try:
+            runner.run(
+                [part for part in PARTS if part.name in asked.parts],
+                folder,
+                seconds=60 * asked.minutes,
+                arguments=["--device", asked.device, *(["--tiny"] if asked.tiny else [])],
+                packages=packages,
+                described={"date": date, "device": asked.device, "tiny": asked.tiny} | described,
+            )
+        except KeyboardInterrupt:
+            print("gpu: interrupted; what was measured is kept", file=sys.stderr)
+        print(f"\n{tables(folder)}\n")
+        outcomes = runner.read(folder / SUMMARY)["parts"]
+        lacking = [each for each in outcomes.values() if "ModuleNotFoundError" in each.get("reason", "")]
+        if lacking:
+            print(
+                "gather what is missing elsewhere, python -m benchmarks.gpu.wheels, and give it with --wheels"
+            )
+        if folder.is_relative_to(temporary):
             print("too small to tell anything: no record kept")
         else:
-            print(f"record: {os.path.relpath(given)}/{SUMMARY} and the files beside it")
-    statuses = [summary["parts"][part.name]["status"] for part in PARTS if part.name in asked.parts]
-    return 0 if all(status == "finished" for status in statuses) else 1
+            print(f"record: {os.path.relpath(folder)}/{SUMMARY} and the files beside it")
+    finished = (outcomes.get(name, {}).get("status") == "finished" for name in asked.parts)
+    return 0 if all(finished) else 1
 
 
 if __name__ == "__main__":
+    # As Ctrl-C, so that the part under way is ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -88,8 +88,13 @@ def run(
         (folder / f"{part.name}.json").unlink(missing_ok=True)
         done[part.name] = {"status": "running"}
         write(folder / SUMMARY, summary)
-        done[part.name] = _one(part, folder, allowed, arguments, environment(packages))
-        write(folder / SUMMARY, summary)
+        try:
+            done[part.name] = _one(part, folder, allowed, arguments, environment(packages))
+        except KeyboardInterrupt:
+            done[part.name] = {"status": "cut", "reason": "interrupted"}
+            raise
+        finally:
+            write(folder / SUMMARY, summary)
         outcome = done[part.name]
         print(f"-- {part.name}: {outcome['status']} after {outcome['seconds']:.0f} s", flush=True)
         if outcome["reason"]:
