@@ -1,7 +1,8 @@
 """Pretraining steps of the published 124 M run, compiled, under bfloat16 autocast, on generated tokens.
 
 AMUSE, AMUSE with its Triton kernels, AdamW and Muon, each with the settings of its recipe: tokens per second,
-model-FLOPs utilization, where the time of a step goes, and the largest memory.
+model-FLOPs utilization, where the time of a step goes, and the largest memory. The optimizer's time has the
+clipping of the gradient in it, which the recipes ask for.
 """
 
 import sys
