@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,8 @@ TOLERATED = (
     "-W 'ignore:Conversion of an array with ndim:DeprecationWarning' "
     "-W 'ignore:Guards may run slower on Python 3.13.0:RuntimeWarning'"
 )
+# Of a process of the tests, bytes: some releases of Python give a damaged pickle all the memory it asks for.
+ADDRESS_SPACE = 12 * 2**30
 TOLERATED_OF_OLD_PACKAGES = "-W ignore::DeprecationWarning"
 LABORATORY_EXTRAS = ("data", "image", "lab", "sinks")  # the peers of `bench` want a newer NumPy
 
@@ -149,7 +152,13 @@ def tested(place: Place, folders: Sequence[str]) -> dict[str, Any]:
         # By a variable, because some tests start a pytest of their own.
         options = TOLERATED_OF_OLD_PACKAGES if folders == LABORATORY else TOLERATED
         variables = {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": options}
-        subprocess.run([*command, *folders], cwd=ROOT, env=os.environ | variables, check=False)
+        subprocess.run(
+            [*command, *folders],
+            cwd=ROOT,
+            env=os.environ | variables,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE)),
+            check=False,
+        )
         cases = list(ElementTree.parse(report).iter("testcase"))
     outcomes: dict[str, list[tuple[str, str]]] = {"failure": [], "error": [], "skipped": []}
     for case in cases:
