@@ -195,6 +195,7 @@ def test_parameters_that_need_the_host_are_refused() -> None:
     assert torch.equal(network.weight, before)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="CUDA graphs need a GPU; the meta-device test is its twin"
 )
