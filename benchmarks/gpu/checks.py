@@ -20,7 +20,7 @@ from benchmarks.gpu.reporting import FILE
 
 GPU_TESTS = (
     "tests/amuse_optim/test_devices.py",
-    "tests/amuse_optim/test_on_device.py",
+    "tests/amuse_optim/test_clock.py",
     "tests/amuse_lab/test_learner.py",
 )
 KERNELS = "tests/amuse_optim/kernels"
