@@ -1,4 +1,4 @@
-"""What each of torchrun's processes does for `test_sharded.py`: the same steps as one process, on shards."""
+"""What each of torchrun's processes does for `test_sharding.py`: the same steps as one process, on shards."""
 
 from typing import Any
 
