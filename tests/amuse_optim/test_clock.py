@@ -19,6 +19,8 @@ SCHEDULES: list[dict[str, Any]] = [
     {"warmup_steps": 0, "t0_steps": 4},
     {"c_warmup_steps": 2, "t0_steps": 6},
     {"parity": "published"},
+    {"beta1": 0.0, "rho": 0.0},
+    {"r": 100.0},
 ]
 
 

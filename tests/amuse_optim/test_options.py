@@ -1,5 +1,7 @@
 """Options: one table, completed and checked, and refused in words."""
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +9,74 @@ import pytest
 import torch
 from torch import nn
 
-from amuse_optim import (
-    AMUSE,
-)
+from amuse_optim import AMUSE, param_groups
+from amuse_optim.directions import DIRECTIONS
+from amuse_optim.options import OPTIONS
 from tests.amuse_optim.training import bits, build, same, take_steps, train
+
+
+def signature() -> dict[str, inspect.Parameter]:
+    """The options in the signature of the optimizer."""
+    parameters = dict(inspect.signature(AMUSE).parameters)
+    assert parameters.pop("params")
+    assert parameters.pop("more").kind == inspect.Parameter.VAR_KEYWORD
+    return parameters
+
+
+def test_the_defaults_of_the_signature_are_those_of_the_table() -> None:
+    given = signature()
+    assert given.pop("warmup_steps").default is inspect.Parameter.empty
+    defaults = {name: parameter.default for name, parameter in given.items()}
+    assert defaults == {name: OPTIONS[name].default for name in defaults}
+
+
+def test_every_option_can_be_found_and_is_explained() -> None:
+    """In the signature and its docstring, or with the direction that declares it."""
+    explained = set(re.findall(r"^ {4,8}(\w+): ", str(AMUSE.__doc__), flags=re.MULTILINE))
+    assert signature().keys() <= explained
+    for name in OPTIONS.keys() - signature().keys():
+        owners = [direction for direction in DIRECTIONS.values() if name in direction.options]
+        assert owners, name
+        assert all(f"`{name}`" in str(type(direction).__doc__) for direction in owners), name
+
+
+def test_lr_rest_is_for_groups_without_matrices_that_say_no_lr() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    groups = param_groups(model, overrides=[("1.bias", {"lr": 0.5})])
+    optimizer = AMUSE(groups, lr=0.02, lr_rest=0.005, warmup_steps=2)
+    late = [
+        *({"direction": direction} for direction in ("muon", "normuon", "adamw", "sgd")),
+        {"direction": "sgd", "lr": 0.3},
+    ]
+    for number, options in enumerate(late):
+        weight = nn.Parameter(torch.ones(2, 2))
+        optimizer.add_param_group({"params": [(f"late.{number}", weight)], **options})
+    assert {group["lr_rest"] for group in optimizer.param_groups} == {0.005}
+    rates = [(group["direction"], group["lr"]) for group in optimizer.param_groups]
+    assert sorted(rates[:3]) == [("adamw", 0.005), ("adamw", 0.5), ("muon", 0.02)]
+    assert rates[3:] == [("muon", 0.02), ("normuon", 0.02), ("adamw", 0.005), ("sgd", 0.005), ("sgd", 0.3)]
+
+
+def test_schedulers_act_on_lr_and_lr_rest() -> None:
+    model, optimizer = build(lr=0.02, lr_rest=0.005, warmup_steps=0, t0_steps=2)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    for step in range(4):
+        train(model, optimizer, 1, start=step)
+        scheduler.step()
+        assert [group["lr_t"] for group in optimizer.param_groups] == [0.02 * 0.5**step, 0.005 * 0.5**step]
+
+
+@pytest.mark.parametrize("lr_rest", [-0.1, float("nan"), float("inf")])
+def test_a_bad_lr_rest_is_refused_under_its_name(lr_rest: float) -> None:
+    with pytest.raises(ValueError, match="lr_rest must be finite and >= 0"):
+        build(lr_rest=lr_rest)
+    model, optimizer = build(lr_rest=0.01)
+    train(model, optimizer, 1)
+    before = bits(model, optimizer)
+    optimizer.param_groups[1]["lr_rest"] = lr_rest
+    with pytest.raises(ValueError, match="lr_rest must be finite and >= 0"):
+        optimizer.step()
+    assert same(before, bits(model, optimizer))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amuse_optim import (
-    AMUSE,
-    AMUSEReference,
-)
+from amuse_optim import AMUSE, AMUSEReference
 
 
 def test_two_that_rest_at_different_steps_move_by_their_own_beta() -> None:

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amuse_optim import (
-    AMUSE,
-)
+from amuse_optim import AMUSE
 from tests.amuse_optim.training import bits, build, same, take_steps, train
 
 

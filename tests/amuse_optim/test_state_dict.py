@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amuse_optim import (
-    AMUSE,
-)
+from amuse_optim import AMUSE
 from tests.amuse_optim.training import bits, build, same, take_steps, train
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("through", ["torch.save", "pickle", "deepcopy"])
-@pytest.mark.parametrize("options", [{}, {"auxiliary_momentum": 0.9}, {"parity": "published"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"auxiliary_momentum": 0.9}, {"parity": "published"}, {"beta1": 0.0, "rho": 0.0}]
+)
 @pytest.mark.requirement("B1", "B3")
 def test_resumed_runs_are_bit_identical(mode: str, through: str, options: dict[str, Any]) -> None:
     model, optimizer = build(**options)
@@ -199,3 +199,37 @@ def test_state_of_a_scalar_does_not_fit_a_vector() -> None:
     take_steps(scalar, range(1))
     with pytest.raises(ValueError, match=r"holds a z of shape \(\) for"):
         vector.load_state_dict(scalar.state_dict())
+
+
+@pytest.mark.parametrize("prepend", [False, True])
+@pytest.mark.requirement("B5")
+def test_a_load_hook_sees_the_finished_state(prepend: bool) -> None:
+    """Not what torch has made of it meanwhile: bfloat16, as the parameter is."""
+    parameters = [nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4).bfloat16()) for _ in range(2)]
+    optimizer, other = (AMUSE([p], direction="muon", lr=0.01, warmup_steps=2) for p in parameters)
+    take_steps(optimizer, range(4))
+    saved = optimizer.state_dict()
+    seen: list[dict[str, Any]] = []
+
+    def look(loaded: torch.optim.Optimizer) -> None:
+        seen.append(copy.deepcopy({**loaded.state[parameters[1]], "t": loaded.param_groups[0]["t"]}))
+
+    other.register_load_state_dict_post_hook(look, prepend=prepend)
+    for attempt in range(2):  # the hooks of one call are gone at the next
+        other.load_state_dict(saved)
+        assert len(seen) == attempt + 1
+        assert seen[-1].keys() == saved["state"][0].keys() | {"t"}
+        assert (seen[-1]["step"], seen[-1]["t"]) == (4, 4)
+        for name in ("z", "x", "momentum_buffer"):
+            assert seen[-1][name].dtype == torch.float32
+            assert torch.equal(seen[-1][name], saved["state"][0][name])
+
+
+def test_hooks_of_a_load_that_was_refused_are_gone() -> None:
+    model, optimizer = build()
+    train(model, optimizer, 2)
+    with pytest.raises(ValueError, match="same parameter groups"):
+        optimizer.load_state_dict({"state": {}, "param_groups": []})
+    assert not optimizer._optimizer_load_state_dict_pre_hooks
+    assert not optimizer._optimizer_load_state_dict_post_hooks
+    optimizer.load_state_dict(optimizer.state_dict())

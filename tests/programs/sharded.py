@@ -16,6 +16,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"foreach": False},
     {"orthogonalize": "exact"},
     {"matrices": "normuon"},
+    {"beta1": 0.0, "rho": 0.0},
 ]
 
 
