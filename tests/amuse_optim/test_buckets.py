@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amuse_optim import buckets
+from amuse_optim import AMUSE, buckets, precision
 from amuse_optim.buckets import Bucket, Slot, dense_order, flat
+from tests.amuse_optim.training import take_steps
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 SIZES = [5, 1, 40, 7, 16, 3]
@@ -98,3 +99,18 @@ def test_reading_gives_the_precision_of_computation_and_writing_that_of_storage(
     (kept,) = chunk.write("y", [torch.full((4,), 1 + 2**-12)])
     assert torch.equal(kept, torch.ones(4))
     assert torch.equal(given.slots[0].param.detach(), torch.ones(4, dtype=torch.bfloat16))
+
+
+def test_every_tensor_of_a_parameter_is_rounded_with_bits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[tuple[int, ...]] = []
+    made = precision.rounding_generator
+
+    def kept(device: torch.device, *key: int) -> torch.Generator:
+        generator = made(device, *key)
+        keys.append(tuple(torch.rand(4, generator=generator).tolist()))
+        return made(device, *key)
+
+    monkeypatch.setattr(precision, "rounding_generator", kept)
+    weight = nn.Parameter(torch.randn(4, 4))
+    take_steps(AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, state_precision="lean"), range(1))
+    assert len(keys) == len(set(keys)) >= 2

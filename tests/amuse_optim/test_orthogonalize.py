@@ -233,3 +233,11 @@ def test_bad_input_is_refused() -> None:
         orthogonalize(torch.zeros(3, 3), method="cubic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must keep the shape"):
         orthogonalize(torch.zeros(3, 3), method=lambda stack: stack[:, :1])
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+@pytest.mark.parametrize("method", ["quintic", "polar_express", "exact"])
+def test_matrices_beyond_the_range_of_single_precision(method: str, scale: float) -> None:
+    matrix = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    near, far = (orthogonalize(m, method=method, dtype=torch.float64) for m in (matrix, matrix * scale))
+    torch.testing.assert_close(far, near, rtol=1e-9, atol=1e-12)

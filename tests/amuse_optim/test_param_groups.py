@@ -1,16 +1,14 @@
-"""Which parameter gets which direction, written down for real architectures."""
+"""Which parameter gets which direction, by layer and by override; the table of them."""
 
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from amuse_optim import AMUSE, param_groups, report
-
-
-def directions(model: nn.Module, **options: Any) -> dict[str, str]:
-    return {name: g["direction"] for g in param_groups(model, **options) for name, _ in g["params"]}
+from tests.amuse_optim.routing import Parts, Tied, directions
 
 
 def option(model: nn.Module, parameter: str, key: str) -> Any:
@@ -20,75 +18,11 @@ def option(model: nn.Module, parameter: str, key: str) -> Any:
     raise KeyError(parameter)
 
 
-class Tied(nn.Module):
-    def __init__(self, tie: bool) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(11, 8)
-        self.block = nn.Linear(8, 8)
-        self.norm = nn.LayerNorm(8)
-        self.lm_head = nn.Linear(8, 11, bias=False)
-        if tie:
-            self.lm_head.weight = self.embed.weight
-
-
-@pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.requirement("C2")
-def test_heads_tied_and_untied(tie: bool) -> None:
-    expected = {
-        "embed.weight": "adamw",
-        "block.weight": "muon",
-        "block.bias": "adamw",
-        "norm.weight": "adamw",
-        "norm.bias": "adamw",
-    }
-    assert directions(Tied(tie)) == expected | ({} if tie else {"lm_head.weight": "adamw"})
-
-
-def test_a_weight_tied_to_an_embedding_is_auxiliary_whatever_comes_first() -> None:
-    class HeadFirst(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.project = nn.Linear(8, 11, bias=False)
-            self.embed = nn.Embedding(11, 8)
-            self.embed.weight = self.project.weight
-
-    assert directions(HeadFirst()) == {"project.weight": "adamw"}
-
-
 def test_two_parameters_in_one_memory_are_refused() -> None:
     model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
     model[1].weight = nn.Parameter(model[0].weight.data)
     with pytest.raises(ValueError, match=r"'1.weight' and '0.weight' share memory"):
         param_groups(model)
-
-
-@pytest.mark.requirement("C2")
-def test_accessors_of_the_model_name_the_head() -> None:
-    class HuggingFaceLike(Tied):
-        def __init__(self) -> None:
-            super().__init__(tie=False)
-            self.unusual = self.lm_head
-            del self.lm_head
-
-        def get_output_embeddings(self) -> nn.Module:
-            return self.unusual
-
-    class TimmLike(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 8, 3)
-            self.last = nn.Linear(8, 4)
-
-        def get_classifier(self) -> nn.Module:
-            return self.last
-
-    assert directions(HuggingFaceLike())["unusual.weight"] == "adamw"
-    assert directions(TimmLike()) == {
-        "stem.weight": "muon",
-        "stem.bias": "adamw",
-        "last.weight": "adamw",
-        "last.bias": "adamw",
-    }
 
 
 @pytest.mark.requirement("C3")
@@ -247,60 +181,6 @@ def test_report_counts_and_names() -> None:
     assert "(0)" in report(plain.param_groups)
 
 
-class Parts(nn.Module):
-    """Named parts, each a layer."""
-
-    def __init__(self, **parts: nn.Module) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-
-@pytest.mark.parametrize(
-    "name", ["to_logits", "mlp_head", "prediction_head", "proj_out", "decoder", "head", "fc", "output"]
-)
-def test_heads_by_name(name: str) -> None:
-    found = directions(Parts(trunk=nn.Linear(8, 8), **{name: nn.Linear(8, 4)}))
-    assert found["trunk.weight"] == "muon"
-    assert found[f"{name}.weight"] == "adamw"
-
-
-def test_names_that_are_no_heads_in_other_places() -> None:
-    block = Parts(fc=nn.Linear(8, 8), output=nn.Linear(8, 8), heads=nn.ModuleList([nn.Linear(8, 8)]))
-    decoder = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    found = directions(Parts(blocks=nn.ModuleList([block]), decoder=decoder, empty=nn.Sequential()))
-    assert {direction for name, direction in found.items() if name.endswith("weight")} == {"muon"}
-
-
-def test_a_trunk_called_net_keeps_its_last_layer() -> None:
-    model = Parts(net=nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), head=nn.Linear(8, 2))
-    assert directions(model)["net.2.weight"] == "muon"
-    assert directions(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)))["1.weight"] == "adamw"
-
-
-def test_accessors_with_other_meanings_or_several_heads() -> None:
-    class Distilled(Parts):
-        def get_classifier(self) -> tuple[nn.Module, nn.Module]:
-            return self.one, self.two
-
-    class Other(Parts):
-        def get_classifier(self, name: str) -> str:
-            return name
-
-    found = directions(Distilled(trunk=nn.Linear(8, 8), one=nn.Linear(8, 2), two=nn.Linear(8, 2)))
-    assert (found["one.weight"], found["two.weight"], found["trunk.weight"]) == ("adamw", "adamw", "muon")
-    assert directions(Other(trunk=nn.Linear(8, 8)))["trunk.weight"] == "muon"
-
-
-def test_an_accessor_that_is_broken_is_not_silently_passed_over() -> None:
-    class Broken(Parts):
-        def get_output_embeddings(self) -> nn.Module:
-            return self.trunk + 1
-
-    with pytest.raises(TypeError, match="unsupported operand"):
-        param_groups(Broken(trunk=nn.Linear(8, 8)))
-
-
 def test_embeddings_and_norms_by_their_class_names() -> None:
     class VocabularyEmbedding(nn.Module):
         def __init__(self) -> None:
@@ -319,3 +199,27 @@ def test_overrides_name_real_directions_and_drop_what_only_matrices_have() -> No
     assert all("split_rows" not in group for group in groups if group["direction"] == "adamw")
     spectral = param_groups(Tied(tie=True), auxiliary="sgd", overrides=[("block.*", {"scale": "match_rms"})])
     assert "spectral" not in {group.get("scale") for group in spectral}
+
+
+def test_parametrized_layers_are_what_they_are_without() -> None:
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Conv2d(4, 8, 3)),
+        parametrizations.spectral_norm(nn.Embedding(10, 4)),
+        parametrizations.orthogonal(nn.Linear(8, 8)),
+        parametrizations.spectral_norm(nn.Linear(8, 3)),
+    )
+    chosen = {
+        name: (group["direction"], group.get("stacked", False))
+        for group in param_groups(model)
+        for name, _ in group["params"]
+    }
+    assert parametrize.is_parametrized(model[0])
+    assert chosen["0.parametrizations.weight.original0"] == ("adamw", False)  # one length an output channel
+    assert chosen["0.parametrizations.weight.original1"] == ("muon", False)
+    assert chosen["1.parametrizations.weight.original"] == ("adamw", False)
+    assert chosen["2.parametrizations.weight.original"] == ("muon", False)
+    assert chosen["3.parametrizations.weight.original"] == ("adamw", False)  # the head
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        old = nn.utils.weight_norm(nn.Conv2d(4, 8, 3))
+    directions = {name: group["direction"] for group in param_groups(old) for name, _ in group["params"]}
+    assert directions == {"bias": "adamw", "weight_g": "adamw", "weight_v": "muon"}

@@ -1,4 +1,4 @@
-"""What each of torchrun's processes does for `test_sharded.py`: the same steps as one process, on shards."""
+"""What each of torchrun's processes does for `test_sharding.py`: the same steps as one process, on shards."""
 
 import gc
 from typing import Any
@@ -17,6 +17,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"foreach": False},
     {"orthogonalize": "exact"},
     {"matrices": "normuon"},
+    {"beta1": 0.0, "rho": 0.0},
 ]
 
 

@@ -80,12 +80,3 @@ def test_exact_values_go_on_to_the_same_bits() -> None:
     optimizer.eval()
     for i, parameter in enumerate(parameters):
         assert torch.equal(parameter, case["x"][i])
-
-
-def test_a_format_of_the_future_is_refused() -> None:
-    optimizer = AMUSE([nn.Parameter(torch.ones(2))], direction="sgd", warmup_steps=2)
-    saved = optimizer.state_dict()
-    assert saved["param_groups"][0]["format"] == 2
-    saved["param_groups"][0]["format"] = 3
-    with pytest.raises(ValueError, match="state_dict has format 3, this version of amuse-optim reads 1 to 2"):
-        optimizer.load_state_dict(saved)
