@@ -44,7 +44,7 @@ TOLERATED = (
 )
 # Of a process of the tests, bytes: some releases of Python give a damaged pickle all the memory it asks for.
 ADDRESS_SPACE = 12 * 2**30
-TOLERATED_OF_OLD_PACKAGES = "-W ignore::DeprecationWarning"
+TOLERATED_OF_OLD_PACKAGES = "-W ignore::DeprecationWarning -W 'ignore:TypedStorage is deprecated:UserWarning'"  # torch 2.9's of itself
 LABORATORY_EXTRAS = ("data", "image", "lab", "sinks")  # the peers of `bench` want a newer NumPy
 
 
@@ -129,7 +129,7 @@ def tools(place: Place, *, laboratory: bool) -> list[str]:
         return [
             *lowest(),
             *(f"{tool}=={known[tool]}" for tool in ("hypothesis", "pytest")),
-            "transformers==5.0.0",
+            "transformers>=5.1",
         ]
     oldest = next(each for each in lowest() if each.startswith("numpy=="))
     found = [*TOOLS]
