@@ -44,7 +44,8 @@ TOLERATED = (
 )
 # Of a process of the tests, bytes: some releases of Python give a damaged pickle all the memory it asks for.
 ADDRESS_SPACE = 12 * 2**30
-TOLERATED_OF_OLD_PACKAGES = "-W ignore::DeprecationWarning -W 'ignore:TypedStorage is deprecated:UserWarning'"  # torch 2.9's of itself
+# The second one is what torch 2.9 says of itself.
+TOLERATED_OF_OLD_PACKAGES = "-W ignore::DeprecationWarning -W 'ignore:TypedStorage is deprecated:UserWarning'"
 LABORATORY_EXTRAS = ("data", "image", "lab", "sinks")  # the peers of `bench` want a newer NumPy
 
 
