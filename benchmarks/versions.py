@@ -42,7 +42,7 @@ TOLERATED = (
     "-W 'ignore:Conversion of an array with ndim:DeprecationWarning' "
     "-W 'ignore:Guards may run slower on Python 3.13.0:RuntimeWarning'"
 )
-# Of a process of the tests, bytes: some releases of Python give a damaged pickle all the memory it asks for.
+# Of a process of the laboratory's tests, bytes: some releases of Python give a damaged pickle all the memory it asks for.
 ADDRESS_SPACE = 12 * 2**30
 # The second one is what torch 2.9 says of itself.
 TOLERATED_OF_OLD_PACKAGES = "-W ignore::DeprecationWarning -W 'ignore:TypedStorage is deprecated:UserWarning'"
@@ -139,6 +139,10 @@ def tools(place: Place, *, laboratory: bool) -> list[str]:
     return [oldest, *(f"{tool}=={known[tool]}" for tool in found)]
 
 
+def _bounded() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+
+
 def tested(place: Place, folders: Sequence[str]) -> dict[str, Any]:
     """Run tests in the environment.
 
@@ -157,7 +161,7 @@ def tested(place: Place, folders: Sequence[str]) -> dict[str, Any]:
             [*command, *folders],
             cwd=ROOT,
             env=os.environ | variables,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE)),
+            preexec_fn=_bounded if folders == LABORATORY else None,
             check=False,
         )
         cases = list(ElementTree.parse(report).iter("testcase"))
