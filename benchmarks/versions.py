@@ -42,7 +42,7 @@ TOLERATED = (
     "-W 'ignore:Conversion of an array with ndim:DeprecationWarning' "
     "-W 'ignore:Guards may run slower on Python 3.13.0:RuntimeWarning'"
 )
-# Of a process of the laboratory's tests, bytes: some releases of Python give a damaged pickle all the memory it asks for.
+# Bytes of a process of the laboratory's tests: some Pythons give a damaged pickle all the memory it asks for.
 ADDRESS_SPACE = 12 * 2**30
 # The second one is what torch 2.9 says of itself.
 TOLERATED_OF_OLD_PACKAGES = "-W ignore::DeprecationWarning -W 'ignore:TypedStorage is deprecated:UserWarning'"
