@@ -173,7 +173,9 @@ class AMUSE(torch.optim.Optimizer):
         """Add a group at any time and in any mode; its clock starts at 0. Nothing changes if it raises.
 
         Args:
-            param_group: "params" and any of the options; the others take the optimizer's own.
+            param_group: "params", any of the options, and "name" if you like; options that are missing
+                take the optimizer's own. Its parameters may have names where those of other groups have
+                none, and the other way round.
 
         Raises:
             ValueError: As on construction, and for parameters that are in a group already.
@@ -181,7 +183,8 @@ class AMUSE(torch.optim.Optimizer):
         """
         group = options.complete_group(param_group, self.defaults)
         group |= clock.initial_numbers(group) | {"mode": self.mode, "format": FORMAT}
-        super().add_param_group(group)
+        with options.names_hidden(*self.param_groups, group):
+            super().add_param_group(group)
         for parameter in group["params"]:
             self.state[parameter] = initial_state(parameter, group)
             if self.mode == "eval":

@@ -16,6 +16,8 @@ from .state import kept_tensors
 # The form of state dicts, kept in every group as "format"; docs/state_dicts.md says what changed when.
 FORMAT = 2
 _FUNCTION = "function "
+# What DDP, torch.compile, FSDP1 and activation checkpointing call the module inside them.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 def portable(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,16 +122,10 @@ def _check_form(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
 
 def _check_fits(saved_groups: list[Group], states: Mapping[int, Any], groups: list[Group]) -> None:
     """Refuse completed groups or state that do not fit, before any of it is taken over."""
+    _check_order(saved_groups, groups)
     for saved, group in zip(saved_groups, groups, strict=True):
         _check_function(saved["orthogonalize"])
         check_options(saved)
-        pairs = zip(saved.get("param_names") or (), group.get("param_names") or (), strict=False)
-        for theirs, ours in pairs:  # none where either side has no names
-            if theirs != ours:
-                raise ValueError(
-                    f"state_dict has parameter {theirs!r} where the optimizer has {ours!r}: build the "
-                    "groups in the order they were saved in"
-                )
         for index, (i, parameter) in enumerate(zip(saved["params"], group["params"], strict=True)):
             state = states.get(i, {})
             shapes = {name: kept.shape for name, kept in kept_tensors(parameter, saved).items()}
@@ -146,6 +142,29 @@ def _check_fits(saved_groups: list[Group], states: Mapping[int, Any], groups: li
                 if not isinstance(value, Tensor) or value.shape != shape:
                     found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
                     raise ValueError(f"state_dict holds a {name} {found} for {describe(group, index)}")
+
+
+def _check_order(saved_groups: list[Group], groups: list[Group]) -> None:
+    """Refuse parameters that were saved in another order; other names alone do not matter, as in torch."""
+    elsewhere: dict[str, str] = {}
+    for saved, group in zip(saved_groups, groups, strict=True):
+        # No pairs where either side has no names.
+        pairs = zip(saved.get("param_names") or (), group.get("param_names") or (), strict=False)
+        plain = ((_plain_name(ours), _plain_name(theirs)) for theirs, ours in pairs)
+        elsewhere |= {ours: theirs for ours, theirs in plain if theirs != ours}
+    while renamed := [ours for ours, theirs in elsewhere.items() if theirs not in elsewhere]:
+        for ours in renamed:
+            del elsewhere[ours]
+    for ours, theirs in elsewhere.items():  # what is left changed places among themselves
+        raise ValueError(
+            f"state_dict has parameter {theirs!r} where the optimizer has {ours!r}: build the groups in the "
+            "order they were saved in"
+        )
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name without what wrappers of modules put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _check_function(orthogonalize: object) -> None:
