@@ -61,7 +61,7 @@ def averaged_state_dict(model: nn.Module, optimizer: AMUSE) -> dict[str, Tensor]
             the model's state dict (because a hook changes it): then evaluate inside `averaged(optimizer)`
             and take the state dict there.
     """
-    trained = {p: state for p, state in optimizer.state.items() if "beta" in state}
+    trained = {parameter: state for _, parameter, state in optimizer.members()}
     expected = {parameter for parameter in model.parameters() if parameter in trained}
     if not expected:
         raise ValueError(

@@ -18,6 +18,7 @@ from .precision import StatePrecision
 from .schedule import BetaClock, DecayAt, Parity
 from .state import (
     check_ready,
+    complete_states,
     follow_parameter,
     gradients_usable,
     initial_state,
@@ -187,8 +188,6 @@ class AMUSE(torch.optim.Optimizer):
             super().add_param_group(group)
         for parameter in group["params"]:
             self.state[parameter] = initial_state(parameter, group)
-            if self.mode == "eval":
-                self.state[parameter]["y"] = parameter.detach().clone()
 
     @property
     def mode(self) -> Mode:
@@ -196,7 +195,13 @@ class AMUSE(torch.optim.Optimizer):
         mode: Mode = self.param_groups[0]["mode"] if self.param_groups else "train"
         return mode
 
-    def _each(self) -> Iterator[tuple[Group, Tensor, State]]:
+    def members(self) -> Iterator[tuple[Group, Tensor, State]]:
+        """Every parameter with its group and its state, which is made where there is none.
+
+        Raises:
+            ValueError: If the state of a parameter that has taken steps is gone.
+        """
+        complete_states(self.param_groups, self.state)
         for group in self.param_groups:
             for parameter in group["params"]:
                 yield group, parameter, self.state[parameter]
@@ -206,7 +211,7 @@ class AMUSE(torch.optim.Optimizer):
     def eval(self) -> None:
         """Put the average x into the parameters; `train()` brings back y bit for bit. Idempotent."""
         if self.mode == "train":
-            show_average((parameter, state) for _, parameter, state in self._each())
+            show_average((parameter, state) for _, parameter, state in self.members())
             self._set_mode("eval")
 
     def train(self) -> None:
@@ -217,9 +222,9 @@ class AMUSE(torch.optim.Optimizer):
         rounds. Call `eval()` before `get_state_dict` to read all of it.
         """
         if self.mode == "eval":
-            show_gradient_point((parameter, state) for _, parameter, state in self._each())
+            show_gradient_point((parameter, state) for _, parameter, state in self.members())
             self._set_mode("train")
-            for _, _, state in self._each():
+            for _, _, state in self.members():
                 state.pop("y", None)
 
     def _set_mode(self, mode: Mode) -> None:
@@ -261,6 +266,7 @@ class AMUSE(torch.optim.Optimizer):
                 loss = closure()
             self._require_train_mode()
 
+        complete_states(self.param_groups, self.state)
         active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
         for group in active:
             check_ready(group, self.state)
@@ -305,10 +311,11 @@ class AMUSE(torch.optim.Optimizer):
         A function given as `orthogonalize` is named, not stored, so that the dict loads with
         `torch.load(..., weights_only=True)`.
         """
-        for group, parameter, state in self._each():
+        for group, parameter, state in self.members():
             follow_parameter(parameter, state, group)
         return portable(super().state_dict())
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`, in the mode it was taken in: load the model saved beside it too.

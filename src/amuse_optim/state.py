@@ -1,6 +1,7 @@
 """The state of a parameter and of a group: made, followed, read, and checked before a step."""
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ def kept_tensors_in(group: Mapping[str, Any]) -> Callable[[Tensor], dict[str, Ke
     return kept
 
 
+@torch.inference_mode(False)
 def initial_state(parameter: Tensor, group: Group) -> State:
     """State of a parameter before its first step: all tensors exist, so checkpoints are complete."""
     state: State = {"step": 0, "beta": group["beta1"]}
@@ -62,7 +64,50 @@ def initial_state(parameter: Tensor, group: Group) -> State:
             state[name] = torch.zeros_like(parameter.detach(), dtype=dtype)
         else:
             state[name] = zeros(shape, dtype, parameter)
+    if group["mode"] == "eval":
+        state["y"] = parameter.detach().clone()
     return state
+
+
+def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State]) -> None:
+    """Make state for parameters that have none, and drop that of parameters which are in no group any more.
+
+    Frameworks exchange the parameters in the groups after construction, and users empty `optimizer.state`.
+    Warns where a parameter took the place of one of its shape that had taken steps.
+
+    Raises:
+        ValueError: If the state of a parameter is gone that may have taken steps; nothing has changed then.
+    """
+    lacking = [
+        (group, index, parameter)
+        for group in groups
+        for index, parameter in enumerate(group["params"])
+        if "step" not in states.get(parameter, ())
+    ]
+    if not lacking and len(states) == sum(len(group["params"]) for group in groups):
+        return
+    present = {parameter for group in groups for parameter in group["params"]}
+    gone = [key for key in states if isinstance(key, Tensor) and key not in present]
+    for group, index, parameter in lacking:
+        exchanged = len(gone) >= len(lacking) and not states.get(parameter)
+        if group["t"] > 0 and not exchanged:
+            raise ValueError(
+                f"the state of {describe(group, index)} is not in optimizer.state, and its group has taken "
+                f"{int(group['t'])} steps: z and x are lost. Put it back, load a state dict, or call "
+                "accept_weights(optimizer) to go on from the weights as they stand"
+            )
+    moved = [key.shape for key in gone if "step" in states[key] and started(states[key])]
+    for key in gone:
+        del states[key]
+    for group, index, parameter in lacking:
+        states[parameter] = initial_state(parameter, group)
+        if parameter.shape in moved:
+            moved.remove(parameter.shape)
+            warnings.warn(
+                f"{describe(group, index)} took the place of one that has taken steps: its z, x and momenta "
+                "begin anew from the weights as they stand",
+                stacklevel=4,
+            )
 
 
 def started(state: State) -> bool:
@@ -104,6 +149,11 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
             continue
         tensors = kept_in_state(parameter)
         state = states[parameter]
+        if parameter.is_inference():
+            raise ValueError(
+                f"{describe(group, index)} was made under torch.inference_mode and cannot be trained: make the "
+                "model outside of it"
+            )
         if not started(state):
             continue
         if isinstance(state["step"], Tensor) and not group["capturable"]:
@@ -111,7 +161,7 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
                 f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
                 "off, save the optimizer's state dict and load it into one without"
             )
-        missing = [name for name in tensors if name not in state]
+        missing = [name for name in ("beta", *tensors) if name not in state]
         if missing:
             raise ValueError(
                 f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
@@ -125,6 +175,11 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
                 f"{describe(group, index)} does not fit its state, of shape {tuple(kept.shape)}"
                 f"{' in shards' if is_sharded(kept) else ''}: it was replaced or sharded after its "
                 "first step. Build a new optimizer for it, or load state that was saved for it"
+            )
+        if kept.is_inference():
+            raise ValueError(
+                f"the state of {describe(group, index)} was made under torch.inference_mode, by a copy of the "
+                "optimizer perhaps, and cannot be written to: load the optimizer's state dict outside of it"
             )
         if parameter.device != kept.device:
             raise ValueError(
@@ -175,6 +230,7 @@ def _not_finite(gradients: list[tuple[int, Tensor]]) -> list[int]:
     return [i for i, gradient in gradients if not gradient.isfinite().all()]
 
 
+@torch.inference_mode(False)  # which allows gradients, so no_grad comes inside
 @torch.no_grad()
 def show_average(members: Iterable[tuple[Tensor, State]]) -> None:
     """Put x into the parameters, and y into their state. If anything raises, all parameters hold y again."""

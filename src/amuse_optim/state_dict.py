@@ -41,9 +41,10 @@ def taking_over(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
         _check_form(loaded, optimizer.param_groups)
         groups = _completed(loaded["param_groups"], optimizer.param_groups)
-        _check_fits(groups, loaded["state"], optimizer.param_groups)
+        states = {i: _found(loaded["state"], i) for group in groups for i in group["params"]}
+        _check_fits(groups, states, optimizer.param_groups)
         _warn_of_differences(loaded["param_groups"], optimizer.param_groups)
-        taken.update(loaded | {"param_groups": groups})
+        taken.update(loaded | {"param_groups": groups, "state": states})
         return taken
 
     def copy(_: torch.optim.Optimizer) -> None:
@@ -64,6 +65,15 @@ def taking_over(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             handle.remove()
 
 
+def _found(states: Mapping[Any, Any], i: Any) -> dict[str, Any]:
+    """The state of a parameter in a state dict, its step and beta as Python's numbers.
+
+    `torch.distributed.checkpoint`, given an optimizer, reads tensors into the entry i that the optimizer made
+    and puts numbers, which it cannot read in place, into another one under the key str(i).
+    """
+    return on_host({**(states.get(i) or {}), **(states.get(str(i)) or {})})
+
+
 def _labelled(value: object) -> object:
     """An option as a state dict holds it: a function by its name."""
     if not callable(value):
@@ -80,7 +90,7 @@ def _completed(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
     """
     whole = []
     for saved, group in zip(saved_groups, groups, strict=True):
-        new = {name: group[name] for name in OPTIONS if name not in saved} | saved
+        new = {name: group[name] for name in OPTIONS if name not in saved} | on_host(saved)
         if str(new["orthogonalize"]).startswith(_FUNCTION) and callable(group["orthogonalize"]):
             new["orthogonalize"] = group["orthogonalize"]
         if "format" not in new:
@@ -127,7 +137,7 @@ def _check_fits(saved_groups: list[Group], states: Mapping[int, Any], groups: li
         _check_function(saved["orthogonalize"])
         check_options(saved)
         for index, (i, parameter) in enumerate(zip(saved["params"], group["params"], strict=True)):
-            state = states.get(i, {})
+            state = states[i]
             shapes = {name: kept.shape for name, kept in kept_tensors(parameter, saved).items()}
             if saved["mode"] == "eval" and "z" not in shapes:
                 shapes["y"] = tuple(parameter.shape)

@@ -41,10 +41,11 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
     if optimizer.measurements is None:
         optimizer.measurements = {}
     report: dict[str, Tensor] = {}
+    states = {parameter: state for _, parameter, state in optimizer.members()}
     for index, group in enumerate(optimizer.param_groups):
         differences_xz, differences_yx = [], []
         for parameter in group["params"]:
-            state = optimizer.state[parameter]
+            state = states[parameter]
             z = fast_value(parameter, state)
             if optimizer.mode == "train":
                 x, y = averaged_value(parameter, state), working(parameter.detach())
