@@ -74,7 +74,8 @@ def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
         defaults: The options given to the optimizer.
 
     Returns:
-        A new group, its parameters as tensors with their names beside them; fractional lengths are resolved to steps, and `t0_steps` and `lr_rest` applied.
+        A new group, its parameters as tensors with their names beside them; fractional lengths are resolved
+        to steps, and `t0_steps` and `lr_rest` applied.
 
     Raises:
         ValueError: For an unknown key, a value out of range, or a parameter the direction cannot take.

@@ -1,4 +1,4 @@
-"""The state of a parameter and of a group: made, followed, read, and checked before a step."""
+"""The state of a parameter: made, followed, found again, and read."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -10,9 +10,9 @@ from torch import Tensor
 from . import averaging
 from .buckets import Group, State
 from .directions import DIRECTIONS
-from .options import check_options, describe
+from .options import describe
 from .precision import state_dtype, working
-from .sharding import is_sharded, local, summed, zeros
+from .sharding import zeros
 
 SEQUENCES = ("z", "x")
 
@@ -135,101 +135,6 @@ def follow_parameter(parameter: Tensor, state: State, group: Group) -> None:
             state[name].copy_(parameter.detach())
 
 
-def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
-    """Everything about a group that could stop a step halfway, before the step begins.
-
-    Raises:
-        ValueError: For an option that was changed to something impossible, or state that does not fit the
-            parameter any more.
-    """
-    check_options(group)
-    kept_in_state = kept_tensors_in(group)
-    for index, parameter in enumerate(group["params"]):
-        if parameter.grad is None:
-            continue
-        tensors = kept_in_state(parameter)
-        state = states[parameter]
-        if parameter.is_inference():
-            raise ValueError(
-                f"{describe(group, index)} was made under torch.inference_mode and cannot be trained: make the "
-                "model outside of it"
-            )
-        if not started(state):
-            continue
-        if isinstance(state["step"], Tensor) and not group["capturable"]:
-            raise ValueError(
-                f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
-                "off, save the optimizer's state dict and load it into one without"
-            )
-        missing = [name for name in ("beta", *tensors) if name not in state]
-        if missing:
-            raise ValueError(
-                f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
-                "was converted, or an option was changed (beta1 from or to 0, say), after its first step. Do "
-                "either before it"
-            )
-        kept: Tensor = state[next(iter(tensors))]
-        # A transposed .data has the whole's shape but not the parts'; a full state dict is not sharded.
-        if is_sharded(parameter) != is_sharded(kept) or local(parameter).shape != local(kept).shape:
-            raise ValueError(
-                f"{describe(group, index)} does not fit its state, of shape {tuple(kept.shape)}"
-                f"{' in shards' if is_sharded(kept) else ''}: it was replaced or sharded after its "
-                "first step. Build a new optimizer for it, or load state that was saved for it"
-            )
-        if kept.is_inference():
-            raise ValueError(
-                f"the state of {describe(group, index)} was made under torch.inference_mode, by a copy of the "
-                "optimizer perhaps, and cannot be written to: load the optimizer's state dict outside of it"
-            )
-        if parameter.device != kept.device:
-            raise ValueError(
-                f"{describe(group, index)} is on {parameter.device}, its state on {kept.device}: move "
-                "the model before the first step, or save, move, and load the optimizer's state dict"
-            )
-
-
-def gradients_usable(groups: list[Group]) -> bool:
-    """Check every gradient before anything changes; False if the step is to be skipped."""
-    skip = False
-    for group in groups:
-        present = [(i, local(p.grad)) for i, p in enumerate(group["params"]) if p.grad is not None]
-        for i, gradient in present:
-            if gradient.layout != torch.strided:
-                raise TypeError(
-                    f"the gradient of {describe(group, i)} is sparse, which AMUSE does not support: "
-                    "build the embedding with sparse=False"
-                )
-        present = [(i, gradient) for i, gradient in present if gradient.numel() > 0]
-        if group["nonfinite"] == "ignore":
-            continue
-        bad = [describe(group, i) for i in _not_finite(present)]
-        anywhere = len(bad)
-        if any(is_sharded(parameter) for parameter in group["params"]):  # all ranks do the same
-            count = torch.tensor(len(bad), device=group["params"][0].device)
-            anywhere = int(summed(count, group["params"]))
-        if not anywhere:
-            continue
-        if group["nonfinite"] == "raise":
-            whose = f"the gradient of {bad[0]} is" if bad else "gradients on another rank are"
-            raise FloatingPointError(
-                f"{whose} not finite ({anywhere} of {len(group['params'])} parameters of the group). Nothing "
-                "was changed. Lower the learning rate or clip, or pass nonfinite='skip'"
-            )
-        skip = True
-    return not skip
-
-
-def _not_finite(gradients: list[tuple[int, Tensor]]) -> list[int]:
-    """The indices of those with an infinite or NaN entry."""
-    if not gradients:
-        return []
-    norms = torch._foreach_norm([gradient for _, gradient in gradients])
-    if torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all():
-        return []
-    # A norm overflows where no entry does: only now is it worth looking at every entry.
-    return [i for i, gradient in gradients if not gradient.isfinite().all()]
-
-
 @torch.inference_mode(False)  # which allows gradients, so no_grad comes inside
 @torch.no_grad()
 def show_average(members: Iterable[tuple[Tensor, State]]) -> None:
@@ -290,3 +195,29 @@ def interpolated_value(parameter: Tensor, state: State) -> Tensor:
         )
     x = working(state["x"] if "x" in state else parameter.detach())
     return averaging.interpolate([fast_value(parameter, state)], [x], state["beta"])[0]
+
+
+def sequences(parameter: Tensor, state: State, mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Z, x and y of a parameter in either mode, as precise as they are kept; not to be written to."""
+    if not started(state):
+        value = working(parameter.detach())
+        return value, value, value
+    z = fast_value(parameter, state)
+    if mode == "train":
+        return z, averaged_value(parameter, state), working(parameter.detach())
+    x = working(state["x"] if "x" in state else parameter.detach())
+    return z, x, interpolated_value(parameter, state)
+
+
+def store_sequences(parameter: Tensor, state: State, z: Tensor, x: Tensor, mode: str) -> None:
+    """Set z and x of a parameter, and y to what follows from what can be stored of them."""
+    if "z" in state:
+        z = working(state["z"].copy_(z))
+    if "x" in state:
+        x = working(state["x"].copy_(x))
+    y = averaging.interpolate([z], [x], state["beta"])[0]
+    if mode == "train":
+        parameter.copy_(y)
+    else:
+        parameter.copy_(x)
+        state["y"] = y.to(parameter.dtype)

@@ -39,7 +39,9 @@ class Inside(nn.Module):
 
 
 @pytest.mark.requirement("B1")
-@pytest.mark.parametrize("wrapper", ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+@pytest.mark.parametrize(
+    "wrapper", ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+)
 @pytest.mark.parametrize("wrapped_first", [True, False])
 def test_what_wraps_a_model_does_not_matter_to_its_state(wrapper: str, wrapped_first: bool) -> None:
     plain, wrapped = network(), nn.ModuleDict({"generator": Inside(wrapper)})
@@ -153,7 +155,7 @@ def test_a_group_may_have_a_name_and_nothing_else_that_nobody_reads() -> None:
     optimizer = AMUSE([group], warmup_steps=2)
     assert optimizer.param_groups[0]["name"] == "decoder"
     assert optimizer.state_dict()["param_groups"][0]["name"] == "decoder"
-    with pytest.raises(ValueError, match="unknown parameter group key 'lr_mult'.*nothing would read it"):
+    with pytest.raises(ValueError, match=r"unknown parameter group key 'lr_mult'.*nothing would read it"):
         AMUSE([{**group, "lr_mult": 2.0}], warmup_steps=2)
 
 
@@ -163,7 +165,11 @@ def test_a_group_may_have_a_name_and_nothing_else_that_nobody_reads() -> None:
 )
 def test_numbers_of_other_kinds_are_numbers(lr: Any) -> None:
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    options: dict[str, Any] = {"direction": "sgd", "warmup_steps": np.int64(2), "weight_decay": np.float32(0.5)}
+    options: dict[str, Any] = {
+        "direction": "sgd",
+        "warmup_steps": np.int64(2),
+        "weight_decay": np.float32(0.5),
+    }
     optimizer, plain = AMUSE([p], lr, **options), AMUSE([q], float(lr), **options)
     for step in range(4):
         if step == 2:  # as a scheduler sets it
@@ -205,7 +211,12 @@ def test_errors_are_of_the_kinds_of_torchs_own_optimizers() -> None:
 
     p, options = weight(), {"direction": "sgd", "warmup_steps": 2}
     cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-        (p, {}, TypeError, "params argument given to the optimizer should be an iterable of Tensors or dicts"),
+        (
+            p,
+            {},
+            TypeError,
+            "params argument given to the optimizer should be an iterable of Tensors or dicts",
+        ),
         ([], {}, ValueError, "empty parameter list"),
         ([{"params": p}, {"params": p}], {}, ValueError, "some parameters appear in more than one"),
         ([p], {"lr": torch.tensor([0.001, 0.001])}, ValueError, "Tensor lr must be 1-element"),

@@ -1,4 +1,4 @@
-"""State that is not where it was made: emptied, exchanged, read under other keys, or made under inference_mode."""
+"""State that is not where it was made: emptied, exchanged, under other keys, or made under inference_mode."""
 
 import collections
 import copy
@@ -123,7 +123,9 @@ def test_a_parameter_that_takes_anothers_place_begins_anew() -> None:
 
     alike = nn.Parameter(torch.ones(4, 3))
     optimizer.param_groups[0]["params"][0] = alike
-    with pytest.warns(UserWarning, match="parameter '0' of shape .* took the place of one that has taken steps"):
+    with pytest.warns(
+        UserWarning, match="parameter '0' of shape .* took the place of one that has taken steps"
+    ):
         optimizer.state_dict()
     assert torch.equal(optimizer.state[alike]["z"], alike)
 
@@ -152,7 +154,9 @@ def test_raw_distributed_checkpoints_lose_nothing(
         dtype = torch.float64
     model, optimizer = build(dtype, **KINDS[kind])
     train(model, optimizer, range(5))
-    dcp.save({"model": model, "optim": optimizer if whole else optimizer.state_dict()}, checkpoint_id=tmp_path)
+    dcp.save(
+        {"model": model, "optim": optimizer if whole else optimizer.state_dict()}, checkpoint_id=tmp_path
+    )
     again, target = build(dtype, **KINDS[kind])
     train(again, target, range(50, 52))
     stored = target.state_dict()
@@ -234,7 +238,7 @@ def test_what_was_made_under_inference_mode_is_refused_before_a_step_counts() ->
     for parameter in model:
         with torch.inference_mode():
             parameter.grad = torch.ones_like(parameter)
-    with pytest.raises(ValueError, match="parameter '0' of shape .* was made under torch.inference_mode"):
+    with pytest.raises(ValueError, match=r"parameter '0' of shape .* was made under torch.inference_mode"):
         optimizer.step()
     assert optimizer.param_groups[0]["t"] == 0
 
@@ -243,6 +247,6 @@ def test_what_was_made_under_inference_mode_is_refused_before_a_step_counts() ->
     with torch.inference_mode():
         for state in optimizer.state.values():
             state["z"] = state["z"].clone()
-    with pytest.raises(ValueError, match="state of parameter '0' .* was made under torch.inference_mode"):
+    with pytest.raises(ValueError, match=r"state of parameter '0' .* was made under torch.inference_mode"):
         train(model, optimizer, range(2, 3))
     assert [state["step"] for state in optimizer.state.values()] == [2, 2]
