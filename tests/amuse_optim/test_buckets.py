@@ -22,7 +22,7 @@ def no_grad() -> Iterator[None]:
 
 def bucket(sizes: list[int], dtype: torch.dtype = torch.float32) -> Bucket:
     params = [nn.Parameter(torch.arange(float(size)).to(dtype)) for size in sizes]
-    group = {"params": params, "stacked": False}
+    group = {"params": params, "stacked": False, "transposed": False}
     slots = []
     for index, param in enumerate(params):
         param.grad = torch.ones_like(param)
@@ -75,7 +75,7 @@ def test_other_formats_are_told() -> None:
 def test_a_gradient_in_another_format_is_read_entry_by_entry() -> None:
     param = nn.Parameter(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last))
     param.grad = torch.arange(120.0).view(2, 3, 4, 5)
-    slot = Slot.of({"params": [param], "stacked": False}, 0, {}, [])
+    slot = Slot.of({"params": [param], "stacked": False, "transposed": False}, 0, {}, [])
     slot.row["y"].copy_(slot.row["gradient"])
     assert torch.equal(param.detach(), param.grad)
 
@@ -83,7 +83,7 @@ def test_a_gradient_in_another_format_is_read_entry_by_entry() -> None:
 def test_copies_are_put_back() -> None:
     param = nn.Parameter(torch.zeros(4, 6).T)
     param.grad = torch.ones(6, 4)
-    slot = Slot.of({"params": [param], "stacked": False}, 0, {}, [])
+    slot = Slot.of({"params": [param], "stacked": False, "transposed": False}, 0, {}, [])
     slot.row["y"].copy_(torch.arange(24.0))
     assert not bool(param.detach().any())
     slot.put_back()

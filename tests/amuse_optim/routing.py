@@ -1,0 +1,33 @@
+"""What the tests of parameter groups share."""
+
+from typing import Any
+
+from torch import nn
+
+from amuse_optim import param_groups
+
+
+class Parts(nn.Module):
+    """Named parts, each a module or a parameter."""
+
+    def __init__(self, **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def directions(model: nn.Module, **options: Any) -> dict[str, str]:
+    return {name: g["direction"] for g in param_groups(model, **options) for name, _ in g["params"]}
+
+
+def option(model: nn.Module, parameter: str, key: str) -> Any:
+    for group in param_groups(model):
+        if parameter in [name for name, _ in group["params"]]:
+            return group.get(key)
+    raise KeyError(parameter)
+
+
+def auxiliary_weights(model: nn.Module) -> set[str]:
+    """The layers whose weight gets the auxiliary direction."""
+    found = directions(model)
+    return {n.removesuffix(".weight") for n, d in found.items() if n.endswith("weight") and d == "adamw"}
