@@ -19,21 +19,23 @@ _ALWAYS = re.compile(
     r"lm_head|mlp_head|prediction_head|classifier|to_logits|logits?|score|qa_outputs|embed_out|unembed"
     r"|seq_relationship|(.+_)?(class|cls|bbox|box)_(embed|pred|score|logits|reg|head)"
 )
-# Names that mean one outside of blocks: heads of tasks, of detectors, of pre-training, of decoders.
+# Names that mean one outside of blocks: heads of tasks, of detectors, of pre-training.
 _OUTSIDE_BLOCKS = re.compile(
-    r"(?!.*(multi|attn|attention|query|pos_|pool|router))"
-    r"((.+_)?(heads?|classifiers?|logits?|scores?|predictors?|predictions?|pred)|(heads?|logits?)_.+|aux.*"
-    r"|predict_.+|final_(layer|linear|conv|convolution|proj|projection)|conv_(out|post)|classifier_.+"
-    r"|output_projection(_.+)?|reference_points)",
+    r"(?!pre_|conv_head|.*(multi|attn|attention|query|pos_|ref_point|pool|router))"
+    r"((.+_)?(heads?|classifiers?|logits?|scores?|predictors?|predictions?|pred)|aux.*|predict_.+"
+    r"|(heads?|logits?|classifier|output_projection)_.+|output_projection|reference_points|(feat|prob)_out)",
     re.IGNORECASE,
 )
-# Of these, the ones after which nothing else is an output: a "head" before them is their input.
-_FINAL = frozenset({"classifier", "lm_head", "score"})
 # Names that mean one at the end of a network: any layers, and a single layer (a "decoder" of many is none).
-_NETWORK_HEADS = frozenset({"head", "heads", "fc", "readout", "cls"})
-_NETWORK_LAYERS = frozenset({"output", "out", "decoder", "proj_out"})
-# Names of what holds a whole network and nothing that changes what it is.
-_HOLDERS = frozenset({"module", "model", "net", "network", "base_model", "backbone"})
+_AT_END = re.compile(r"heads?|fc|readout|cls|final_(layer|linear|conv|convolution|proj|projection)")
+_AT_END_SINGLE = re.compile(r"output|out|decoder|proj_out|conv_out|conv_post")
+# Of all these, what is the input of the output layer where that comes later.
+_BEFORE_OUTPUT = re.compile(r"heads?|lm_head|cls|final_.+|projection_head|(.+_)?predictions?")
+_OUTPUT = frozenset({"classifier", "lm_head", "score"})
+# Names of what holds a whole network, or the part of one that makes its output.
+_HOLDERS = frozenset(
+    {"module", "model", "net", "network", "base_model", "backbone", "decoder", "head", "heads"}
+)
 _CHAINS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _TORCH_BLOCKS = (
     *(nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
@@ -44,20 +46,50 @@ _TORCH_BLOCKS = (
 def output_layers(module: nn.Module) -> list[nn.Module]:
     """The layers that make the output of a head: its last one, of every head in a container of heads."""
     module = unwrapped(module)
-    children = dict(module.named_children())
-    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        inside = list(children.values())
-    else:  # a head and its trained copies or adapters, as peft keeps them
-        kept = ("original_module", "modules_to_save", "base_layer", "lora_B")
-        inside = [children[name] for name in kept if name in children]
+    own = [module] if _has_matrix(module) else []
+    inside = _heads_inside(module)
     if inside:
-        return [layer for child in inside for layer in output_layers(child)]
+        return own + [layer for child in inside for layer in output_layers(child)]
     found = [
-        located.module
+        located
         for located in located_modules(module)
         if _has_matrix(located.module) and not re.search("norm|modulation", ".".join(located.path), re.I)
     ]
-    return found[-1:]
+    last = [located for located in found if not _in_block(located, module)] or found
+    return own + [located.module for located in last[-1:]]
+
+
+def _heads_inside(module: nn.Module) -> list[nn.Module]:
+    """The heads that a head consists of: it is a container, or has parts that are called heads."""
+    children = {name: child for name, child in module.named_children() if _holds_matrix(child)}
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return list(children.values())
+    if len(children) == 1 and isinstance(
+        only := next(iter(children.values())), (nn.ModuleList, nn.ModuleDict)
+    ):
+        return [only]
+    # A head and its trained copies or adapters, as peft keeps them.
+    kept = ("original_module", "modules_to_save", "base_layer", "lora_B")
+    heads = [
+        child
+        for name, child in children.items()
+        if name in kept or (_named_head(name) and not _feeds_predictor(name, module))
+    ]
+    single = [child for name, child in children.items() if _AT_END_SINGLE.fullmatch(name) and is_layer(child)]
+    return heads or single
+
+
+def _named_head(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in (_ALWAYS, _OUTSIDE_BLOCKS))
+
+
+def _feeds_predictor(name: str, parent: nn.Module) -> bool:
+    """Whether a "box_head" only makes the features of the "box_predictor" beside it, as in torchvision."""
+    return hasattr(parent, f"{name.removesuffix('_head')}_predictor")
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    return any(_has_matrix(inside) for inside in module.modules())
 
 
 def _has_matrix(module: nn.Module) -> bool:
@@ -145,9 +177,47 @@ def _core(model: nn.Module) -> nn.Module:
 
 
 def _at_end(found: Located) -> bool:
-    """Whether a module stands where networks have their heads: at the top, or in a network that is inside."""
-    held = all(part in _HOLDERS or part in _NETWORK_HEADS for part in found.path[:-1])
-    return held or _is_network(found.parents[-1])
+    """Whether a module stands where networks have their heads: at the top, or behind a network's blocks."""
+    if all(part in _HOLDERS for part in found.path[:-1]):
+        return True
+    if found.path[-1].startswith("final_"):  # parts of networks end in such layers as well
+        return found.path[-2] == "decoder"
+    beside = [unwrapped(child) for child in found.parents[-1].children()]
+    behind = any(isinstance(child, _CHAINS) for child in beside[: beside.index(found.module)])
+    return behind and _is_network(found.parents[-1])
+
+
+def _is_head(found: Located, top: nn.Module, output: set[nn.Module]) -> bool:
+    """Whether a module's name, where it stands, means an output head.
+
+    Args:
+        found: The module.
+        top: What holds the whole network.
+        output: Layers that are known to make the output.
+    """
+    if not found.path or "router" in ".".join(found.path).lower():
+        return False
+    name, outside = found.path[-1], not _in_block(found, top)
+    if is_layer(found.module) and _AT_END_SINGLE.fullmatch(name):
+        return _at_end(found) and name.startswith("conv_") == isinstance(found.module, _ConvNd)
+    if (not is_layer(found.module) or name.startswith("final_")) and _is_before_output(found, output):
+        return False
+    if _AT_END.fullmatch(name):
+        return _at_end(found) or (name in ("head", "heads") and outside)
+    return _ALWAYS.fullmatch(name) is not None or (outside and _OUTSIDE_BLOCKS.fullmatch(name) is not None)
+
+
+def _is_before_output(found: Located, output: set[nn.Module]) -> bool:
+    """Whether several layers are followed by the output layer beside them, or pool tokens."""
+    name, parent = found.path[-1], found.parents[-1]
+    if _AT_END.fullmatch(name) and "Pool" in type(found.module).__name__:
+        return True
+    if _feeds_predictor(name, parent):
+        return True
+    beside = list(parent.modules())
+    first = 0 if name.startswith("final_") else beside.index(found.module)
+    later = set(beside[first:]) - set(found.module.modules())
+    return _BEFORE_OUTPUT.fullmatch(name) is not None and not output.isdisjoint(later)
 
 
 def output_heads(model: nn.Module) -> tuple[set[nn.Module], str | None]:
@@ -161,53 +231,33 @@ def output_heads(model: nn.Module) -> tuple[set[nn.Module], str | None]:
     """
     modules = list(located_modules(model))
     top = _core(model)
-    heads = [
+    heads = {
         layer for found in modules for answer in _answers(found.module) for layer in output_layers(answer)
-    ]
-    final = set(heads)
-    weak: list[Located] = []
+    }
+    named = [found.module for found in modules if found.path and found.path[-1] in _OUTPUT]
+    output = heads | {layer for module in named for layer in output_layers(module)}
     for found in modules:
-        if not found.path or "router" in ".".join(found.path).lower():
-            continue
-        name, outside = found.path[-1], not _in_block(found, top)
-        if name in _NETWORK_HEADS or name in _NETWORK_LAYERS:
-            if _at_end(found) or (name in ("head", "heads") and outside):
-                weak.append(found)
-        elif _ALWAYS.fullmatch(name) or (outside and _OUTSIDE_BLOCKS.fullmatch(name)):
-            heads += output_layers(found.module)
-            final.update(output_layers(found.module) if name in _FINAL else ())
-    for found in weak:
-        if is_layer(found.module):
-            heads.append(found.module)
-        elif found.path[-1] in _NETWORK_HEADS and not _leads_to(final, found):
-            heads += output_layers(found.module)
+        if _is_head(found, top, output):
+            heads.update(output_layers(found.module))
     if isinstance(top, nn.Sequential) and len(top) > 0:
         last = unwrapped(top[len(top) - 1])
-        heads += [last] if isinstance(last, nn.Linear) else []
+        heads |= {last} if isinstance(last, nn.Linear) else set()
     if heads:
-        return set(heads), None
+        return heads, None
     outside_trunk = [layer for found in modules for layer in _outside_trunk(found.module)]
     if outside_trunk:
         return {outside_trunk[-1]}, None
     return _guessed(modules, top)
 
 
-def _leads_to(final: set[nn.Module], found: Located) -> bool:
-    """Whether a head of several layers is followed by the output layer beside it, or pools tokens."""
-    if any("Pool" in kind.__name__ for kind in type(found.module).__mro__):
-        return True
-    beside = list(found.parents[-1].modules())
-    after = beside[beside.index(found.module) :]
-    return not final.isdisjoint(set(after) - set(found.module.modules()))
-
-
 def _outside_trunk(module: nn.Module) -> list[nn.Module]:
-    """The layers of one of transformers' models beside its `base_model`."""
+    """The layers that one of transformers' models for a task has behind its `base_model`."""
     trunk = getattr(module, "base_model", None) if hasattr(module, "base_model_prefix") else None
-    if not isinstance(trunk, nn.Module) or trunk is module:
+    if not isinstance(trunk, nn.Module) or trunk is module or "For" not in type(module).__name__:
         return []
+    beside = list(module.modules())
     inside = set(trunk.modules())
-    return [m for m in module.modules() if m not in inside and is_layer(m)]
+    return [m for m in beside[beside.index(trunk) :] if m not in inside and is_layer(m)]
 
 
 def _guessed(modules: list[Located], top: nn.Module) -> tuple[set[nn.Module], str | None]:

@@ -21,7 +21,7 @@ _VECTORS = re.compile(
 )
 # Endings that say that something is a matrix after all, as in "prompts_visual_projection".
 _MATRIX = re.compile(r"(^|_)(proj|projection|weight|kernel|matrix)$")
-_LOOKED_UP = re.compile(r"embed|posenc|positional_?enc|loss$", re.IGNORECASE)
+_LOOKED_UP = re.compile(r"embed|positional_?enc|relative(logits|pos|bias)|condconv|loss$", re.IGNORECASE)
 _GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
 _NORM = re.compile("norm", re.IGNORECASE)
 
@@ -38,7 +38,7 @@ def matrix_options(owned: Owned) -> dict[str, Any] | None:
     module, shape = owned.module, owned.parameter.shape
     if len(shape) < 2 or isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or _has_name(module, _NORM):
         return None
-    if shape[0] == 1 or shape[1:].numel() == 1:
+    if is_layer(module) and (shape[0] == 1 or shape[1:].numel() == 1):
         return None  # a vector written as a kernel or a matrix
     if isinstance(module, _ConvNd):
         return _of_convolution(module, shape)
@@ -65,13 +65,13 @@ def _of_free_parameter(owned: Owned) -> dict[str, Any] | None:
     """A parameter that a module holds beside torch's layers: what its name, its owner and its shape say."""
     module, attribute, shape = owned.module, owned.attribute, owned.parameter.shape
     named_matrix = _MATRIX.search(attribute) and "bias" not in attribute
-    if min(shape[-2:]) == 1 or (len(shape) > 2 and shape[0] == 1):
-        return None
+    experts = re.search("expert|moe", f"{type(module).__name__}.{owned.name}", re.IGNORECASE)
+    if min(shape[-2:]) == 1 or (len(shape) > 2 and shape[0] == 1 and not experts):
+        return None  # (1, tokens, width) and the like
     if _has_name(module, _LOOKED_UP) or (_VECTORS.search(attribute) and not named_matrix):
         return None
     if len(shape) == 2:
         return {}
-    experts = re.search("expert|moe", f"{type(module).__name__}.{owned.name}", re.IGNORECASE)
     if not experts and shape[0] > max(shape[1:]):
         return {}  # a kernel (in, heads, width of a head)
     return {"stacked": True} | ({"transposed": True} if getattr(module, "is_transposed", False) else {})
@@ -79,4 +79,4 @@ def _of_free_parameter(owned: Owned) -> dict[str, Any] | None:
 
 def _has_name(module: nn.Module, pattern: re.Pattern[str]) -> bool:
     """Whether the name of its class matches; layers are what they are, whatever they are called."""
-    return not is_layer(module) and any(pattern.search(kind.__name__) for kind in type(module).__mro__)
+    return not is_layer(module) and pattern.search(type(module).__name__) is not None

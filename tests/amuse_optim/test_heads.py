@@ -151,11 +151,70 @@ def test_every_head_of_a_container_and_the_last_layer_of_each() -> None:
 
 
 @pytest.mark.requirement("C10")
-def test_a_head_of_several_layers_before_the_classifier_is_its_input() -> None:
-    model = Parts(
-        trunk=nn.Linear(8, 8, bias=False), head=chain(8, 8, 8), classifier=nn.Linear(8, 3, bias=False)
-    )
+@pytest.mark.parametrize("name", ["head", "projection_head", "mask_predictions", "final_layer", "cls"])
+def test_layers_before_the_output_layer_are_its_input(name: str) -> None:
+    several = {name: chain(8, 8, 8)}
+    model = Parts(trunk=nn.Linear(8, 8, bias=False), **several, classifier=nn.Linear(8, 3, bias=False))
     assert auxiliary_weights(model) == {"classifier"}
+    assert auxiliary_weights(Parts(trunk=nn.Linear(8, 8, bias=False), **several)) == {f"{name}.2"}
+
+
+@pytest.mark.requirement("C10")
+def test_features_of_a_detector_s_box_head_go_to_its_predictor() -> None:
+    predictor = Parts(cls_score=nn.Linear(8, 3, bias=False), bbox_pred=nn.Linear(8, 4, bias=False))
+    model = Parts(roi_heads=Parts(box_head=chain(8, 8, 8), box_predictor=predictor))
+    assert auxiliary_weights(model) == {
+        "roi_heads.box_predictor.cls_score",
+        "roi_heads.box_predictor.bbox_pred",
+    }
+
+
+@pytest.mark.requirement("C10")
+def test_a_last_convolution_before_the_head_that_an_accessor_names() -> None:
+    class TimmLike(Parts):
+        def get_classifier(self) -> nn.Module:
+            return self.end
+
+    convolution = nn.Conv2d(8, 8, 1, bias=False)
+    assert auxiliary_weights(TimmLike(end=nn.Linear(8, 3), final_conv=convolution)) == {"end"}
+    assert auxiliary_weights(TimmLike(conv_head=convolution, end=nn.Linear(8, 3))) == {"end"}
+    assert auxiliary_weights(Parts(stem=nn.Linear(8, 8), final_conv=convolution)) == {"final_conv"}
+
+
+@pytest.mark.requirement("C10")
+def test_a_head_ends_in_the_heads_inside_it_or_behind_its_blocks() -> None:
+    segmentation = Parts(classifier=nn.Conv2d(8, 3, 1, bias=False), bottleneck=nn.Conv2d(8, 8, 3, bias=False))
+    scores = Parts(proj_out=nn.Linear(8, 4, bias=False), layers=nn.ModuleList([nn.Linear(8, 8, bias=False)]))
+    structure = Parts(blocks=nn.ModuleList([Block(), Block()]), coordinates=nn.Linear(8, 3, bias=False))
+    late_blocks = Parts(coordinates=nn.Linear(8, 3, bias=False), blocks=nn.ModuleList([Block(), Block()]))
+    only_list = Parts(module_list=nn.ModuleList([nn.Conv2d(8, 3, 1, bias=False) for _ in range(2)]))
+    heads = {
+        "decode_head": (segmentation, {"classifier"}),
+        "iou_head": (scores, {"proj_out"}),
+        "structure_head": (structure, {"coordinates"}),
+        "late_head": (late_blocks, {"coordinates"}),
+        "regression_head": (only_list, {"module_list.0", "module_list.1"}),
+    }
+    for name, (head, layers) in heads.items():
+        model = Parts(trunk=nn.Linear(8, 8, bias=False), **{name: head})
+        assert auxiliary_weights(model) == {f"{name}.{layer}" for layer in layers}, name
+
+
+@pytest.mark.requirement("C10")
+def test_what_a_transformers_model_has_beside_its_trunk_is_its_head() -> None:
+    class ForSomething(Parts):
+        base_model_prefix = "trunk"
+
+        @property
+        def base_model(self) -> nn.Module:
+            return self.trunk
+
+    trunk = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU())
+    model = ForSomething(start=nn.Linear(8, 8), trunk=trunk, one=nn.Linear(8, 8), summary=nn.Linear(8, 3))
+    assert auxiliary_weights(model) == {"summary"}
+    assert param_groups(model).notes == ()
+    type(model).__name__ = "Model"
+    assert "summary" in param_groups(model).notes[0]
 
 
 @pytest.mark.requirement("C10")

@@ -111,10 +111,13 @@ def test_parameters_of_tables_are_known_by_the_class_of_their_owner() -> None:
 
     class MarginLoss(Parts): ...
 
+    class CondConv2d(Parts): ...
+
     model = Parts(
         a=VocabularyEmbedding(weight=free(9, 8)),
         b=LearnedPositionalEncoding(weight=free(9, 8)),
         c=MarginLoss(weight=free(8, 5)),
+        mixed=CondConv2d(weight=free(4, 72)),  # every row a whole kernel
         d=nn.LayerNorm((4, 8)),
         e=nn.Embedding(9, 8),
         f=nn.EmbeddingBag(9, 8),
@@ -146,6 +149,7 @@ def test_stacks_of_experts_and_kernels_of_heads() -> None:
     class Experts(Parts): ...
 
     model = Parts(w=free(4, 8, 6), kernel=free(32, 4, 8), experts=Experts(gate_up_proj=free(64, 8, 6)))
+    model.one = Parts(experts=free(1, 8, 6))
     assert set(directions(model).values()) == {"muon"}
     assert option(model, "w", "stacked") is True
     assert option(model, "kernel", "stacked") is None  # one matrix, (in, heads * width)
