@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH  := torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test setup lint pytest fuzz clean
+.PHONY: demo test setup lint pytest fuzz gpu clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.lab  ## train a small Llama on Shakespeare with AMUSE, about 90 seconds
@@ -25,6 +25,10 @@ pytest: .venv/.dev
 fuzz: export OMP_NUM_THREADS = 1
 fuzz: .venv/.dev  ## 2,000 random lives of the optimizer against its specification, a minute or two
 	$(BIN)/pytest -q tests/requirements/test_state_machine.py --hypothesis-profile nightly
+
+# With the torch that the machine has: nothing is installed, and no network is needed.
+gpu:  ## everything that wants a GPU, on a machine that has one, about 25 minutes
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --minutes 25 $(if $(wildcard wheels),--wheels wheels)
 
 setup: .venv/.dev  ## the development environment alone
 

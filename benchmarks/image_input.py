@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from amuse_lab.config import RunConfig
 from amuse_lab.environment import describe, peak_memory_bytes
 from amuse_lab.learner import Learner
 from amuse_lab.parallel import ALONE
@@ -27,6 +28,27 @@ from amuse_lab.tasks.image.data.labelled import Labelled
 from amuse_lab.tasks.image.data.sets import DATASETS
 from amuse_lab.tasks.image.source import InMemory
 from amuse_lab.tasks.image.task import ImageConfig, ImageTask
+
+
+def generated_task(config: RunConfig, images: int, device: torch.device) -> ImageTask:
+    """Return the task of a recipe on random images in memory, of the size of its data set.
+
+    Args:
+        config: Of the recipe.
+        images: How many.
+        device: Where they are kept.
+    """
+    assert isinstance(config.task, ImageConfig)
+    dataset = DATASETS[config.task.data]
+    channels, height, width = dataset.shape
+    random = np.random.default_rng(0)
+    held = Labelled(
+        random.integers(256, size=(images, height, width, channels), dtype=np.uint8),
+        random.integers(dataset.classes, size=images),
+    )
+    source = InMemory(held, padding=4, flip=True, device=device)
+    dataset = replace(dataset, validation=min(dataset.validation, images // 10))
+    return ImageTask(config.task, dataset, source, None, seed=0, device=device)
 
 
 def main() -> None:
@@ -47,17 +69,7 @@ def main() -> None:
     config = replace(
         RECIPES[arguments.recipe](), device=arguments.device, precision=arguments.precision, micro_batch=None
     )
-    assert isinstance(config.task, ImageConfig)
-    dataset = DATASETS[config.task.data]
-    channels, height, width = dataset.shape
-    random = np.random.default_rng(0)
-    held = Labelled(
-        random.integers(256, size=(arguments.images, height, width, channels), dtype=np.uint8),
-        random.integers(dataset.classes, size=arguments.images),
-    )
-    source = InMemory(held, padding=4, flip=True, device=device)
-    dataset = replace(dataset, validation=min(dataset.validation, arguments.images // 10))
-    task = ImageTask(config.task, dataset, source, None, seed=0, device=device)
+    task = generated_task(config, arguments.images, device)
     torch.manual_seed(0)
     model = config.task.build_model().to(device)
     optimizer = config.optimizer.build(model, steps=config.steps)

@@ -318,7 +318,7 @@ def main() -> None:
     if arguments.out is not None:
         content = {
             "environment": environment.describe(device=torch.device("cpu"), seed=SEED),
-            "capabilities": dict(torch.cpu.get_capabilities()),
+            "capabilities": environment.cpu_capabilities(),
             "quick": arguments.quick,
             "schemes": schemes,
             "forms": forms,

@@ -15,12 +15,13 @@ on the meta device, with {labels} labels where a number can be asked for. Writte
 
 {totals}
 
-Heads are the layers that make the output and therefore get the auxiliary direction. "Tables and the like" are
-parameters of two and more dimensions that lie in no layer and get it as well; embeddings, norms and depthwise
-kernels always do and are left out. To be judged are hidden matrices that lie in no layer of torch's, have fewer
-than five rows, or as many rows or columns as there are labels, or rows in a large embedding. Names are the last
-parts of full names, a star stands for numbers. Families that are alike share a line. Models without a head are
-trunks, but for those whose outputs are vectors or products with an embedding.
+Heads are the layers that make the output and therefore get the auxiliary direction. "Tables and the like"
+are parameters of two and more dimensions that lie in no layer and get it as well; embeddings, norms and
+depthwise kernels always do and are left out. To be judged are hidden matrices that lie in no layer of
+torch's, have fewer than five rows, or as many rows or columns as there are labels, or rows in a large
+embedding. Names are the last parts of full names, a star stands for numbers. Families that are alike share
+a line. Models without a head are trunks, but for those whose outputs are vectors or products with an
+embedding.
 """
 
 # What was found when the code of the models was read: a pattern of what is to be judged, and the verdict.

@@ -39,7 +39,9 @@ def describe(*, device: torch.device, seed: int, world_size: int = 1) -> dict[st
         JSON's types only.
     """
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES}
+        | {"torch": str(torch.__version__)},  # with its build, which PyPI's metadata leave out
         "git": git_state(Path(__file__)),
         "machine": {
             "system": platform.platform(),
@@ -95,6 +97,11 @@ def git_state(source: Path) -> dict[str, Any] | None:
         }
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """Return what torch knows of the processor's instruction sets; nothing where it does not tell."""
+    return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

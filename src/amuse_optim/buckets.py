@@ -94,7 +94,7 @@ class Slot:
             tensors, gradient = [local(tensor) for tensor in tensors], local(gradient)
         order = None
         if type(tensors[0]) in _DENSE:
-            order = dense_order(tensors, channels_last=not (group["stacked"] or group["transposed"]))
+            order = dense_order(tensors, channels_last=not (group["stacked"] or group.get("transposed")))
         buffers = [flat(tensor, order or ()) for tensor in tensors]
         copies: list[tuple[Tensor, Tensor]] = []
         if order is None:

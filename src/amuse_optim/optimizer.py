@@ -82,6 +82,8 @@ class AMUSE(torch.optim.Optimizer):
         num_heads: Orthogonalizes every head's rows apart.
         conv_groups: Groups of grouped convolutions, one matrix each.
         stacked: Leading dimensions count matrices (experts).
+        transposed: The weights are stored as (in, out, *k), as GPT-2's: they are scaled as their transpose,
+            and `split_rows` and `num_heads` cut their columns.
         nonfinite: What an infinite or NaN gradient does: "raise" (FloatingPointError, nothing changed),
             "skip" (the whole step is skipped and counted in `group["skipped_steps"]`) or "ignore".
         parity: "exact", or "published" for the released code's averaging (algorithmic detail in
@@ -155,6 +157,7 @@ class AMUSE(torch.optim.Optimizer):
         num_heads: int | None = None,
         conv_groups: int = 1,
         stacked: bool = False,
+        transposed: bool = False,
         nonfinite: Literal["raise", "skip", "ignore"] = "raise",
         parity: Parity = "exact",
         foreach: bool | None = None,
@@ -166,8 +169,6 @@ class AMUSE(torch.optim.Optimizer):
         if isinstance(params, (set, frozenset)):
             raise TypeError(options.UNORDERED)
         super().__init__(params, options.complete_defaults(given))
-
-    # --- groups and state -------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group at any time and in any mode; its clock starts at 0. Nothing changes if it raises.
@@ -198,8 +199,6 @@ class AMUSE(torch.optim.Optimizer):
             for parameter in group["params"]:
                 yield group, parameter, self.state[parameter]
 
-    # --- modes ------------------------------------------------------------------------------------
-
     def eval(self) -> None:
         """Put the average x into the parameters; `train()` brings back y bit for bit. Idempotent."""
         if self.mode == "train":
@@ -222,8 +221,6 @@ class AMUSE(torch.optim.Optimizer):
     def _set_mode(self, mode: Mode) -> None:
         for group in self.param_groups:
             group["mode"] = mode
-
-    # --- the step ---------------------------------------------------------------------------------
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -294,13 +291,10 @@ class AMUSE(torch.optim.Optimizer):
             measurement = self.measurements[number] = Measurement()
         return buckets_of(group, number, self.state, measurement)
 
-    # --- the state dict ---------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Everything a run needs to continue: z, momenta, clocks, modes and options of every group.
 
-        A function given as `orthogonalize` is named, not stored, so that the dict loads with
-        `torch.load(..., weights_only=True)`.
+        A function given as `orthogonalize` is named, not stored: `torch.load(weights_only=True)` reads it.
         """
         for group, parameter, state in self._each():
             follow_parameter(parameter, state, group)

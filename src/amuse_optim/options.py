@@ -179,11 +179,13 @@ def _check_parameters(group: Group) -> None:
         try:
             DIRECTIONS[group["direction"]].state_shapes(group, parameter.shape)
         except ValueError as error:
-            raise ValueError(
-                f"{describe(group, index)}: {error}. Matrices and kernels take "
-                f"{group['direction']!r}; put everything else into a group with another direction, as "
-                "param_groups(model) does"
-            ) from None
+            hint = ""
+            if DIRECTIONS[group["direction"]].for_matrices:
+                hint = (
+                    f". Matrices and kernels take {group['direction']!r}; put everything else into a group "
+                    "with another direction, as param_groups(model) does"
+                )
+            raise ValueError(f"{describe(group, index)}: {error}{hint}") from None
 
 
 def _named(params: Tensor | Iterable[Any]) -> tuple[list[Tensor], list[str] | None]:

@@ -79,10 +79,16 @@ def coefficients(method: Method, steps: int) -> Iterator[Triple]:
 def _bfloat16_is_fast(device_type: str, device_index: int | None) -> bool:
     if device_type == "cuda":
         return torch.cuda.get_device_capability(device_index) >= (8, 0)
-    if device_type == "cpu":
+    return device_type == "cpu" and _cpu_multiplies_bfloat16()
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products: AVX512-BF16 or AMX."""
+    if hasattr(torch.cpu, "get_capabilities"):
         features = torch.cpu.get_capabilities()
         return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
-    return False
+    # Older releases of torch answer for one instruction set at a time.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def working_dtype(matrices: Tensor) -> torch.dtype:

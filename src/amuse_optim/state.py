@@ -14,6 +14,7 @@ from .precision import state_dtype, working
 from .sharding import is_sharded, local, summed, zeros
 
 SEQUENCES = ("z", "x")
+_TAKEN = frozenset({"y", "z", "x", "gradient", "update", "step", "beta"})
 
 
 class Kept(NamedTuple):
@@ -36,6 +37,11 @@ def kept_tensors(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Kept]
     if rounded or beta == 0:  # with beta = 0 no y makes up for what an average in bfloat16 loses
         kept["x"] = Kept(shape, own if beta > 0 else full)
     found = DIRECTIONS[group["direction"]].state_shapes(group, shape)
+    if not _TAKEN.isdisjoint(found):
+        raise ValueError(
+            f"state_shapes of direction {group['direction']!r} must not name "
+            f"{', '.join(_TAKEN & found.keys())}: these are the optimizer's own"
+        )
     return kept | {name: Kept(each, own if each == shape else full) for name, each in found.items()}
 
 

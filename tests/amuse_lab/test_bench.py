@@ -214,7 +214,7 @@ def test_a_peer_that_is_not_installed_is_listed(
     assert "| heavyball | not installed |" in capsys.readouterr().out
     assert main(["bench", "--only", "heavyball"]) == 2
     error = capsys.readouterr().err
-    assert error == "amuse-lab: heavyball is not installed: pip install heavyball==3.2.1\n"
+    assert error == "amuse-lab: heavyball is not installed: pip install heavyball\n"
 
 
 @pytest.mark.parametrize(

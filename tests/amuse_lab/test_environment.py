@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amuse_lab.environment import describe, git_state, peak_flops, peak_memory_bytes
+from amuse_lab.environment import cpu_capabilities, describe, git_state, peak_flops, peak_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -46,6 +46,13 @@ def test_git_state_of_a_checkout(tmp_path: Path) -> None:
 
 def test_peak_memory_is_in_bytes() -> None:
     assert 10**7 < peak_memory_bytes(CPU) < 10**12
+
+
+def test_capabilities_are_torchs_where_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert cpu_capabilities() == {"avx2": True}
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert cpu_capabilities() == {}
 
 
 @pytest.mark.parametrize(

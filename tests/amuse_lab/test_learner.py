@@ -344,6 +344,7 @@ def test_a_stopwatch_counts_laps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.read() == {"a": 2.5, "b": 1.0}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU; test_parts_of_the_time_add_up is the CPU's"
 )

@@ -1,19 +1,10 @@
-"""What the tests of parameter groups share."""
+"""Small models whose parameters are divided into groups, and ways to read which got what."""
 
 from typing import Any
 
 from torch import nn
 
 from amuse_optim import param_groups
-
-
-class Parts(nn.Module):
-    """Named parts, each a module or a parameter."""
-
-    def __init__(self, **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
 
 
 def directions(model: nn.Module, **options: Any) -> dict[str, str]:
@@ -31,3 +22,23 @@ def auxiliary_weights(model: nn.Module) -> set[str]:
     """The layers whose weight gets the auxiliary direction."""
     found = directions(model)
     return {n.removesuffix(".weight") for n, d in found.items() if n.endswith("weight") and d == "adamw"}
+
+
+class Tied(nn.Module):
+    def __init__(self, tie: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.block = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.lm_head = nn.Linear(8, 11, bias=False)
+        if tie:
+            self.lm_head.weight = self.embed.weight
+
+
+class Parts(nn.Module):
+    """Named parts, each a module or a parameter."""
+
+    def __init__(self, **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)

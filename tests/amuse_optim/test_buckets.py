@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amuse_optim import buckets
+from amuse_optim import AMUSE, buckets, precision
 from amuse_optim.buckets import Bucket, Slot, dense_order, flat
+from tests.amuse_optim.training import take_steps
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 SIZES = [5, 1, 40, 7, 16, 3]
@@ -22,7 +23,7 @@ def no_grad() -> Iterator[None]:
 
 def bucket(sizes: list[int], dtype: torch.dtype = torch.float32) -> Bucket:
     params = [nn.Parameter(torch.arange(float(size)).to(dtype)) for size in sizes]
-    group = {"params": params, "stacked": False, "transposed": False}
+    group = {"params": params, "stacked": False}
     slots = []
     for index, param in enumerate(params):
         param.grad = torch.ones_like(param)
@@ -75,7 +76,7 @@ def test_other_formats_are_told() -> None:
 def test_a_gradient_in_another_format_is_read_entry_by_entry() -> None:
     param = nn.Parameter(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last))
     param.grad = torch.arange(120.0).view(2, 3, 4, 5)
-    slot = Slot.of({"params": [param], "stacked": False, "transposed": False}, 0, {}, [])
+    slot = Slot.of({"params": [param], "stacked": False}, 0, {}, [])
     slot.row["y"].copy_(slot.row["gradient"])
     assert torch.equal(param.detach(), param.grad)
 
@@ -83,7 +84,7 @@ def test_a_gradient_in_another_format_is_read_entry_by_entry() -> None:
 def test_copies_are_put_back() -> None:
     param = nn.Parameter(torch.zeros(4, 6).T)
     param.grad = torch.ones(6, 4)
-    slot = Slot.of({"params": [param], "stacked": False, "transposed": False}, 0, {}, [])
+    slot = Slot.of({"params": [param], "stacked": False}, 0, {}, [])
     slot.row["y"].copy_(torch.arange(24.0))
     assert not bool(param.detach().any())
     slot.put_back()
@@ -98,3 +99,18 @@ def test_reading_gives_the_precision_of_computation_and_writing_that_of_storage(
     (kept,) = chunk.write("y", [torch.full((4,), 1 + 2**-12)])
     assert torch.equal(kept, torch.ones(4))
     assert torch.equal(given.slots[0].param.detach(), torch.ones(4, dtype=torch.bfloat16))
+
+
+def test_every_tensor_of_a_parameter_is_rounded_with_bits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[tuple[int, ...]] = []
+    made = precision.rounding_generator
+
+    def kept(device: torch.device, *key: int) -> torch.Generator:
+        generator = made(device, *key)
+        keys.append(tuple(torch.rand(4, generator=generator).tolist()))
+        return made(device, *key)
+
+    monkeypatch.setattr(precision, "rounding_generator", kept)
+    weight = nn.Parameter(torch.randn(4, 4))
+    take_steps(AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, state_precision="lean"), range(1))
+    assert len(keys) == len(set(keys)) >= 2

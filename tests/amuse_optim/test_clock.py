@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from amuse_optim import AMUSE, AMUSEReference, averaged, averaged_state_dict, param_groups, telemetry
 from amuse_optim.schedule import Clock, schedule_of
+from tests.amuse_optim.training import take_steps
 
 SCHEDULES: list[dict[str, Any]] = [
     {},
@@ -19,6 +20,8 @@ SCHEDULES: list[dict[str, Any]] = [
     {"c_warmup_steps": 2, "t0_steps": 6},
     {"parity": "published"},
     {"lr_decay": 0.7, "lr_decay_from": 5},
+    {"beta1": 0.0, "rho": 0.0},
+    {"r": 100.0},
 ]
 
 
@@ -55,16 +58,6 @@ def build(network: nn.Module, **options: Any) -> AMUSE:
     return AMUSE(param_groups(network), **given)
 
 
-def train(network: nn.Module, optimizer: AMUSE, steps: range, *, without: int | None = None) -> None:
-    """Random gradients; in odd steps one parameter has none."""
-    for step in steps:
-        for i, parameter in enumerate(network.parameters()):
-            generator = torch.Generator().manual_seed(50 * step + i)
-            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.grad = None if i == without and step % 2 else gradient.to(parameter)
-        optimizer.step()
-
-
 @pytest.mark.parametrize("without", [None, 0, 5])
 @pytest.mark.parametrize(
     "options", [{}, {"auxiliary_momentum": 0.9}, {"weight_decay_at": "y"}, *SCHEDULES[1:]]
@@ -73,8 +66,8 @@ def test_equals_the_schedule_on_the_host(options: dict[str, Any], without: int |
     ours, expected = model(), model()
     capturable = build(ours, capturable=True, **options)
     usual = build(expected, **options)
-    train(ours, capturable, range(12), without=without)
-    train(expected, usual, range(12), without=without)
+    take_steps(capturable, range(12), without=without)
+    take_steps(usual, range(12), without=without)
     for a, b in zip(ours.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     with averaged(capturable), averaged(usual):
@@ -90,8 +83,8 @@ def test_a_learning_rate_on_the_device_is_read_at_every_step() -> None:
         lr.fill_(0.05 / (1 + step))
         for group in usual.param_groups:
             group["lr"] = 0.05 / (1 + step)
-        train(ours, capturable, range(step, step + 1))
-        train(expected, usual, range(step, step + 1))
+        take_steps(capturable, range(step, step + 1))
+        take_steps(usual, range(step, step + 1))
     for a, b in zip(ours.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
@@ -115,11 +108,11 @@ def test_numbers_keep_their_place_from_step_to_step() -> None:
     """A graph replays writes to the tensors it was captured with."""
     network = model()
     optimizer = build(network, capturable=True)
-    train(network, optimizer, range(2))
+    take_steps(optimizer, range(2))
     group = optimizer.param_groups[0]
     kept = [group["t"], group["beta_t"], *(optimizer.state[p]["beta"] for p in group["params"])]
     before = [float(tensor) for tensor in kept]
-    train(network, optimizer, range(2, 8))
+    take_steps(optimizer, range(2, 8))
     now = [group["t"], group["beta_t"], *(optimizer.state[p]["beta"] for p in group["params"])]
     assert all(a is b for a, b in zip(kept, now, strict=True))
     assert all(float(tensor) != value for tensor, value in zip(kept, before, strict=True))
@@ -130,15 +123,15 @@ def test_numbers_keep_their_place_from_step_to_step() -> None:
 @pytest.mark.filterwarnings("ignore:the loaded state has other values")
 def test_checkpoints_are_the_same_either_way(saved_capturable: bool, loaded_capturable: bool) -> None:
     expected = model()
-    train(expected, build(expected), range(9), without=1)
+    take_steps(build(expected), range(9), without=2)
 
     first = model()
     optimizer = build(first, capturable=saved_capturable)
-    train(first, optimizer, range(5), without=1)
+    take_steps(optimizer, range(5), without=2)
     saved = copy.deepcopy({"model": first.state_dict(), "optimizer": optimizer.state_dict()})
     numbers = [value for group in saved["optimizer"]["param_groups"] for value in group.values()]
     assert not any(isinstance(value, Tensor) for value in numbers)
-    train(first, optimizer, range(5, 6), without=1)  # what was saved does not change with it
+    take_steps(optimizer, range(5, 6), without=2)  # what was saved does not change with it
 
     second = model(seed=1)
     second.load_state_dict(saved["model"])
@@ -146,7 +139,7 @@ def test_checkpoints_are_the_same_either_way(saved_capturable: bool, loaded_capt
         group["capturable"] = loaded_capturable
     other = build(second, capturable=loaded_capturable)
     other.load_state_dict(saved["optimizer"])
-    train(second, other, range(5, 9), without=1)
+    take_steps(other, range(5, 9), without=2)
     for a, b in zip(second.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     averaged_state_dict(second, other)
@@ -156,8 +149,8 @@ def test_follows_weights_loaded_before_the_first_step() -> None:
     ours, expected = model(), model(seed=3)
     capturable = build(ours, capturable=True)
     ours.load_state_dict(expected.state_dict())
-    train(ours, capturable, range(4))
-    train(expected, build(expected), range(4))
+    take_steps(capturable, range(4))
+    take_steps(build(expected), range(4))
     for a, b in zip(ours.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
@@ -195,6 +188,7 @@ def test_parameters_that_need_the_host_are_refused() -> None:
     assert torch.equal(network.weight, before)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="CUDA graphs need a GPU; the meta-device test is its twin"
 )
@@ -230,3 +224,18 @@ def test_a_captured_step_replays() -> None:
         usual.step()
     for a, b in zip(network.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_capturable_cannot_be_turned_off_under_way() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    settings = {"direction": "sgd", "lr": 0.1, "warmup_steps": 2, "nonfinite": "ignore"}
+    optimizer = AMUSE([weight], capturable=True, **settings)
+    take_steps(optimizer, range(1))
+    saved = optimizer.state_dict()
+    optimizer.param_groups[0]["capturable"] = False
+    with pytest.raises(ValueError, match="save the optimizer's state dict and load it into one without"):
+        take_steps(optimizer, range(1, 2))
+    saved["param_groups"][0]["capturable"] = False
+    without = AMUSE([weight], **settings)
+    without.load_state_dict(saved)
+    take_steps(without, range(1, 2))

@@ -17,6 +17,7 @@ from amuse_optim import (
     param_groups,
     refresh_batch_norm,
 )
+from tests.amuse_optim.training import take_steps
 
 
 def network() -> nn.Module:
@@ -244,3 +245,24 @@ def test_layers_without_running_statistics_are_left_alone() -> None:
     refresh_batch_norm(model, [torch.ones(4, 3)])
     assert not model[0].training
     assert model[0].momentum == 0.1
+
+
+def test_layers_that_are_not_reached_keep_their_statistics() -> None:
+    model = nn.ModuleDict({"used": nn.BatchNorm1d(3), "auxiliary": nn.BatchNorm1d(3)})
+    for layer in model.values():
+        layer(torch.randn(8, 3) + 5)
+    before = {name: value.clone() for name, value in model["auxiliary"].state_dict().items()}
+    refresh_batch_norm(model, [torch.zeros(8, 3)], forward=model["used"])
+    assert all(torch.equal(value, before[name]) for name, value in model["auxiliary"].state_dict().items())
+    assert not model["used"].running_mean.any()
+
+
+def test_the_model_to_ship_has_the_versions_of_its_modules() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    optimizer = AMUSE(param_groups(model), lr=0.1, warmup_steps=2)
+    take_steps(optimizer, range(2))
+    shipped = averaged_state_dict(model, optimizer)
+    assert shipped._metadata == model.state_dict()._metadata
+    with averaged(optimizer):
+        expected = model.state_dict()
+        assert all(torch.equal(shipped[name], value) for name, value in expected.items())

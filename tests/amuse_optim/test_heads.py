@@ -6,8 +6,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from amuse_optim import param_groups, report
-
-from .routing import Parts, auxiliary_weights, directions
+from tests.amuse_optim.routing import Parts, Tied, auxiliary_weights, directions
 
 
 def chain(*sizes: int) -> nn.Sequential:
@@ -38,6 +37,30 @@ class Backbone(nn.Module):
         self.layer1 = nn.Sequential(Block())
         self.layer2 = nn.Sequential(Block())
         self.fc = nn.Linear(8, 5, bias=False)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.requirement("C2")
+def test_heads_tied_and_untied(tie: bool) -> None:
+    expected = {
+        "embed.weight": "adamw",
+        "block.weight": "muon",
+        "block.bias": "adamw",
+        "norm.weight": "adamw",
+        "norm.bias": "adamw",
+    }
+    assert directions(Tied(tie)) == expected | ({} if tie else {"lm_head.weight": "adamw"})
+
+
+def test_a_weight_tied_to_an_embedding_is_auxiliary_whatever_comes_first() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(8, 11, bias=False)
+            self.embed = nn.Embedding(11, 8)
+            self.embed.weight = self.project.weight
+
+    assert directions(HeadFirst()) == {"project.weight": "adamw"}
 
 
 @pytest.mark.requirement("C2")

@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from amuse_optim import AMUSE, param_groups, report
-
-from .routing import Parts, directions, option
+from tests.amuse_optim.routing import Parts, directions, option
 
 
 def free(*shape: int) -> nn.Parameter:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amuse_optim import AMUSE, AMUSEReference
+from amuse_optim import AMUSE, AMUSEReference, param_groups, report
 from amuse_optim.matrices import matrix_layout, update_scale
+from tests.amuse_optim.training import take_steps
 
 SHAPES = [
     ((6, 4), {}, ((1, 6, 4),)),
@@ -180,3 +181,11 @@ def test_scales_of_the_published_forms() -> None:
     assert update_scale(256, 64, "match_rms") == pytest.approx(0.2 * 16)
     assert update_scale(256, 64, "spectral") == pytest.approx(2.0)
     assert update_scale(64, 256, "spectral") == 1.0
+
+
+def test_empty_matrices_have_every_scale() -> None:
+    with pytest.warns(UserWarning, match="zero-element"):
+        empty = nn.Linear(0, 5)
+    groups = param_groups(nn.Sequential(empty, nn.Linear(5, 2)), auxiliary="sgd")
+    assert "5x0" in report(groups)
+    take_steps(AMUSE(groups, lr=0.1, warmup_steps=2), range(2))

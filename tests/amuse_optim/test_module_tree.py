@@ -10,8 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.optim.swa_utils import AveragedModel
 
 from amuse_optim import param_groups
-
-from .routing import Parts
+from tests.amuse_optim.routing import Parts
 
 Wrap = Callable[[nn.Module], nn.Module]
 

@@ -1,5 +1,8 @@
 """The iteration against the singular value decomposition, its symmetries, and torch's own."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from amuse_optim.orthogonalize import (
     POLAR_EXPRESS,
     QUINTIC,
     Method,
+    _cpu_multiplies_bfloat16,
     coefficients,
     orthogonality_errors,
     working_dtype,
@@ -202,6 +206,20 @@ def test_working_dtype() -> None:
     assert working_dtype(torch.zeros(300, 300)) in (torch.float32, torch.bfloat16)
 
 
+@pytest.mark.parametrize("torch_tells_all_at_once", [True, False])
+def test_fast_bfloat16_is_what_the_system_says(
+    monkeypatch: pytest.MonkeyPatch, torch_tells_all_at_once: bool
+) -> None:
+    """Releases of torch before `get_capabilities` answer for one instruction set at a time."""
+    if not torch_tells_all_at_once:
+        names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+        monkeypatch.setattr(
+            torch, "cpu", SimpleNamespace(**{name: getattr(torch.cpu, name) for name in names})
+        )
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert _cpu_multiplies_bfloat16() == bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two dimensions"):
         orthogonalize(torch.zeros(3))
@@ -215,3 +233,11 @@ def test_bad_input_is_refused() -> None:
         orthogonalize(torch.zeros(3, 3), method="cubic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must keep the shape"):
         orthogonalize(torch.zeros(3, 3), method=lambda stack: stack[:, :1])
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+@pytest.mark.parametrize("method", ["quintic", "polar_express", "exact"])
+def test_matrices_beyond_the_range_of_single_precision(method: str, scale: float) -> None:
+    matrix = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    near, far = (orthogonalize(m, method=method, dtype=torch.float64) for m in (matrix, matrix * scale))
+    torch.testing.assert_close(far, near, rtol=1e-9, atol=1e-12)

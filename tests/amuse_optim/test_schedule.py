@@ -2,48 +2,30 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amuse_optim.schedule import BetaClock, Clock, Coefficients, Parity, schedule_of
+from amuse_optim.schedule import LENGTHS, OPTIONS, BetaClock, Clock, Coefficients, Parity, schedule_of
 
 
-def run(
-    steps: int,
-    *,
-    lr: float | list[float] = 0.01,
-    warmup_steps: int = 10,
-    lr_decay: float = 0.0,
-    lr_decay_from: int = 30,
-    t0_steps: int | None = None,
-    c_warmup_steps: int = 0,
-    beta1: float = 0.6,
-    rho: float = 0.8,
-    beta_clock: BetaClock = "window",
-    r: float = 0.0,
-    weight_lr_power: float = 2.0,
-    parity: Parity = "exact",
-) -> list[Coefficients]:
-    schedule = schedule_of(
-        {
-            "warmup_steps": warmup_steps,
-            "lr_decay": lr_decay,
-            "lr_decay_from": lr_decay_from,
-            "t0_steps": warmup_steps if t0_steps is None else t0_steps,
-            "c_warmup_steps": c_warmup_steps,
-            "beta1": beta1,
-            "rho": rho,
-            "beta_clock": beta_clock,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "parity": parity,
-        }
-    )
+def schedule(**options: Any) -> dict[str, Any]:
+    """Options of a group's schedule, with the lengths that are not said."""
+    usual = {name: option.default for name, option in OPTIONS.items()} | {"warmup_steps": 10} | options
+    defaults = {name: each * usual["warmup_steps"] for name, each in LENGTHS.items() if each is not None}
+    return usual | {name: length for name, length in defaults.items() if usual[name] is None}
+
+
+def run(steps: int, *, lr: float | list[float] = 0.01, **options: Any) -> list[Coefficients]:
+    rules = schedule_of(schedule(**options))
     clock, path = Clock(), []
     for step in range(steps):
-        clock, now = schedule.advance(clock, lr[step] if isinstance(lr, list) else lr)
+        clock, now = rules.advance(clock, lr[step] if isinstance(lr, list) else lr)
         path.append(now)
     return path
 
@@ -170,3 +152,45 @@ def test_zero_learning_rates_do_no_harm() -> None:
 
 def test_rho_zero_keeps_beta_whatever_t0_is() -> None:
     assert {now.beta for now in run(30, rho=0.0, warmup_steps=0, t0_steps=0)} == {0.6}
+
+
+def rates(steps: int) -> list[float]:
+    """Raised, then lowered: the running maximum matters."""
+    return [0.01 if step < steps // 3 else 0.03 if step < steps // 2 else 0.002 for step in range(steps)]
+
+
+@pytest.mark.parametrize("parity", ["exact", "published"])
+def test_steep_weights_are_right_to_the_last_digits(parity: Parity) -> None:
+    """r = 100 in fractions; t^r alone is beyond float64 from t = 1,210 on."""
+    path = run(3000, lr=rates(3000), r=100.0, parity=parity)
+    weight_sum, lr_max = Fraction(0), Fraction(0)
+    for t, now in enumerate(path, start=1):
+        lr = Fraction(now.lr)
+        lr_max = max(lr, lr_max)
+        weight = t**100 * (lr_max if parity == "exact" else lr) ** 2
+        weight_sum += weight
+        assert now.c == pytest.approx(float(weight / weight_sum), rel=1e-12), t
+
+
+@pytest.mark.parametrize(("r", "power"), [(33.7, 2.0), (33.7, 0.5), (0.5, 3.0)])
+def test_weights_of_fractional_powers_are_right_to_the_last_digits(r: float, power: float) -> None:
+    """Against a sum without rounding of the weights in units of the present one."""
+    path = run(4000, lr=rates(4000), r=r, weight_lr_power=power)
+    largest = list(itertools.accumulate((now.lr for now in path), max))
+    for t in [*range(1, 60), *range(60, 4001, 101)]:
+        ratios = [(i / t) ** r * (largest[i - 1] / largest[t - 1]) ** power for i in range(1, t + 1)]
+        assert path[t - 1].c == pytest.approx(1 / math.fsum(ratios), rel=1e-12), t
+
+
+@pytest.mark.parametrize("number", [float, lambda value: torch.tensor(value, dtype=torch.float64)])
+@pytest.mark.parametrize("r", [0.0, 33.7, 100.0])
+def test_a_clock_at_a_thousand_million_steps_still_goes(r: float, number: Callable[[float], Any]) -> None:
+    """S_t is t / (r + 1) in the limit, so c_t is (r + 1) / t; t^r itself would be up to 1e900."""
+    rules = schedule_of(schedule(warmup_steps=10, r=r))
+    t = 10**9
+    clock = Clock(*map(number, (t - 1.0, (t - 1) / (r + 1), 0.01, 9.0)))
+    for step in range(3):
+        clock, now = rules.advance(clock, number(0.01))
+        assert float(clock.t) == t + step
+        assert float(now.c) == pytest.approx((r + 1) / (t + step), rel=1e-6)
+        assert 0.6 < float(now.beta) < 1.0

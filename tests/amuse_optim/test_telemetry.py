@@ -5,13 +5,7 @@ import torch
 from torch import nn
 
 from amuse_optim import AMUSE, AMUSEReference, averaged, telemetry
-
-
-def step(parameters: list[nn.Parameter], optimizer: AMUSE, seed: int) -> None:
-    for parameter in parameters:
-        generator = torch.Generator().manual_seed(seed)
-        parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    optimizer.step()
+from tests.amuse_optim.training import take_steps
 
 
 def build(optimizer_class: type[AMUSE]) -> tuple[list[nn.Parameter], AMUSE]:
@@ -27,13 +21,13 @@ def build(optimizer_class: type[AMUSE]) -> tuple[list[nn.Parameter], AMUSE]:
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.requirement("E1")
 def test_numbers_equal_those_of_the_stored_sequences(mode: str) -> None:
-    parameters, optimizer = build(AMUSE)
+    _, optimizer = build(AMUSE)
     references, reference = build(AMUSEReference)
     telemetry(optimizer)
     for seed in range(9):
-        step(parameters, optimizer, seed)
+        take_steps(optimizer, range(seed, seed + 1))
         before = [reference.state[r]["z"].clone() for r in references]
-        step(references, reference, seed)
+        take_steps(reference, range(seed, seed + 1))
     if mode == "eval":
         optimizer.eval()
     values = telemetry(optimizer)
@@ -74,7 +68,7 @@ def test_orthogonality_error_is_that_of_the_matrices() -> None:
         parameters = [nn.Parameter(torch.ones(s, dtype=torch.float64)) for s in ((6, 4), (3, 5))]
         optimizer = AMUSE(parameters, direction="muon", warmup_steps=4, orthogonalize=method)  # type: ignore[arg-type]
         telemetry(optimizer)
-        step(parameters, optimizer, 1)
+        take_steps(optimizer, range(1, 2))
         value = float(telemetry(optimizer)["0_muon/orthogonality_error"])
         expected = (sum(errors) / len(errors)) ** 0.5 if errors else 0.0
         assert value == pytest.approx(expected, abs=1e-12)
@@ -84,16 +78,33 @@ def test_orthogonality_error_is_that_of_the_matrices() -> None:
 def test_nothing_is_measured_before_it_is_asked_for_and_nothing_is_changed() -> None:
     parameters, optimizer = build(AMUSE)
     others, unobserved = build(AMUSE)
-    step(parameters, optimizer, 0)
-    step(others, unobserved, 0)
+    take_steps(optimizer, range(1))
+    take_steps(unobserved, range(1))
     assert optimizer.measurements is None
     first = telemetry(optimizer)
     assert bool(first["0_muon/update_rms"].isnan())
     assert "1_adamw/orthogonality_error" not in first
     for seed in range(1, 5):
-        step(parameters, optimizer, seed)
-        step(others, unobserved, seed)
+        take_steps(optimizer, range(seed, seed + 1))
+        take_steps(unobserved, range(seed, seed + 1))
         with averaged(optimizer):
             telemetry(optimizer)
     assert all(torch.equal(a, b) for a, b in zip(parameters, others, strict=True))
     assert bool(telemetry(optimizer)["0_muon/update_rms"].isfinite())
+
+
+def test_telemetry_of_a_captured_schedule_keeps_its_values() -> None:
+    optimizer = AMUSE(
+        [nn.Parameter(torch.ones(3))],
+        direction="sgd",
+        lr=0.01,
+        warmup_steps=4,
+        capturable=True,
+        nonfinite="ignore",
+    )
+    told = []
+    for step in range(4):
+        take_steps(optimizer, range(step, step + 1))
+        told.append(telemetry(optimizer))
+    rates = [next(float(value) for name, value in each.items() if name.endswith("/lr")) for each in told]
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01])

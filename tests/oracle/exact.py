@@ -38,8 +38,8 @@ class ExactOracle:
         orthogonalize_steps: int = 5,
     ) -> None:
         t0 = warmup_steps if t0_steps is None else t0_steps
-        if not 0 < beta1 <= 1:
-            raise ValueError("beta1 must be in (0, 1]")
+        if not 0 <= beta1 <= 1 or (beta1 == 0 and rho != 0):
+            raise ValueError("beta1 must be in (0, 1], or 0 with rho = 0")
         if rho != 0 and t0 < max(2, c_warmup_steps + 2):
             raise ValueError("t0_steps must be at least 2 and greater than c_warmup_steps + 1")
         if weight_decay_at not in ("z", "y") or beta_clock not in ("window", "steps"):

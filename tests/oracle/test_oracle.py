@@ -278,6 +278,21 @@ def test_a_raised_rate_returns_beta_to_beta1_and_no_further(oracle_class, factor
     assert_allclose(betas[raised_after], 0.6, rtol=1e-15)
 
 
+def test_without_beta_gradients_are_taken_at_z():
+    oracle = ExactOracle(
+        initial(), direction=KINDS, lr=0.1, warmup_steps=3, beta1=0.0, rho=0.0, weight_decay=0.1
+    )
+    mean = [np.zeros(shape) for shape in SHAPES]
+    weights = [(0.1 * min(1, t / 3)) ** 2 for t in range(1, 16)]
+    for weight, grads in zip(weights, gradients(15), strict=True):
+        oracle.step(grads)
+        mean = [m + weight * z for m, z in zip(mean, oracle.z, strict=True)]
+        for y, z in zip(oracle.y, oracle.z, strict=True):
+            assert_array_equal(y, z)
+    for x, m in zip(oracle.x, mean, strict=True):
+        assert_allclose(x, m / sum(weights), **TIGHT)
+
+
 @BOTH
 def test_rho_zero_keeps_beta1_whatever_the_lengths(oracle_class):
     for warmup, t0 in [(0, None), (0, 0), (1, None), (5, 1), (5, 3)]:

@@ -18,25 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from amuse_optim import AMUSE, OptimizerModeError, averaged, averaged_state_dict, param_groups
-
-
-def build(seed: int = 0, **options: Any) -> tuple[nn.Module, AMUSE]:
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
-    settings: dict[str, Any] = {"lr": 0.02, "warmup_steps": 4, "weight_decay": 0.1} | options
-    return model, AMUSE(param_groups(model), **settings)
-
-
-def loss_of(model: nn.Module, step: int, rows: slice = slice(None)) -> Tensor:
-    inputs = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))[rows]
-    return (model(inputs) - inputs[:, :3].sin()).square().mean()
-
-
-def train(model: nn.Module, optimizer: AMUSE, steps: int, start: int = 0) -> None:
-    for step in range(start, start + steps):
-        optimizer.zero_grad()
-        loss_of(model, step).backward()
-        optimizer.step()
+from tests.amuse_optim.training import build, loss_of, train
 
 
 def everything(model: nn.Module, optimizer: AMUSE) -> dict[str, Any]:
@@ -317,20 +299,8 @@ def test_b09_accelerate_prepares_and_steps_it() -> None:
 
 
 @pytest.mark.requirement("B9")
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; its CPU twin is the meta device test")
-def test_b09_parameters_on_several_devices() -> None:
-    parameters = [nn.Parameter(torch.ones(4, 4, device=device)) for device in ("cpu", "cuda")]
-    optimizer = AMUSE(parameters, direction="muon", warmup_steps=2, orthogonalize_dtype=torch.float32)
-    for _ in range(3):
-        for parameter in parameters:
-            parameter.grad = torch.eye(4, device=parameter.device)
-        optimizer.step()
-    torch.testing.assert_close(parameters[0], parameters[1].cpu())
-
-
-@pytest.mark.requirement("B9")
 def test_b09_state_follows_the_device_of_its_parameter() -> None:
-    """The CPU twin of the test above: on the meta device shapes and devices are real, values are not."""
+    """On the meta device shapes and devices are real, values are not."""
     parameters = [nn.Parameter(torch.ones(4, 4, device=device)) for device in ("cpu", "meta")]
     optimizer = AMUSE(parameters, direction="muon", warmup_steps=2, nonfinite="ignore")
     for parameter in parameters:

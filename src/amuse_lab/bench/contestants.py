@@ -51,7 +51,7 @@ class Contestant:
         """The version of the package it comes from, if it is one of its own and installed."""
         if self.requirement is None or not self.installed:
             return None
-        return importlib.metadata.version(self.requirement.partition("==")[0])
+        return importlib.metadata.version(self.requirement)
 
 
 def _routed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -135,21 +135,21 @@ CONTESTANTS: Mapping[str, Contestant] = {
             "pytorch_optimizer's Muon with its own AdamW for the rest",
             _pytorch_optimizer,
             "pytorch_optimizer",
-            "pytorch_optimizer==4.1.0",
+            "pytorch_optimizer",
         ),
         Contestant(
             "heavyball",
             "heavyball's Muon with its AdamW for the rest, not compiled",
             _heavyball,
             "heavyball",
-            "heavyball==3.2.1",
+            "heavyball",
         ),
         Contestant(
             "sf-adamw",
             "schedulefree's AdamW(foreach=True) for all parameters",
             _schedule_free,
             "schedulefree",
-            "schedulefree==1.4.1",
+            "schedulefree",
         ),
         Contestant("adamw", "torch's AdamW(fused=True) for all parameters", _adamw),
         Contestant(

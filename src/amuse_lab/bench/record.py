@@ -52,7 +52,7 @@ def to_json(
         "complete": complete,
         "environment": environment.describe(device=device, seed=SEED),
         "versions": {name: contestant.version for name, contestant in CONTESTANTS.items()},
-        "capabilities": dict(torch.cpu.get_capabilities()),
+        "capabilities": environment.cpu_capabilities(),
         "onednn": bool(torch.backends.mkldnn.enabled),
         "load_average": list(os.getloadavg()),
         "dtype": str(dtype).removeprefix("torch."),

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from torch import nn
 
 from amuse_lab.errors import require
@@ -103,7 +102,9 @@ class ScheduleFreeAdamW(AveragedConfig):
     weight_decay: float = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
-        optimizer = AdamWScheduleFree(
+        import schedulefree
+
+        optimizer = schedulefree.AdamWScheduleFree(
             decay_split(model, self.weight_decay),
             lr=self.lr,
             betas=(self.beta1, self.beta2),
@@ -129,7 +130,9 @@ class ScheduleFreeSGD(AveragedConfig):
     weight_decay: float = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
-        optimizer = SGDScheduleFree(
+        import schedulefree
+
+        optimizer = schedulefree.SGDScheduleFree(
             trainable(model),
             lr=self.lr,
             momentum=self.beta1,

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from amuse_optim.averaging import Tensors
 from amuse_optim.buckets import Chunk
 from amuse_optim.checks import Option, fraction, positive
 from amuse_optim.schedule import Number
@@ -31,7 +32,7 @@ class AdamW(ElementwiseDirection):
         """V and, with a first moment, e."""
         return {"exp_avg_sq": shape} | ({"exp_avg": shape} if group["auxiliary_momentum"] > 0 else {})
 
-    def update(self, chunk: Chunk) -> tuple[list[Tensor], Number]:
+    def update(self, chunk: Chunk) -> tuple[Tensors, Number]:
         """As d = [e / (sqrt(v) + sqrt(k) eps)] sqrt(k) / (1 - b^s), since the corrections are numbers."""
         group, gradients, v = chunk.group, chunk.read("gradient"), chunk.read("exp_avg_sq")
         torch._foreach_mul_(v, group["beta2"])
@@ -46,9 +47,9 @@ class AdamW(ElementwiseDirection):
         else:
             torch._foreach_add_(denominators, root * group["eps"])
         if "exp_avg" not in chunk:
-            return list(torch._foreach_div(gradients, denominators)), root
+            return torch._foreach_div(gradients, denominators), root
         e, momentum = chunk.read("exp_avg"), group["auxiliary_momentum"]
         torch._foreach_lerp_(e, gradients, 1.0 - momentum)
         update = torch._foreach_div(e, denominators)
         chunk.write("exp_avg", e)
-        return list(update), root / (1.0 - momentum**chunk.step)
+        return update, root / (1.0 - momentum**chunk.step)

@@ -4,15 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
+from amuse_optim.averaging import Tensors
 from amuse_optim.buckets import Bucket, Chunk
 from amuse_optim.checks import Option
 from amuse_optim.schedule import Number
 
 Shape = tuple[int, ...]
 # A chunk, its updates d / scale piece by piece, and their scale.
-Update = tuple[Chunk, list[Tensor], Number]
+Update = tuple[Chunk, Tensors, Number]
 
 
 class Direction(ABC):
@@ -25,7 +24,9 @@ class Direction(ABC):
     Attributes:
         name: The value of a group's `direction`.
         options: The options that it reads from its groups, beside those that every group has.
-        for_matrices: Whether it is for hidden matrices; other directions take the learning rate `lr_rest`.
+        for_matrices: Whether it reads the layout and the scale of matrices, as subclasses of `Muon` do. It is
+            then a value of `param_groups(matrices=...)`; other directions are values of `auxiliary` and take
+            the learning rate `lr_rest`.
     """
 
     name: ClassVar[str]
@@ -35,6 +36,8 @@ class Direction(ABC):
     @abstractmethod
     def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
         """Names and shapes of the tensors that a parameter has in its state; they begin as zeros.
+
+        The names y, z, x, gradient, update, step and beta are taken.
 
         A tensor of the parameter's shape is kept in the precision of the state and cut into chunks with it.
         Any other shape must begin with the parameter's leading dimensions; it is kept in at least float32.
@@ -66,7 +69,7 @@ class ElementwiseDirection(Direction):
     """A direction in which every entry moves by its own gradients."""
 
     @abstractmethod
-    def update(self, chunk: Chunk) -> tuple[list[Tensor], Number]:
+    def update(self, chunk: Chunk) -> tuple[Tensors, Number]:
         """The updates of a chunk as tensors and their common factor; moves the direction's state.
 
         `chunk.read(name)` gives lists of one-dimensional tensors: "gradient", which is not to be changed,
@@ -79,3 +82,25 @@ class ElementwiseDirection(Direction):
         """Chunk by chunk, as `update` gives them."""
         for chunk in bucket.chunks():
             yield chunk, *self.update(chunk)
+
+
+def by_name(*directions: Direction) -> dict[str, Direction]:
+    """A table of directions.
+
+    Raises:
+        ValueError: If two have one name, or declare an option of one name differently.
+    """
+    table: dict[str, Direction] = {}
+    declared: dict[str, tuple[str, Option]] = {}
+    for direction in directions:
+        if direction.name in table:
+            raise ValueError(f"there are two directions {direction.name!r}: give {direction!r} another name")
+        table[direction.name] = direction
+        for name, option in direction.options.items():
+            other, first = declared.setdefault(name, (direction.name, option))
+            if option != first:
+                raise ValueError(
+                    f"option {name!r} of direction {direction.name!r} must be the Option that "
+                    f"{other!r} declares, with the default {first.default!r} and the same check"
+                )
+    return table

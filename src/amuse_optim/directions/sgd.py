@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
+from amuse_optim.averaging import Tensors
 from amuse_optim.buckets import Chunk
 from amuse_optim.schedule import Number
 
@@ -20,6 +19,6 @@ class SGD(ElementwiseDirection):
         """Nothing."""
         return {}
 
-    def update(self, chunk: Chunk) -> tuple[list[Tensor], Number]:
+    def update(self, chunk: Chunk) -> tuple[Tensors, Number]:
         """The gradients."""
         return chunk.read("gradient"), 1.0

@@ -12,14 +12,7 @@ from amuse_optim.directions import DIRECTIONS
 @pytest.mark.parametrize("on_device", [False, True])
 def test_equals_the_displayed_equation(momentum: float, on_device: bool) -> None:
     params = [nn.Parameter(torch.zeros(size, dtype=torch.float64)) for size in (5, 1, 9)]
-    group = {
-        "params": params,
-        "stacked": False,
-        "transposed": False,
-        "beta2": 0.99,
-        "eps": 1e-3,
-        "auxiliary_momentum": momentum,
-    }
+    group = {"params": params, "stacked": False, "beta2": 0.99, "eps": 1e-3, "auxiliary_momentum": momentum}
     slots, expected = [], []
     for index, param in enumerate(params):
         g, v, e = torch.randn(

@@ -9,17 +9,8 @@ from torch import Tensor, nn
 
 from amuse_optim import AMUSE, averaged, param_groups, report
 from tests.amuse_optim.test_equalities import SHAPES, difference, gradients, start
+from tests.amuse_optim.training import take_steps
 from tests.oracle.exact import ExactOracle
-
-
-def run(parameters: list[nn.Parameter], steps: range, optimizer: AMUSE) -> None:
-    for step in steps:
-        for i, parameter in enumerate(parameters):
-            generator = torch.Generator().manual_seed(100 * step + i)
-            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(
-                parameter
-            )
-        optimizer.step()
 
 
 def equal(ours: list[nn.Parameter], expected: list[Tensor]) -> None:
@@ -119,18 +110,18 @@ def test_a_resumed_run_is_the_same(mode: str) -> None:
         return parameters, AMUSE(parameters, direction="normuon", lr=0.05, warmup_steps=3)
 
     parameters, optimizer = build()
-    run(parameters, range(5), optimizer)
+    take_steps(optimizer, range(5))
     if mode == "eval":
         optimizer.eval()
     saved = copy.deepcopy((optimizer.state_dict(), [p.detach() for p in parameters]))
     optimizer.train()
-    run(parameters, range(5, 9), optimizer)
+    take_steps(optimizer, range(5, 9))
     others, resumed = build()
     resumed.load_state_dict(saved[0])
     for other, value in zip(others, saved[1], strict=True):
         other.data.copy_(value)
     resumed.train()
-    run(others, range(5, 9), resumed)
+    take_steps(resumed, range(5, 9))
     assert all(torch.equal(a, b) for a, b in zip(parameters, others, strict=True))
 
     wrong = copy.deepcopy(saved[0])
@@ -143,7 +134,7 @@ def test_rows_stay_in_float32_and_follow_a_conversion() -> None:
     layer = nn.Linear(6, 4, bias=False)
     optimizer = AMUSE([layer.weight], direction="normuon", warmup_steps=2, state_precision="lean")
     layer.bfloat16()
-    run([layer.weight], range(3), optimizer)
+    take_steps(optimizer, range(3))
     state = optimizer.state[layer.weight]
     assert (state["row_exp_avg_sq"].dtype, state["row_exp_avg_sq"].shape) == (torch.float32, (4,))
     assert state["momentum_buffer"].dtype == torch.bfloat16
@@ -155,7 +146,7 @@ def test_channels_last_kernels_are_the_same_matrices() -> None:
     last = nn.Parameter(values.to(memory_format=torch.channels_last))
     for parameter in (plain, last):
         optimizer = AMUSE([parameter], direction="normuon", lr=0.05, warmup_steps=2)
-        run([parameter], range(4), optimizer)
+        take_steps(optimizer, range(4))
     equal([last], [plain])
 
 

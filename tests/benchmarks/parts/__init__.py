@@ -1,0 +1,1 @@
+"""Programs that the runner of the GPU command is tested with."""
