@@ -94,7 +94,7 @@ class Slot:
             tensors, gradient = [local(tensor) for tensor in tensors], local(gradient)
         order = None
         if type(tensors[0]) in _DENSE:
-            order = dense_order(tensors, channels_last=not group["stacked"])
+            order = dense_order(tensors, channels_last=not (group["stacked"] or group.get("transposed")))
         buffers = [flat(tensor, order or ()) for tensor in tensors]
         copies: list[tuple[Tensor, Tensor]] = []
         if order is None:
@@ -153,7 +153,8 @@ class Bucket:
                 yield Chunk(self, chunk)
                 chunk, entries = [], 0
             if size > bound:
-                pieces = zip(*(tensor.split(bound) for tensor in row.values()), strict=True)
+                most = max(1, bound * len(next(iter(row.values()))) // size)
+                pieces = zip(*(tensor.split(most) for tensor in row.values()), strict=True)
                 yield from (Chunk(self, [dict(zip(row, piece, strict=True))]) for piece in pieces)
             elif size:
                 chunk.append(row)

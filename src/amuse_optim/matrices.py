@@ -1,21 +1,48 @@
 r"""Matrices: which matrices a parameter is made of, and the scale that their shape gives an update.
 
 A parameter is cut into blocks, each a stack (n, rows, cols) of equally shaped matrices that are
-orthogonalized one by one. Convolution kernels (out, in, *k) are one (out, in * prod(k)) matrix per group.
+orthogonalized one by one. Rows are outputs, columns are inputs. Convolution kernels (out, in, *k) are one
+(out, in * prod(k)) matrix per group. Weights that are stored the other way round, (in, out, *k), are the
+transpose of theirs: the rows of their matrices are columns in memory.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .checks import Option, choice, count, flag, optional
 
 Scale = Literal["match_rms", "spectral"]
+
+
+class Place(NamedTuple):
+    """Where matrices of one shape lie among the entries of a parameter.
+
+    Args:
+        entries: How many entries they have.
+        start: The first of them; with `width`, the first column.
+        row: Number of their first row among the rows of all the parameter's matrices.
+        width: None where the entries lie behind one another; else they are neighbouring columns of a matrix
+            with this many.
+    """
+
+    entries: int
+    start: int
+    row: int = 0
+    width: int | None = None
+
+    def of(self, buffer: Tensor) -> Tensor:
+        """A view of these entries: one-dimensional, or the columns, as two dimensions."""
+        if self.width is not None:
+            columns = self.entries // (buffer.numel() // self.width)
+            return buffer.view(-1, self.width)[:, self.start : self.start + columns]
+        if self.entries == buffer.numel():
+            return buffer
+        return buffer[self.start : self.start + self.entries]
 
 
 @dataclass(frozen=True)
@@ -26,28 +53,39 @@ class Layout:
         shape: The parameter's shape.
         blocks: (n, rows, cols) of every block, in the order of the parameter's rows.
         stacked: Whether leading dimensions count matrices (and `blocks` is then a single one).
+        transposed: Whether every matrix is stored as its transpose, (cols, rows).
+        columns: Whether the matrices are columns of a single stored one.
     """
 
     shape: tuple[int, ...]
     blocks: tuple[tuple[int, int, int], ...]
     stacked: bool = False
+    transposed: bool = False
+    columns: bool = False
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """The parameter's leading dimensions, which count the rows of all its matrices in their order."""
+        """A shape with one entry for every row of all the matrices, in their order."""
+        if self.transposed:
+            return (sum(number * rows for number, rows, _ in self.blocks),)
         return self.shape[:-1] if self.stacked else self.shape[:1]
 
-    def split(self, tensor: Tensor) -> list[Tensor]:
-        """The blocks of a tensor of this shape, in any memory format; views where possible."""
-        if self.stacked:
-            return [tensor.reshape(self.blocks[0])]
-        rows = tensor.reshape(self.shape[0], self.blocks[0][2])
-        parts = torch.split(rows, [n * r for n, r, _ in self.blocks])
-        return [part.reshape(block) for part, block in zip(parts, self.blocks, strict=True)]
+    def places(self, bound: int) -> Iterator[tuple[tuple[int, int], Place]]:
+        """The shapes of the matrices and where they lie, in order.
 
-    def join(self, blocks: Sequence[Tensor]) -> Tensor:
-        """The inverse of `split`."""
-        return torch.cat([block.reshape(-1, block.shape[-1]) for block in blocks]).reshape(self.shape)
+        Args:
+            bound: Matrices that lie behind one another have one place, up to this many entries.
+        """
+        width = sum(number * rows for number, rows, _ in self.blocks) if self.columns else None
+        start = row = 0
+        for number, rows, cols in self.blocks:
+            size = rows * cols
+            most = 1 if self.columns or size == 0 else max(1, bound // size)
+            for first in range(0, number if size else 0, most):
+                matrices = min(most, number - first)
+                yield (rows, cols), Place(matrices * size, start, row, width)
+                start += matrices * (rows if self.columns else size)
+                row += matrices * rows
 
 
 @cache
@@ -58,6 +96,7 @@ def matrix_layout(
     num_heads: int | None = None,
     conv_groups: int = 1,
     stacked: bool = False,
+    transposed: bool = False,
 ) -> Layout:
     """The layout of a parameter of this shape.
 
@@ -67,6 +106,8 @@ def matrix_layout(
         num_heads: Cuts the rows of every (split) matrix into this many equal heads.
         conv_groups: Groups of a grouped convolution: one matrix each.
         stacked: Leading dimensions count matrices, as in experts of shape (E, rows, cols).
+        transposed: The parameter is stored as (in, out, *k), or (E, in, out) if stacked: the rows of its
+            matrices, which `split_rows` and `num_heads` cut, are the columns in memory.
 
     Raises:
         ValueError: If the shape does not allow it; the message names the option.
@@ -76,9 +117,18 @@ def matrix_layout(
     if stacked:
         if split_rows is not None or num_heads is not None or conv_groups != 1:
             raise ValueError("stacked cannot be combined with split_rows, num_heads or conv_groups")
-        return Layout(shape, ((math.prod(shape[:-2]), shape[-2], shape[-1]),), stacked=True)
+        rows, cols = shape[:-3:-1] if transposed else shape[-2:]
+        return Layout(shape, ((math.prod(shape[:-2]), rows, cols),), stacked=True, transposed=transposed)
 
-    rows, cols = shape[0], math.prod(shape[1:])
+    stored = shape[0], math.prod(shape[1:])
+    if transposed and conv_groups != 1:
+        if split_rows is not None or num_heads is not None:
+            raise ValueError("transposed cannot be combined with conv_groups and split_rows or num_heads")
+        if stored[0] % conv_groups:
+            raise ValueError(f"conv_groups must divide the inputs {stored[0]} of {shape}, got {conv_groups}")
+        return Layout(shape, ((conv_groups, stored[1], stored[0] // conv_groups),), transposed=True)
+
+    rows, cols = reversed(stored) if transposed else stored
     sizes = (rows,) if split_rows is None else split_rows
     if split_rows is not None and (sum(sizes) != rows or any(size < 1 for size in sizes)):
         raise ValueError(f"split_rows must be positive and sum to {rows} for shape {shape}, got {sizes}")
@@ -86,7 +136,9 @@ def matrix_layout(
     if any(size % parts for size in sizes):
         option = "num_heads" if num_heads else "conv_groups"
         raise ValueError(f"{option} must divide the rows {sizes} of shape {shape}, got {parts}")
-    return Layout(shape, tuple((parts, size // parts, cols) for size in sizes))
+    blocks = tuple((parts, size // parts, cols) for size in sizes)
+    columns = transposed and parts * len(sizes) > 1
+    return Layout(shape, blocks, transposed=transposed, columns=columns)
 
 
 def update_scale(rows: int, cols: int, scale: Scale) -> float:
@@ -113,6 +165,7 @@ OPTIONS: dict[str, Option] = {
     "num_heads": Option(None, optional(count)),
     "conv_groups": Option(1, count),
     "stacked": Option(False, flag),
+    "transposed": Option(False, flag),
     "scale": Option("match_rms", choice("match_rms", "spectral")),
 }
 
@@ -126,4 +179,5 @@ def layout_of(group: Mapping[str, Any], shape: tuple[int, ...]) -> Layout:
         num_heads=group.get("num_heads"),
         conv_groups=group.get("conv_groups", 1),
         stacked=group.get("stacked", False),
+        transposed=group.get("transposed", False),
     )

@@ -75,6 +75,8 @@ class AMUSE(AveragedOptimizer):
         num_heads: Orthogonalizes every head's rows apart.
         conv_groups: Groups of grouped convolutions, one matrix each.
         stacked: Leading dimensions count matrices (experts).
+        transposed: The weights are stored as (in, out, *k), as GPT-2's: they are scaled as their transpose,
+            and `split_rows` and `num_heads` cut their columns.
         nonfinite: What an infinite or NaN gradient does: "raise" (FloatingPointError, nothing changed),
             "skip" (the whole step is skipped and counted in `group["skipped_steps"]`) or "ignore".
         parity: "exact", or "published" for the released code's averaging (algorithmic detail in
@@ -148,6 +150,7 @@ class AMUSE(AveragedOptimizer):
         num_heads: int | None = None,
         conv_groups: int = 1,
         stacked: bool = False,
+        transposed: bool = False,
         nonfinite: Literal["raise", "skip", "ignore"] = "raise",
         parity: Parity = "exact",
         foreach: bool | None = None,

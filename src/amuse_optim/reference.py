@@ -162,6 +162,9 @@ def muon(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
     mu = group["momentum"]
     m = state["momentum_buffer"] = mu * state.get("momentum_buffer", 0) + (1 - mu) * g
     u = (1 - mu) * g + mu * m if group["nesterov"] else m
+    shape = u.shape
+    if group["transposed"]:  # stored as (in, out, *k)
+        u = _transposed(u, group)
     if group["stacked"]:  # leading dimensions count matrices
         matrices = list(u.reshape(-1, *u.shape[-2:]))
     else:  # a kernel (out, in, *k) is the matrix (out, in * prod(k))
@@ -170,8 +173,16 @@ def muon(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
         matrices = [matrix for rows in projections for matrix in rows.chunk(parts)]
     names = {"method": "orthogonalize", "steps": "orthogonalize_steps", "dtype": "orthogonalize_dtype"}
     given = {name: group[option] for name, option in names.items()}
-    parts = [_scale(matrix, group["scale"]) * orthogonalize(matrix, **given) for matrix in matrices]
-    return torch.cat(parts).reshape(u.shape)
+    factors = [_scale(matrix, group["scale"]) * orthogonalize(matrix, **given) for matrix in matrices]
+    d = torch.cat(factors).reshape(u.shape)
+    return (_transposed(d, group) if group["transposed"] else d).reshape(shape)
+
+
+def _transposed(u: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """Every matrix of a stack, or of the groups of a convolution, as its transpose."""
+    if group["stacked"]:
+        return u.mT
+    return torch.cat([part.T for part in u.reshape(len(u), -1).chunk(group["conv_groups"])])
 
 
 def _scale(matrix: Tensor, kind: str) -> float:

@@ -1,4 +1,4 @@
-"""Small models whose parameters are divided into groups, and a way to read which got what."""
+"""Small models whose parameters are divided into groups, and ways to read which got what."""
 
 from typing import Any
 
@@ -9,6 +9,19 @@ from amuse_optim import param_groups
 
 def directions(model: nn.Module, **options: Any) -> dict[str, str]:
     return {name: g["direction"] for g in param_groups(model, **options) for name, _ in g["params"]}
+
+
+def option(model: nn.Module, parameter: str, key: str) -> Any:
+    for group in param_groups(model):
+        if parameter in [name for name, _ in group["params"]]:
+            return group.get(key)
+    raise KeyError(parameter)
+
+
+def auxiliary_weights(model: nn.Module) -> set[str]:
+    """The layers whose weight gets the auxiliary direction."""
+    found = directions(model)
+    return {n.removesuffix(".weight") for n, d in found.items() if n.endswith("weight") and d == "adamw"}
 
 
 class Tied(nn.Module):
@@ -23,9 +36,9 @@ class Tied(nn.Module):
 
 
 class Parts(nn.Module):
-    """Named parts, each a layer."""
+    """Named parts, each a module or a parameter."""
 
-    def __init__(self, **parts: nn.Module) -> None:
+    def __init__(self, **parts: nn.Module | nn.Parameter) -> None:
         super().__init__()
         for name, part in parts.items():
             setattr(self, name, part)

@@ -8,14 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from amuse_optim import AMUSE, param_groups, report
-from tests.amuse_optim.routing import Parts, Tied, directions
-
-
-def option(model: nn.Module, parameter: str, key: str) -> Any:
-    for group in param_groups(model):
-        if parameter in [name for name, _ in group["params"]]:
-            return group.get(key)
-    raise KeyError(parameter)
+from tests.amuse_optim.routing import Tied, directions
 
 
 def test_two_parameters_in_one_memory_are_refused() -> None:
@@ -25,81 +18,12 @@ def test_two_parameters_in_one_memory_are_refused() -> None:
         param_groups(model)
 
 
-@pytest.mark.requirement("C3")
-def test_convolutions_of_every_kind() -> None:
-    model = nn.ModuleDict(
-        {
-            "one": nn.Conv1d(4, 8, 5, bias=False),
-            "two": nn.Conv2d(4, 8, 3, bias=False),
-            "three": nn.Conv3d(4, 8, 3, bias=False),
-            "grouped": nn.Conv2d(8, 16, 3, groups=4, bias=False),
-            "depthwise": nn.Conv2d(8, 8, 3, groups=8, bias=False),
-            "multiplied": nn.Conv2d(8, 16, 3, groups=8, bias=False),
-            "pointwise": nn.Conv2d(8, 16, 1, bias=False),
-            "grey": nn.Conv2d(1, 16, 3, bias=False),
-        }
-    )
-    auxiliary = {"depthwise.weight", "multiplied.weight"}
-    assert directions(model) == {
-        f"{name}.weight": "adamw" if f"{name}.weight" in auxiliary else "muon" for name in model
-    }
-    assert option(model, "grouped.weight", "conv_groups") == 4
-    assert "4 of 4x18" in report(param_groups(model))
-
-
-@pytest.mark.requirement("C4")
-def test_recurrent_networks_split_their_gates() -> None:
-    model = nn.LSTM(5, 8, num_layers=2)
-    expected = {
-        name: "muon" if name.startswith("weight") else "adamw" for name, _ in model.named_parameters()
-    }
-    assert directions(model) == expected
-    assert option(model, "weight_ih_l0", "split_rows") == (8, 8, 8, 8)
-    assert option(nn.GRU(5, 8), "weight_hh_l0", "split_rows") == (8, 8, 8)
-
-
-@pytest.mark.requirement("C4")
-def test_attention_splits_query_key_and_value() -> None:
-    model = nn.MultiheadAttention(8, 2, add_bias_kv=True)
-    assert directions(model) == {
-        "in_proj_weight": "muon",
-        "in_proj_bias": "adamw",
-        "out_proj.weight": "muon",
-        "out_proj.bias": "adamw",
-        "bias_k": "adamw",
-        "bias_v": "adamw",
-    }
-    assert option(model, "in_proj_weight", "split_rows") == (8, 8, 8)
-
-
 @pytest.mark.requirement("C2")
 def test_torch_transformer() -> None:
     model = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
     for name, direction in directions(model).items():
         matrix = name.endswith("weight") and "norm" not in name
         assert direction == ("muon" if matrix else "adamw"), name
-
-
-def test_experts_and_free_parameters() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.experts = nn.Parameter(torch.randn(4, 8, 6))
-            self.mixing = nn.Parameter(torch.randn(8, 8))
-            self.pos_embed = nn.Parameter(torch.randn(10, 8))
-            self.cls_token = nn.Parameter(torch.randn(1, 1, 8))
-            self.gate = nn.Parameter(torch.randn(8, 1))
-            self.temperature = nn.Parameter(torch.tensor(1.0))
-
-    assert directions(Model()) == {
-        "experts": "muon",
-        "mixing": "muon",
-        "pos_embed": "adamw",
-        "cls_token": "adamw",
-        "gate": "adamw",
-        "temperature": "adamw",
-    }
-    assert option(Model(), "experts", "stacked") is True
 
 
 @pytest.mark.requirement("C2")
@@ -179,17 +103,6 @@ def test_report_counts_and_names() -> None:
     assert report(AMUSE(param_groups(model), warmup_steps=2, weight_decay=0.1).param_groups).count("0.1") == 5
     plain = AMUSE(model.parameters(), direction="adamw", warmup_steps=2)
     assert "(0)" in report(plain.param_groups)
-
-
-def test_embeddings_and_norms_by_their_class_names() -> None:
-    class VocabularyEmbedding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(9, 8))
-
-    model = Parts(embed=VocabularyEmbedding(), norm=nn.LayerNorm((4, 8)), conv=nn.Conv1d(1, 1, 3))
-    assert set(directions(model).values()) == {"adamw", "muon"}
-    assert directions(model)["embed.weight"] == directions(model)["norm.weight"] == "adamw"
 
 
 def test_overrides_name_real_directions_and_drop_what_only_matrices_have() -> None:

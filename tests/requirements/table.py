@@ -48,6 +48,10 @@ ROWS = {
     "C5": "parameters that a direction cannot take are refused before anything moves",
     "C6": "LoRA adapters are routed by override",
     "C7": "sparse gradients and complex parameters are refused clearly",
+    "C8": "weights stored as (in, out), as GPT-2's: recognized, scaled as their transpose, split by columns",
+    "C9": "the same groups whatever wraps the model or its parts; FSDP1's flat parameters are refused",
+    "C10": "heads of backbones, detectors, pre-training and plain networks; a guess is said in the report",
+    "C11": "tables, biases, decay rates, latents and adapters of embeddings are no matrices",
     "E1": "telemetry without synchronisation, equal to the stored sequences",
 }
 

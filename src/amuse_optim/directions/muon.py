@@ -10,7 +10,7 @@ from amuse_optim import matrices
 from amuse_optim.averaging import Tensors
 from amuse_optim.buckets import Bucket, Row, Slot
 from amuse_optim.checks import Option, count, flag, fraction
-from amuse_optim.matrices import layout_of, update_scale
+from amuse_optim.matrices import Place, layout_of, update_scale
 from amuse_optim.orthogonalize import (
     ITERATIONS,
     Method,
@@ -43,23 +43,21 @@ def momentum_average_(
 
 
 class Matrices(NamedTuple):
-    """Matrices of one shape that lie behind one another in a parameter.
+    """Matrices of one shape that lie together in a parameter.
 
     Args:
         slot: The parameter.
-        start: Where the first begins, in the parameter's entries.
-        stop: Where the last ends.
+        place: Where in its buffers.
     """
 
     slot: Slot
-    start: int
-    stop: int
+    place: Place
 
     def row(self, names: Iterable[str], update: Tensor) -> Row:
         """Their pieces of some of the parameter's buffers, beside a flat tensor "update"."""
-        row = {name: self.slot.row[name] for name in names}
-        if self.stop - self.start < self.slot.row["y"].numel():
-            row = {name: buffer[self.start : self.stop] for name, buffer in row.items()}
+        row = {name: self.place.of(self.slot.row[name]) for name in names}
+        if self.place.width is not None:
+            update = update.view_as(next(iter(row.values())))
         return {"update": update, **row}
 
 
@@ -144,34 +142,37 @@ class Muon(Direction):
         group = bucket.group
         method, steps = group["orthogonalize"], group["orthogonalize_steps"]
         for (rows, cols), found in _by_shape(bucket, slots).items():
-            entries = [piece.stop - piece.start for piece in found]
+            entries = [piece.place.entries for piece in found]
             for pieces in batches(found, entries, bucket.device):
-                sizes = [piece.stop - piece.start for piece in pieces]
+                sizes = [piece.place.entries for piece in pieces]
                 shape = (sum(sizes) // (rows * cols), rows, cols)
                 like = torch.empty((0, rows, cols), dtype=bucket.dtype, device=bucket.device)
                 dtype = group["orthogonalize_dtype"] or working_dtype(like)
-                stack = like.new_empty(shape, dtype=dtype if method in ITERATIONS else None)
-                parts = stack.view(-1).split(sizes)
+                stack = like.new_empty(sum(sizes), dtype=dtype if method in ITERATIONS else None)
+                parts = stack.split(sizes)
                 if whole is None:
                     self._momentum(bucket, pieces, parts)
                 else:
-                    torch._foreach_copy_(parts, [whole[piece.start : piece.stop] for piece in pieces])
+                    torch._foreach_copy_(parts, [piece.place.of(whole).reshape(-1) for piece in pieces])
+                stack = stack.view(-1, cols, rows).mT if group["transposed"] else stack.view(shape)
                 stack = orthogonalize_stack(stack, method, steps, dtype)
                 if bucket.measurement is not None:
                     bucket.measurement.add_polar_factors(stack)
                 stack, scale = self.finish(stack, pieces, bucket)
-                yield pieces, stack.reshape(-1).split(sizes), scale
+                stored = stack.mT if group["transposed"] else stack
+                yield pieces, stored.reshape(-1).split(sizes), scale
 
     def _sharded_updates(self, bucket: Bucket) -> Iterator[Update]:
         """Parameter by parameter, in the order of all ranks: gathered, orthogonalized, own part kept."""
         for slot in bucket.slots:
             part = torch.empty_like(slot.row["y"], dtype=bucket.dtype)
-            self._momentum(bucket, [Matrices(slot, 0, part.numel())], [part])
+            self._momentum(bucket, [Matrices(slot, Place(part.numel(), 0))], [part])
             whole = gathered(part.view(local(slot.param).shape), slot.param).view(-1)
             update = torch.empty_like(whole)
             for pieces, parts, scale in self._orthogonalized(bucket, [slot], whole):
                 for piece, source in zip(pieces, parts, strict=True):
-                    update[piece.start : piece.stop] = source * scale
+                    target = piece.place.of(update)
+                    target.copy_((source * scale).view_as(target))
             own = own_part(update.view(slot.param.shape), slot.param).reshape(-1)
             for chunk in bucket.cut([{**slot.row, "update": own}]):
                 yield chunk, chunk.stored("update"), 1.0
@@ -182,11 +183,6 @@ def _by_shape(bucket: Bucket, slots: Sequence[Slot]) -> dict[tuple[int, int], li
     shapes: dict[tuple[int, int], list[Matrices]] = {}
     bound = batch_entries(bucket.device)
     for slot in slots:
-        start = 0
-        for number, rows, cols in layout_of(bucket.group, slot.param.shape).blocks:
-            end, size = start + number * rows * cols, max(1, rows * cols)
-            limit = max(1, bound // size) * size
-            found = [Matrices(slot, first, min(first + limit, end)) for first in range(start, end, limit)]
-            shapes.setdefault((rows, cols), []).extend(found)
-            start = end
+        for shape, place in layout_of(bucket.group, slot.param.shape).places(bound):
+            shapes.setdefault(shape, []).append(Matrices(slot, place))
     return shapes

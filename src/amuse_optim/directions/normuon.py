@@ -28,7 +28,7 @@ class NorMuon(Muon):
     options: ClassVar[Mapping[str, Option]] = {**Muon.options, "row_beta2": Option(0.95, fraction)}
 
     def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
-        """The momentum, and v with the parameter's leading dimensions."""
+        """The momentum, and v with an entry for every row of the matrices."""
         return super().state_shapes(group, shape) | {"row_exp_avg_sq": layout_of(group, shape).row_shape}
 
     def finish(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> tuple[Tensor, Number]:
@@ -38,7 +38,7 @@ class NorMuon(Muon):
         factors = factors.to(bucket.dtype)
         kept = [whole(piece.slot.state["row_exp_avg_sq"]) for piece in pieces]
         mine = [
-            v.view(-1)[piece.start // cols : piece.stop // cols]
+            v.view(-1)[piece.place.row :][: piece.place.entries // cols]
             for v, piece in zip(kept, pieces, strict=True)
         ]
         v = torch.cat(mine).to(bucket.dtype).view(-1, rows)
