@@ -17,7 +17,7 @@ from amuse_optim.orthogonalize import (
     batch_entries,
     batches,
     orthogonalize_stack,
-    working_dtype,
+    working_dtype_for,
 )
 from amuse_optim.schedule import Number
 from amuse_optim.sharding import gathered, local, own_part
@@ -141,17 +141,18 @@ class Muon(Direction):
         method, steps = group["orthogonalize"], group["orthogonalize_steps"]
         for (rows, cols), found in _by_shape(bucket, slots).items():
             entries = [piece.place.entries for piece in found]
+            wanted = group["orthogonalize_dtype"]
+            dtype = wanted or working_dtype_for(bucket.dtype, bucket.device, min(rows, cols))
             for pieces in batches(found, entries, bucket.device):
                 sizes = [piece.place.entries for piece in pieces]
                 shape = (sum(sizes) // (rows * cols), rows, cols)
-                like = torch.empty((0, rows, cols), dtype=bucket.dtype, device=bucket.device)
-                dtype = group["orthogonalize_dtype"] or working_dtype(like)
-                stack = like.new_empty(sum(sizes), dtype=dtype if method in ITERATIONS else None)
-                parts = stack.split(sizes)
+                kept = dtype if method in ITERATIONS else bucket.dtype
+                stack = torch.empty(sum(sizes), dtype=kept, device=bucket.device)
                 if whole is None:
-                    self._momentum(bucket, pieces, parts)
+                    self._momentum(bucket, pieces, stack.split(sizes))
                 else:
-                    torch._foreach_copy_(parts, [piece.place.of(whole).reshape(-1) for piece in pieces])
+                    given = [piece.place.of(whole).reshape(-1) for piece in pieces]
+                    torch._foreach_copy_(stack.split(sizes), given)
                 stack = stack.view(-1, cols, rows).mT if group["transposed"] else stack.view(shape)
                 stack = orthogonalize_stack(stack, method, steps, dtype)
                 if bucket.measurement is not None:
