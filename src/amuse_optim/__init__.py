@@ -3,6 +3,7 @@
 Optimizer, parameter groups and everything needed to read the averaged model, for PyTorch alone.
 """
 
+from .edits import accept_weights, project
 from .evaluation import Attachment, attach, averaged, averaged_state_dict, refresh_batch_norm
 from .optimizer import AMUSE
 from .options import OptimizerModeError
@@ -18,11 +19,13 @@ __all__ = [
     "AMUSEReference",
     "Attachment",
     "OptimizerModeError",
+    "accept_weights",
     "attach",
     "averaged",
     "averaged_state_dict",
     "orthogonalize",
     "param_groups",
+    "project",
     "refresh_batch_norm",
     "report",
     "telemetry",

@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -37,14 +38,24 @@ def number(constraint: str, within: Callable[[float], bool]) -> Check:
     """
 
     def check(name: str, value: object) -> None:
-        if isinstance(value, Tensor) and value.ndim == 0:
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"Tensor {name} must be 1-element, got one of shape {tuple(value.shape)}")
             value = value.item()
+        value = python_number(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a Python number, got {value!r}")
         if not (math.isfinite(value) and within(value)):
             raise ValueError(f"{name} must be finite and {constraint}, got {value!r}")
 
     return check
+
+
+def python_number(value: Any) -> Any:
+    """A number of another kind (NumPy's) as Python's, which every checkpoint can hold; all else as it is."""
+    if type(value) in (int, float, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 not_negative = number(">= 0", lambda value: value >= 0)
@@ -64,6 +75,7 @@ def choice(*allowed: str) -> Check:
 
 def count(name: str, value: object) -> None:
     """Check for an integer of at least 1."""
+    value = python_number(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
@@ -83,6 +95,7 @@ def optional(check: Check) -> Check:
 
 def steps(name: str, value: object) -> None:
     """Check for a number of steps, or a fraction of the whole number of steps."""
+    value = python_number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of steps or a fraction of total_steps, got {value!r}")
     if isinstance(value, int) and value < 0:

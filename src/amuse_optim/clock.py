@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .buckets import Group, State
+from .checks import python_number
 from .schedule import Clock, Coefficients, schedule_of
 
 CLOCK_KEYS = tuple(field.name for field in fields(Clock))
@@ -23,6 +24,8 @@ def initial_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
 def advanced(group: Group) -> tuple[Clock, Coefficients]:
     """The clock and coefficients of a group's next step; the group is left as it is."""
     lr = group["lr"] if group["capturable"] else float(group["lr"])
+    if isinstance(lr, Tensor):
+        lr = lr.reshape(())
     return schedule_of(group).advance(Clock(**{name: group[name] for name in CLOCK_KEYS}), lr)
 
 
@@ -66,8 +69,8 @@ def _to_device(numbers: MutableMapping[str, Any], keys: Iterable[str], device: t
 
 
 def on_host(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """A group or state with Python's numbers in place of those on the device; waits for it."""
-    found = dict(numbers)
+    """A group or state with Python's numbers in place of others, on a device or NumPy's; waits for it."""
+    found = {key: python_number(value) for key, value in numbers.items()}
     for key in (*CLOCK_KEYS, *_READINGS, "step", "beta"):
         if isinstance(found.get(key), Tensor):
             value = found[key].item()

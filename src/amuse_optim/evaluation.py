@@ -2,23 +2,30 @@
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .optimizer import AMUSE
+from .optimizer import AMUSE, unwrapped
 from .state import averaged_value
+
+# Blocks of `averaged` may begin and end in several threads.
+_switching = threading.RLock()
 
 
 @contextlib.contextmanager
-def averaged(optimizer: AMUSE) -> Iterator[None]:
+def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Let the parameters hold the average x inside the block, and exactly what they held before after it.
 
+    Blocks may be nested, and may overlap (threads, asyncio): y then comes back after the last of them.
+
     Args:
-        optimizer: In either mode; blocks may be nested.
+        optimizer: An `AMUSE` in either mode, or what a framework made of it.
 
     Raises:
         OptimizerModeError: From `optimizer.step()` inside the block.
@@ -31,19 +38,28 @@ def averaged(optimizer: AMUSE) -> Iterator[None]:
         >>> with averaged(optimizer):
         ...     norm = weight.norm()
     """
-    before = optimizer.mode
+    amuse = unwrapped(optimizer)
+    with _switching:
+        block = [amuse.mode]
+        amuse.eval()
+        amuse.averaged_blocks = (*amuse.averaged_blocks, block)
     try:
-        optimizer.eval()
         yield
     finally:
-        if before == "train":
-            optimizer.train()
-        else:
-            optimizer.eval()
+        with _switching:
+            blocks = amuse.averaged_blocks
+            younger = next((other for earlier, other in pairwise(blocks) if earlier is block), None)
+            amuse.averaged_blocks = tuple(other for other in blocks if other is not block)
+            if younger is not None:  # a block that began within this one and still reads x
+                younger[:] = block
+            elif block == ["train"]:
+                amuse.train()
+            else:
+                amuse.eval()
 
 
 @torch.no_grad()
-def averaged_state_dict(model: nn.Module, optimizer: AMUSE) -> dict[str, Tensor]:
+def averaged_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The model's state dict with the average x in place of its parameters: the model to ship.
 
     Neither the model nor the optimizer is touched. Parameters that are not in the optimizer, and buffers,
@@ -51,7 +67,7 @@ def averaged_state_dict(model: nn.Module, optimizer: AMUSE) -> dict[str, Tensor]
 
     Args:
         model: Whose parameters the optimizer trains.
-        optimizer: In either mode.
+        optimizer: An `AMUSE` in either mode, or what a framework made of it.
 
     Returns:
         New tensors under the names of `model.state_dict()`, in the parameters' dtypes.
@@ -61,7 +77,9 @@ def averaged_state_dict(model: nn.Module, optimizer: AMUSE) -> dict[str, Tensor]
             the model's state dict (because a hook changes it): then evaluate inside `averaged(optimizer)`
             and take the state dict there.
     """
-    trained = {p: state for p, state in optimizer.state.items() if "beta" in state}
+    amuse = unwrapped(optimizer)
+    trained = {parameter: state for _, parameter, state in amuse.members()}
+    amuse.notice_edits()
     expected = {parameter for parameter in model.parameters() if parameter in trained}
     if not expected:
         raise ValueError(
@@ -76,7 +94,7 @@ def averaged_state_dict(model: nn.Module, optimizer: AMUSE) -> dict[str, Tensor]
             shipped[name] = value
             continue
         if value not in copies:
-            at_y = value in expected and optimizer.mode == "train"
+            at_y = value in expected and amuse.mode == "train"
             x = averaged_value(value, trained[value]) if at_y else value.detach().clone()
             copies[value] = x.to(value.dtype)
         shipped[name] = copies[value]
@@ -146,38 +164,64 @@ class Attachment:
     def __init__(self, optimizer: AMUSE, model: nn.Module) -> None:
         self._optimizer, self._model = optimizer, model
         vars(model)["train"] = self._switch
+        # Lightning calls modules inside the attached one, not the attached one itself.
+        self._handles = [
+            module.register_forward_pre_hook(self._before_forward, prepend=True)
+            for module in (model, *model.children())
+        ]
+        self._follow()
 
     def _switch(self, mode: bool = True) -> nn.Module:
         type(self._model).train(self._model, mode)
-        if mode:
+        self._follow()
+        return self._model
+
+    def _follow(self) -> None:
+        if self._model.training:
             self._optimizer.train()
         else:
             self._optimizer.eval()
-        return self._model
+
+    def _before_forward(self, *_: object) -> None:
+        """Follow the model's flag, if it was set by hand or a state of the other mode was loaded."""
+        if not (torch.compiler.is_compiling() or self._optimizer.averaged_blocks):
+            self._follow()
+
+    def gives_way_to(self, optimizer: AMUSE) -> bool:
+        """Whether this is of another optimizer, which has some of the same parameters."""
+        ours = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
+        theirs = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        return self._optimizer is not optimizer and any(parameter in ours for parameter in theirs)
 
     def remove(self) -> None:
         """Let `model.train()` and `model.eval()` leave the optimizer alone again."""
         vars(self._model).pop("train", None)
+        for handle in self._handles:
+            handle.remove()
 
 
-def attach(optimizer: AMUSE, model: nn.Module) -> Attachment:
+def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Attachment:
     """Tie the optimizer's mode to the model's: `model.eval()` and `model.train()` switch both.
 
+    Where the modes have come apart, because `module.training` was set by hand or a state of the other mode
+    was loaded, the model's next forward pass sets the optimizer right, unless that pass is compiled as a
+    whole or within `averaged`.
+
     Args:
-        optimizer: The optimizer of the model's parameters.
+        optimizer: The `AMUSE` of the model's parameters, or what a framework made of it. It takes over from
+            one of the same parameters that the model is attached to.
         model: The model. A copy made of it (`copy.deepcopy`) comes with a copy of the optimizer.
 
     Returns:
         A handle whose `remove()` unties them.
 
     Raises:
-        ValueError: If this model is attached already.
+        ValueError: If this model is attached to this optimizer already, or to one of other parameters.
     """
+    amuse = unwrapped(optimizer)
     if "train" in vars(model):
-        raise ValueError("this model is attached to an optimizer already; remove() that handle first")
-    attachment = Attachment(optimizer, model)
-    if model.training:
-        optimizer.train()
-    else:
-        optimizer.eval()
-    return attachment
+        attached = getattr(vars(model)["train"], "__self__", None)
+        if not (isinstance(attached, Attachment) and attached.gives_way_to(amuse)):
+            raise ValueError("this model is attached to an optimizer already; remove() that handle first")
+        attached.remove()
+    return Attachment(amuse, model)

@@ -1,6 +1,6 @@
-"""The optimizer: groups, modes and the step. The equations live in the modules it calls."""
+"""The optimizer: its options and the step. The equations live in the modules it calls."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -8,28 +8,21 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import clock, options
-from .buckets import Bucket, Group, State
+from .buckets import Bucket, Group
 from .matrices import Scale
 from .measurement import Measurement
-from .options import OptimizerModeError
+from .modes import AveragedOptimizer
 from .orthogonalize import Method
 from .plan import buckets_of, updates_of
 from .precision import StatePrecision
+from .readiness import check_ready, gradients_usable
 from .schedule import BetaClock, DecayAt, Parity
-from .state import (
-    check_ready,
-    follow_parameter,
-    gradients_usable,
-    initial_state,
-    show_average,
-    show_gradient_point,
-)
-from .state_dict import FORMAT, portable, taking_over
-
-Mode = Literal["train", "eval"]
+from .state import complete_states, follow_parameter
+from .state_dict import portable, taking_over
+from .versions import Versions
 
 
-class AMUSE(torch.optim.Optimizer):
+class AMUSE(AveragedOptimizer):
     r"""Anytime Muon with stable gradient evaluation: no schedule, no horizon, a finished model at any step.
 
     One step of a group, with t counting the group's steps:
@@ -170,58 +163,6 @@ class AMUSE(torch.optim.Optimizer):
             raise TypeError(options.UNORDERED)
         super().__init__(params, options.complete_defaults(given))
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group at any time and in any mode; its clock starts at 0. Nothing changes if it raises.
-
-        Args:
-            param_group: "params" and any of the options; the others take the optimizer's own.
-
-        Raises:
-            ValueError: As on construction, and for parameters that are in a group already.
-            TypeError: As on construction.
-        """
-        group = options.complete_group(param_group, self.defaults)
-        group |= clock.initial_numbers(group) | {"mode": self.mode, "format": FORMAT}
-        super().add_param_group(group)
-        for parameter in group["params"]:
-            self.state[parameter] = initial_state(parameter, group)
-            if self.mode == "eval":
-                self.state[parameter]["y"] = parameter.detach().clone()
-
-    @property
-    def mode(self) -> Mode:
-        """What the parameters hold: y in "train", x in "eval"."""
-        mode: Mode = self.param_groups[0]["mode"] if self.param_groups else "train"
-        return mode
-
-    def _each(self) -> Iterator[tuple[Group, Tensor, State]]:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                yield group, parameter, self.state[parameter]
-
-    def eval(self) -> None:
-        """Put the average x into the parameters; `train()` brings back y bit for bit. Idempotent."""
-        if self.mode == "train":
-            show_average((parameter, state) for _, parameter, state in self._each())
-            self._set_mode("eval")
-
-    def train(self) -> None:
-        """Put the gradient point y back into the parameters. Idempotent.
-
-        A checkpoint of eval mode that went through `torch.distributed.checkpoint` into an optimizer in train
-        mode lacks y, because only what the present state has is read; y is then interpolated anew, which
-        rounds. Call `eval()` before `get_state_dict` to read all of it.
-        """
-        if self.mode == "eval":
-            show_gradient_point((parameter, state) for _, parameter, state in self._each())
-            self._set_mode("train")
-            for _, _, state in self._each():
-                state.pop("y", None)
-
-    def _set_mode(self, mode: Mode) -> None:
-        for group in self.param_groups:
-            group["mode"] = mode
-
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -248,13 +189,14 @@ class AMUSE(torch.optim.Optimizer):
             TypeError: For a sparse gradient.
             ValueError: For a learning rate that is negative or not finite.
         """
-        self._require_train_mode()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            self._require_train_mode()
+        self._require_train_mode()
 
+        complete_states(self.param_groups, self.state)
+        self.notice_edits()
         active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
         for group in active:
             check_ready(group, self.state)
@@ -274,14 +216,8 @@ class AMUSE(torch.optim.Optimizer):
             bucket.finish(now)
         for group in active:
             clock.record(group, *schedules[id(group)])
+        self.versions = self.versions.recorded(self.param_groups)
         return loss
-
-    def _require_train_mode(self) -> None:
-        if self.mode == "eval":
-            raise OptimizerModeError(
-                "step() in eval mode: the parameters hold the average x, not the gradient point y. "
-                "Call optimizer.train() first, or leave the `with averaged(optimizer):` block"
-            )
 
     def _buckets(self, group: Group) -> list[Bucket]:
         """The parameters of a group that have a gradient, those together that are alike."""
@@ -296,10 +232,11 @@ class AMUSE(torch.optim.Optimizer):
 
         A function given as `orthogonalize` is named, not stored: `torch.load(weights_only=True)` reads it.
         """
-        for group, parameter, state in self._each():
+        for group, parameter, state in self.members():
             follow_parameter(parameter, state, group)
         return portable(super().state_dict())
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`, in the mode it was taken in: load the model saved beside it too.
@@ -315,3 +252,18 @@ class AMUSE(torch.optim.Optimizer):
         """
         with taking_over(self):
             super().load_state_dict(state_dict)
+        self.versions = Versions()
+
+
+def unwrapped(optimizer: torch.optim.Optimizer) -> AMUSE:
+    """The `AMUSE` inside what a framework made of it (Accelerate, Lightning, DeepSpeed), or itself.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    inner: Any = optimizer
+    while not isinstance(inner, AMUSE):
+        if not hasattr(inner, "optimizer"):
+            raise TypeError(f"optimizer must be an AMUSE or hold one, got {type(optimizer).__name__}")
+        inner = inner.optimizer
+    return inner

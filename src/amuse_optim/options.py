@@ -1,6 +1,7 @@
 """The options of a parameter group, all in one table: completed, checked, and refused in words."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from . import schedule
 from .buckets import Group
-from .checks import Option, choice, count, flag, not_negative, optional, unknown_name
+from .checks import Option, choice, count, flag, not_negative, optional, python_number, unknown_name
 from .directions import DIRECTIONS
 from .orthogonalize import ITERATIONS
 from .precision import StatePrecision
@@ -37,8 +38,8 @@ _CAPTURABLE: dict[str, tuple[Any, ...]] = {
     "state_precision": ("full",),
     "orthogonalize": ITERATIONS,
 }
-# What torch itself and its learning-rate schedulers put beside the options of a group.
-FOREIGN_KEYS = ("params", "param_names", "initial_lr")
+# What torch itself, its learning-rate schedulers and users who name their groups put beside the options.
+FOREIGN_KEYS = ("params", "param_names", "initial_lr", "name")
 
 
 class OptimizerModeError(RuntimeError):
@@ -47,8 +48,8 @@ class OptimizerModeError(RuntimeError):
 
 def describe(group: Mapping[str, Any], index: int) -> str:
     """How messages call the parameter at this index of a group: by name where it has one, and shape."""
-    names = group.get("param_names")
-    label = repr(names[index]) if names else f"number {index} of its group"
+    names = group.get("param_names") or ()
+    label = repr(names[index]) if index < len(names) else f"number {index} of its group"
     return f"parameter {label} of shape {tuple(group['params'][index].shape)}"
 
 
@@ -73,25 +74,31 @@ def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
         defaults: The options given to the optimizer.
 
     Returns:
-        A new group; fractional lengths are resolved to steps, and `t0_steps` and `lr_rest` applied.
+        A new group, its parameters as tensors with their names beside them; fractional lengths are resolved
+        to steps, and `t0_steps` and `lr_rest` applied.
 
     Raises:
         ValueError: For an unknown key, a value out of range, or a parameter the direction cannot take.
         TypeError: For a value or a parameter of the wrong kind.
     """
+    if not isinstance(group, dict):
+        raise TypeError(f"param_group must be a dict, got {type(group).__name__}")
     if "params" not in group:
         raise ValueError("a parameter group must have 'params'")
     for key in group:
         if key not in OPTIONS and key not in FOREIGN_KEYS:
-            raise ValueError(unknown_name("parameter group key", key, (*OPTIONS, *FOREIGN_KEYS)))
+            known = unknown_name("parameter group key", key, (*OPTIONS, *FOREIGN_KEYS))
+            raise ValueError(f"{known}: nothing would read it, and a misspelt option would have no effect")
     if isinstance(group["params"], (set, frozenset)):
         raise TypeError(UNORDERED)
 
-    complete = {**defaults, **group}
+    complete = {key: python_number(value) for key, value in {**defaults, **group}.items()}
     tensors, names = _named(complete["params"])
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         raise ValueError("a parameter group must not hold a parameter twice: it would be updated twice")
-    complete["params"] = tensors if names is None else list(zip(names, tensors, strict=True))
+    complete["params"] = tensors
+    if names is not None:
+        complete["param_names"] = names
     if complete["direction"] is None:
         known = ", ".join(map(repr, DIRECTIONS))
         raise ValueError(
@@ -108,8 +115,19 @@ def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
         if not DIRECTIONS[complete["direction"]].for_matrices:
             complete["lr"] = complete["lr_rest"]
     check_options(complete)
-    _check_parameters({**complete, "params": tensors, "param_names": names})
+    _check_parameters(complete)
     return complete
+
+
+@contextmanager
+def names_hidden(*groups: Group) -> Iterator[None]:
+    """Context manager: groups without their names, because torch wants either all groups named or none."""
+    named = [(group, group.pop("param_names")) for group in groups if "param_names" in group]
+    try:
+        yield
+    finally:
+        for group, names in named:
+            group["param_names"] = names
 
 
 def check_options(group: Mapping[str, Any]) -> None:
@@ -122,7 +140,7 @@ def check_options(group: Mapping[str, Any]) -> None:
     capturable = group["capturable"]
     for name, option in OPTIONS.items():
         value = group[name]
-        if capturable and isinstance(value, Tensor) and value.ndim == 0:
+        if capturable and isinstance(value, Tensor) and value.numel() == 1:
             continue  # looking would wait for the device
         option.check(name, value)
     for name in schedule.LENGTHS:
@@ -135,6 +153,7 @@ def check_options(group: Mapping[str, Any]) -> None:
 def _in_steps(name: str, value: int | float, total_steps: int | None) -> int:
     """A length in steps, given as such or as a fraction of the whole."""
     OPTIONS[name].check(name, value)
+    value = python_number(value)
     if isinstance(value, int):
         return value
     if total_steps is None:
@@ -194,4 +213,9 @@ def _named(params: Tensor | Iterable[Any]) -> tuple[list[Tensor], list[str] | No
     if members and all(isinstance(member, tuple) for member in members):
         names, tensors = zip(*members, strict=True)
         return list(tensors), list(names)
+    if any(isinstance(member, tuple) for member in members):
+        raise ValueError(
+            "all optimizer params should be with/without names. Some names are missing in a group that has "
+            "(name, parameter) pairs: name all of its parameters, or put the others into a group of their own"
+        )
     return members, None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .options import OptimizerModeError, complete_defaults, complete_group
+from .options import OptimizerModeError, complete_defaults, complete_group, names_hidden
 from .orthogonalize import orthogonalize
 
 
@@ -39,7 +39,9 @@ class AMUSEReference(torch.optim.Optimizer):
                 f"{group['direction']!r}: its oracle is in the tests"
             )
         group |= {"t": 0, "weight_sum": 0.0, "lr_max": 0.0, "reference_window": 0.0, "skipped_steps": 0}
-        super().add_param_group(group | {"mode": self.mode})
+        group["mode"] = self.mode
+        with names_hidden(*self.param_groups, group):
+            super().add_param_group(group)
         for p in self.param_groups[-1]["params"]:
             self.state[p] |= {"step": 0, "beta": group["beta1"], **_sequences(p)}
 

@@ -1,6 +1,7 @@
-"""The state of a parameter and of a group: made, followed, read, and checked before a step."""
+"""The state of a parameter: made, followed, found again, and read."""
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 from . import averaging
 from .buckets import Group, State
 from .directions import DIRECTIONS
-from .options import check_options, describe
+from .options import describe
 from .precision import state_dtype, working
-from .sharding import is_sharded, local, summed, zeros
+from .sharding import zeros
 
 SEQUENCES = ("z", "x")
 _TAKEN = frozenset({"y", "z", "x", "gradient", "update", "step", "beta"})
@@ -58,6 +59,7 @@ def kept_tensors_in(group: Mapping[str, Any]) -> Callable[[Tensor], dict[str, Ke
     return kept
 
 
+@torch.inference_mode(False)
 def initial_state(parameter: Tensor, group: Group) -> State:
     """State of a parameter before its first step: all tensors exist, so checkpoints are complete."""
     state: State = {"step": 0, "beta": group["beta1"]}
@@ -68,7 +70,50 @@ def initial_state(parameter: Tensor, group: Group) -> State:
             state[name] = torch.zeros_like(parameter.detach(), dtype=dtype)
         else:
             state[name] = zeros(shape, dtype, parameter)
+    if group["mode"] == "eval":
+        state["y"] = parameter.detach().clone()
     return state
+
+
+def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State]) -> None:
+    """Make state for parameters that have none, and drop that of parameters which are in no group any more.
+
+    Frameworks exchange the parameters in the groups after construction, and users empty `optimizer.state`.
+    Warns where a parameter took the place of one of its shape that had taken steps.
+
+    Raises:
+        ValueError: If the state of a parameter is gone that may have taken steps; nothing has changed then.
+    """
+    lacking = [
+        (group, index, parameter)
+        for group in groups
+        for index, parameter in enumerate(group["params"])
+        if "step" not in states.get(parameter, ())
+    ]
+    if not lacking and len(states) == sum(len(group["params"]) for group in groups):
+        return
+    present = {parameter for group in groups for parameter in group["params"]}
+    gone = [key for key in states if isinstance(key, Tensor) and key not in present]
+    for group, index, parameter in lacking:
+        exchanged = len(gone) >= len(lacking) and not states.get(parameter)
+        if group["t"] > 0 and not exchanged:
+            raise ValueError(
+                f"the state of {describe(group, index)} is not in optimizer.state, and its group has taken "
+                f"{int(group['t'])} steps: z and x are lost. Put it back, load a state dict, or call "
+                "accept_weights(optimizer) to go on from the weights as they stand"
+            )
+    moved = [key.shape for key in gone if "step" in states[key] and started(states[key])]
+    for key in gone:
+        del states[key]
+    for group, index, parameter in lacking:
+        states[parameter] = initial_state(parameter, group)
+        if parameter.shape in moved:
+            moved.remove(parameter.shape)
+            warnings.warn(
+                f"{describe(group, index)} took the place of one that has taken steps: its z, x and momenta "
+                "begin anew from the weights as they stand",
+                stacklevel=4,
+            )
 
 
 def started(state: State) -> bool:
@@ -96,91 +141,7 @@ def follow_parameter(parameter: Tensor, state: State, group: Group) -> None:
             state[name].copy_(parameter.detach())
 
 
-def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
-    """Everything about a group that could stop a step halfway, before the step begins.
-
-    Raises:
-        ValueError: For an option that was changed to something impossible, or state that does not fit the
-            parameter any more.
-    """
-    check_options(group)
-    kept_in_state = kept_tensors_in(group)
-    for index, parameter in enumerate(group["params"]):
-        if parameter.grad is None:
-            continue
-        tensors = kept_in_state(parameter)
-        state = states[parameter]
-        if not started(state):
-            continue
-        if isinstance(state["step"], Tensor) and not group["capturable"]:
-            raise ValueError(
-                f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
-                "off, save the optimizer's state dict and load it into one without"
-            )
-        missing = [name for name in tensors if name not in state]
-        if missing:
-            raise ValueError(
-                f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
-                "was converted, or an option was changed (beta1 from or to 0, say), after its first step. Do "
-                "either before it"
-            )
-        kept: Tensor = state[next(iter(tensors))]
-        # A transposed .data has the whole's shape but not the parts'; a full state dict is not sharded.
-        if is_sharded(parameter) != is_sharded(kept) or local(parameter).shape != local(kept).shape:
-            raise ValueError(
-                f"{describe(group, index)} does not fit its state, of shape {tuple(kept.shape)}"
-                f"{' in shards' if is_sharded(kept) else ''}: it was replaced or sharded after its "
-                "first step. Build a new optimizer for it, or load state that was saved for it"
-            )
-        if parameter.device != kept.device:
-            raise ValueError(
-                f"{describe(group, index)} is on {parameter.device}, its state on {kept.device}: move "
-                "the model before the first step, or save, move, and load the optimizer's state dict"
-            )
-
-
-def gradients_usable(groups: list[Group]) -> bool:
-    """Check every gradient before anything changes; False if the step is to be skipped."""
-    skip = False
-    for group in groups:
-        present = [(i, local(p.grad)) for i, p in enumerate(group["params"]) if p.grad is not None]
-        for i, gradient in present:
-            if gradient.layout != torch.strided:
-                raise TypeError(
-                    f"the gradient of {describe(group, i)} is sparse, which AMUSE does not support: "
-                    "build the embedding with sparse=False"
-                )
-        present = [(i, gradient) for i, gradient in present if gradient.numel() > 0]
-        if group["nonfinite"] == "ignore":
-            continue
-        bad = [describe(group, i) for i in _not_finite(present)]
-        anywhere = len(bad)
-        if any(is_sharded(parameter) for parameter in group["params"]):  # all ranks do the same
-            count = torch.tensor(len(bad), device=group["params"][0].device)
-            anywhere = int(summed(count, group["params"]))
-        if not anywhere:
-            continue
-        if group["nonfinite"] == "raise":
-            whose = f"the gradient of {bad[0]} is" if bad else "gradients on another rank are"
-            raise FloatingPointError(
-                f"{whose} not finite ({anywhere} of {len(group['params'])} parameters of the group). Nothing "
-                "was changed. Lower the learning rate or clip, or pass nonfinite='skip'"
-            )
-        skip = True
-    return not skip
-
-
-def _not_finite(gradients: list[tuple[int, Tensor]]) -> list[int]:
-    """The indices of those with an infinite or NaN entry."""
-    if not gradients:
-        return []
-    norms = torch._foreach_norm([gradient for _, gradient in gradients])
-    if torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all():
-        return []
-    # A norm overflows where no entry does: only now is it worth looking at every entry.
-    return [i for i, gradient in gradients if not gradient.isfinite().all()]
-
-
+@torch.inference_mode(False)  # which allows gradients, so no_grad comes inside
 @torch.no_grad()
 def show_average(members: Iterable[tuple[Tensor, State]]) -> None:
     """Put x into the parameters, and y into their state. If anything raises, all parameters hold y again."""
@@ -240,3 +201,29 @@ def interpolated_value(parameter: Tensor, state: State) -> Tensor:
         )
     x = working(state["x"] if "x" in state else parameter.detach())
     return averaging.interpolate([fast_value(parameter, state)], [x], state["beta"])[0]
+
+
+def sequences(parameter: Tensor, state: State, mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Z, x and y of a parameter in either mode, as precise as they are kept; not to be written to."""
+    if not started(state):
+        value = working(parameter.detach())
+        return value, value, value
+    z = fast_value(parameter, state)
+    if mode == "train":
+        return z, averaged_value(parameter, state), working(parameter.detach())
+    x = working(state["x"] if "x" in state else parameter.detach())
+    return z, x, interpolated_value(parameter, state)
+
+
+def store_sequences(parameter: Tensor, state: State, z: Tensor, x: Tensor, mode: str) -> None:
+    """Set z and x of a parameter, and y to what follows from what can be stored of them."""
+    if "z" in state:
+        z = working(state["z"].copy_(z))
+    if "x" in state:
+        x = working(state["x"].copy_(x))
+    y = averaging.interpolate([z], [x], state["beta"])[0]
+    if mode == "train":
+        parameter.copy_(y)
+    else:
+        parameter.copy_(x)
+        state["y"] = y.to(parameter.dtype)

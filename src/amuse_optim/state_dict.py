@@ -16,6 +16,8 @@ from .state import kept_tensors
 # The form of state dicts, kept in every group as "format"; docs/state_dicts.md says what changed when.
 FORMAT = 2
 _FUNCTION = "function "
+# What DDP, torch.compile, FSDP1 and activation checkpointing call the module inside them.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 def portable(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,9 +41,10 @@ def taking_over(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
         _check_form(loaded, optimizer.param_groups)
         groups = _completed(loaded["param_groups"], optimizer.param_groups)
-        _check_fits(groups, loaded["state"], optimizer.param_groups)
+        states = {i: _found(loaded["state"], i) for group in groups for i in group["params"]}
+        _check_fits(groups, states, optimizer.param_groups)
         _warn_of_differences(loaded["param_groups"], optimizer.param_groups)
-        taken.update(loaded | {"param_groups": groups})
+        taken.update(loaded | {"param_groups": groups, "state": states})
         return taken
 
     def copy(_: torch.optim.Optimizer) -> None:
@@ -62,6 +65,15 @@ def taking_over(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             handle.remove()
 
 
+def _found(states: Mapping[Any, Any], i: Any) -> dict[str, Any]:
+    """The state of a parameter in a state dict, its step and beta as Python's numbers.
+
+    `torch.distributed.checkpoint`, given an optimizer, reads tensors into the entry i that the optimizer made
+    and puts numbers, which it cannot read in place, into another one under the key str(i).
+    """
+    return on_host({**(states.get(i) or {}), **(states.get(str(i)) or {})})
+
+
 def _labelled(value: object) -> object:
     """An option as a state dict holds it: a function by its name."""
     if not callable(value):
@@ -78,7 +90,7 @@ def _completed(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
     """
     whole = []
     for saved, group in zip(saved_groups, groups, strict=True):
-        new = {name: group[name] for name in OPTIONS if name not in saved} | saved
+        new = {name: group[name] for name in OPTIONS if name not in saved} | on_host(saved)
         if str(new["orthogonalize"]).startswith(_FUNCTION) and callable(group["orthogonalize"]):
             new["orthogonalize"] = group["orthogonalize"]
         if "format" not in new:
@@ -120,18 +132,12 @@ def _check_form(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
 
 def _check_fits(saved_groups: list[Group], states: Mapping[int, Any], groups: list[Group]) -> None:
     """Refuse completed groups or state that do not fit, before any of it is taken over."""
+    _check_order(saved_groups, groups)
     for saved, group in zip(saved_groups, groups, strict=True):
         _check_function(saved["orthogonalize"])
         check_options(saved)
-        pairs = zip(saved.get("param_names") or (), group.get("param_names") or (), strict=False)
-        for theirs, ours in pairs:  # none where either side has no names
-            if theirs != ours:
-                raise ValueError(
-                    f"state_dict has parameter {theirs!r} where the optimizer has {ours!r}: build the "
-                    "groups in the order they were saved in"
-                )
         for index, (i, parameter) in enumerate(zip(saved["params"], group["params"], strict=True)):
-            state = states.get(i, {})
+            state = states[i]
             shapes = {name: kept.shape for name, kept in kept_tensors(parameter, saved).items()}
             if saved["mode"] == "eval" and "z" not in shapes:
                 shapes["y"] = tuple(parameter.shape)
@@ -146,6 +152,29 @@ def _check_fits(saved_groups: list[Group], states: Mapping[int, Any], groups: li
                 if not isinstance(value, Tensor) or value.shape != shape:
                     found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
                     raise ValueError(f"state_dict holds a {name} {found} for {describe(group, index)}")
+
+
+def _check_order(saved_groups: list[Group], groups: list[Group]) -> None:
+    """Refuse parameters that were saved in another order; other names alone do not matter, as in torch."""
+    elsewhere: dict[str, str] = {}
+    for saved, group in zip(saved_groups, groups, strict=True):
+        # No pairs where either side has no names.
+        pairs = zip(saved.get("param_names") or (), group.get("param_names") or (), strict=False)
+        plain = ((_plain_name(ours), _plain_name(theirs)) for theirs, ours in pairs)
+        elsewhere |= {ours: theirs for ours, theirs in plain if theirs != ours}
+    while renamed := [ours for ours, theirs in elsewhere.items() if theirs not in elsewhere]:
+        for ours in renamed:
+            del elsewhere[ours]
+    for ours, theirs in elsewhere.items():  # what is left changed places among themselves
+        raise ValueError(
+            f"state_dict has parameter {theirs!r} where the optimizer has {ours!r}: build the groups in the "
+            "order they were saved in"
+        )
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name without what wrappers of modules put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _check_function(orthogonalize: object) -> None:

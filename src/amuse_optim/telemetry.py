@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from .directions import DIRECTIONS
-from .optimizer import AMUSE
-from .precision import working
+from .optimizer import unwrapped
 from .sharding import local, summed
-from .state import averaged_value, fast_value, interpolated_value
+from .state import sequences
 
 
 @torch.no_grad()
-def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
+def telemetry(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Numbers of every group after its last step, under "<index>_<direction>/<name>".
 
     Distances are Euclidean norms over all parameters of the group. The last two are measured inside the
@@ -33,24 +32,21 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
     ===================== ===========================================================================
 
     Args:
-        optimizer: In either mode; it is not changed, but from now on measures its directions.
+        optimizer: An `AMUSE` in either mode, or what a framework made of it; it is not changed, but from
+            now on measures its directions.
 
     Returns:
         Scalar tensors; those that depend on parameters lie on their device and are not waited for.
     """
-    if optimizer.measurements is None:
-        optimizer.measurements = {}
+    amuse = unwrapped(optimizer)
+    if amuse.measurements is None:
+        amuse.measurements = {}
     report: dict[str, Tensor] = {}
-    for index, group in enumerate(optimizer.param_groups):
+    states = {parameter: state for _, parameter, state in amuse.members()}
+    for index, group in enumerate(amuse.param_groups):
         differences_xz, differences_yx = [], []
         for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            z = fast_value(parameter, state)
-            if optimizer.mode == "train":
-                x, y = averaged_value(parameter, state), working(parameter.detach())
-            else:
-                x = working(state["x"] if "x" in state else parameter.detach())
-                y = interpolated_value(parameter, state)
+            z, x, y = sequences(parameter, states[parameter], amuse.mode)
             differences_xz.append(local(x - z))
             differences_yx.append(local(y - x))
         measured: dict[str, Any] = {
@@ -64,8 +60,8 @@ def telemetry(optimizer: AMUSE) -> dict[str, Tensor]:
         }
         if DIRECTIONS[group["direction"]].for_matrices:
             measured["orthogonality_error"] = float("nan")
-        if index in optimizer.measurements:
-            measured |= optimizer.measurements[index].values(group["params"])
+        if index in amuse.measurements:
+            measured |= amuse.measurements[index].values(group["params"])
         for name, value in measured.items():
             report[f"{index}_{group['direction']}/{name}"] = torch.as_tensor(value).clone()
     return report

@@ -1,0 +1,100 @@
+"""Groups, their state, and what the parameters hold: y to train, the average x to evaluate."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import clock, options
+from .buckets import Group, State
+from .options import OptimizerModeError
+from .state import complete_states, initial_state, show_average, show_gradient_point
+from .state_dict import FORMAT
+from .versions import Versions
+
+Mode = Literal["train", "eval"]
+
+
+class AveragedOptimizer(torch.optim.Optimizer):
+    """Everything about `AMUSE` but the step: groups of parameters with their state, in one of two modes."""
+
+    # What the parameters held before each block of `averaged` that is open, oldest first.
+    averaged_blocks: tuple[list[Mode], ...] = ()
+    # Of the parameters, when the optimizer last wrote to them; forgotten in copies and when state is loaded.
+    versions = Versions()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group at any time and in any mode; its clock starts at 0. Nothing changes if it raises.
+
+        Args:
+            param_group: "params", any of the options, and "name" if you like; options that are missing
+                take the optimizer's own. Its parameters may have names where those of other groups have
+                none, and the other way round.
+
+        Raises:
+            ValueError: As on construction, and for parameters that are in a group already.
+            TypeError: As on construction.
+        """
+        group = options.complete_group(param_group, self.defaults)
+        group |= clock.initial_numbers(group) | {"mode": self.mode, "format": FORMAT}
+        with options.names_hidden(*self.param_groups, group):
+            super().add_param_group(group)
+        for parameter in group["params"]:
+            self.state[parameter] = initial_state(parameter, group)
+
+    @property
+    def mode(self) -> Mode:
+        """What the parameters hold: y in "train", x in "eval"."""
+        mode: Mode = self.param_groups[0]["mode"] if self.param_groups else "train"
+        return mode
+
+    def members(self) -> Iterator[tuple[Group, Tensor, State]]:
+        """Every parameter with its group and its state, which is made where there is none.
+
+        Raises:
+            ValueError: If the state of a parameter that has taken steps is gone.
+        """
+        complete_states(self.param_groups, self.state)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                yield group, parameter, self.state[parameter]
+
+    def eval(self) -> None:
+        """Put the average x into the parameters; `train()` brings back y bit for bit. Idempotent."""
+        if self.mode == "train":
+            members = list(self.members())
+            self.notice_edits()
+            show_average((parameter, state) for _, parameter, state in members)
+            self._set_mode("eval")
+
+    def train(self) -> None:
+        """Put the gradient point y back into the parameters. Idempotent.
+
+        A checkpoint of eval mode that went through `torch.distributed.checkpoint` into an optimizer in train
+        mode lacks y, because only what the present state has is read; y is then interpolated anew, which
+        rounds. Call `eval()` before `get_state_dict` to read all of it.
+        """
+        if self.mode == "eval":
+            members = list(self.members())
+            self.notice_edits()
+            show_gradient_point((parameter, state) for _, parameter, state in members)
+            self._set_mode("train")
+            for _, _, state in members:
+                state.pop("y", None)
+
+    def _set_mode(self, mode: Mode) -> None:
+        for group in self.param_groups:
+            group["mode"] = mode
+        self.versions = self.versions.recorded(self.param_groups)
+
+    def notice_edits(self) -> None:
+        """Warn of parameters that were written to from outside since the optimizer last did; each once."""
+        self.versions = self.versions.checked(self.param_groups, self.state)
+
+    def _require_train_mode(self) -> None:
+        if self.mode == "eval":
+            raise OptimizerModeError(
+                "step() in eval mode: the parameters hold the average x, not the gradient point y. "
+                "Call optimizer.train() first, or leave the `with averaged(optimizer):` block"
+            )

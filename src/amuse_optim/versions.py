@@ -1,0 +1,63 @@
+"""Writes to parameters from outside, as the version counters of tensors show them.
+
+x is decoded from y, so a parameter that is edited between steps stands for an x that nobody set. Writes
+through `.data` do not count.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from .buckets import Group, State
+from .options import describe
+from .state import started
+
+_NAMED_AT_MOST = 8
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What the optimizer left behind when it last wrote to parameters.
+
+    Args:
+        left: Parameters and their version counters.
+        told: The parameters that the user was told of.
+    """
+
+    left: tuple[tuple[Tensor, int], ...] = ()
+    told: frozenset[Tensor] = frozenset()
+
+    def recorded(self, groups: Iterable[Group]) -> "Versions":
+        """As they are now."""
+        # Tensors made under inference_mode have no counter.
+        left = [(p, p._version) for group in groups for p in group["params"] if not p.is_inference()]
+        return replace(self, left=tuple(left))
+
+    def accepted(self, parameters: Iterable[Tensor]) -> "Versions":
+        """As they are now for some of the parameters."""
+        chosen = set(parameters)
+        return replace(self, left=tuple((p, p._version if p in chosen else v) for p, v in self.left))
+
+    def checked(self, groups: Iterable[Group], states: Mapping[Tensor, State]) -> "Versions":
+        """Warn of parameters that were written to since, each once."""
+        edited = {p for p, version in self.left if p._version != version} - self.told
+        if not edited:
+            return self
+        names = [
+            describe(group, index)
+            for group in groups
+            for index, p in enumerate(group["params"])
+            if p in edited and started(states[p])
+        ]
+        if names:
+            more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+            warnings.warn(
+                "weights were changed since the optimizer last wrote to them, and z and the average x do not "
+                f"follow: {', '.join(names[:_NAMED_AT_MOST])}{more}. Call accept_weights(optimizer) to go on "
+                "from the weights as they stand, or project(optimizer, function) to hold z and x to a mask "
+                "or bound as well",
+                stacklevel=6,
+            )
+        return replace(self, told=self.told | edited)
