@@ -9,9 +9,12 @@ Records = list[dict[str, Any]]
 HEAD = """# Which parameter gets Muon, in three packages
 
 `param_groups(model)` on every model that timm, torchvision and transformers build from a config without a
-download ({versions}),
-on the meta device, with {labels} labels where a number can be asked for. Written by
-`benchmarks/routing_sweep.py`; the verdicts are ours, from the models' code.
+download, on the meta device, with {labels} labels where a number can be asked for. Models that are not built
+need other packages or settings that their default configs leave open. Written by
+`benchmarks/routing_sweep.py`; the verdicts are ours, from names and shapes and, where these leave a doubt,
+from the models' code.
+
+{versions}.
 
 {totals}
 
@@ -28,6 +31,7 @@ embedding.
 VERDICTS = [
     (r"experts?\..* stacked|linear stacked", "experts, each a matrix: right"),
     (r"(router|gate) free", "a router is a matrix: right"),
+    (r"atom_decoder\.output_linear", "it makes coordinates: use overrides"),
     (r"hc_fn|_hc\.fn|block_inject|altup", "mixes residual streams: a matrix, with few rows"),
     (r"rel_attn\.|r_kernel", "one matrix (in, heads, width): right"),
     (r"(gate|proj)_weight stacked", "a matrix for each head: right"),
@@ -42,6 +46,9 @@ VERDICTS = [
 NOTES = {
     ("transformers", "xcodec"): "`fc` is a hidden layer: use overrides",
     ("transformers", "superpoint"): "its last convolutions are not known as heads: use overrides",
+    ("transformers", "clipseg"): "`fc2` is hidden, the output is a transposed convolution: use overrides",
+    ("transformers", "timesfm"): "`output_layer` beside it makes the output too: use overrides",
+    ("transformers", "timesfm2_5"): "`output_layer` beside it makes the output too: use overrides",
 }
 
 

@@ -1,12 +1,13 @@
 """Output heads: which layers of a model make its outputs.
 
-The model's own accessors are asked first, then names decide, then, where a model is known to have an output
-and none was found, the order of registration.
+The model's own accessors and the names of its modules say it; where they do not, the order of registration:
+what one of transformers' models has behind its trunk, or the last linear layer of a plain network.
 """
 
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import dropwhile, pairwise
 from typing import Any
 
 from torch import nn
@@ -151,14 +152,12 @@ def _is_composite(module: nn.Module) -> bool:
 
 def _in_block(found: Located, top: nn.Module) -> bool:
     """Whether a block of a chain holds it; the members of a chain that is the whole model are no blocks."""
-    inside = (*found.parents, found.module)
     return any(
-        part.isdigit()
-        and inside[i] is not top
-        and _is_composite(inside[i + 1])
-        and inside[i + 1] is not found.module
-        for i, part in enumerate(found.path)
-        if not isinstance(inside[i + 1], _CHAINS)
+        isinstance(chain, (nn.Sequential, nn.ModuleList))
+        and chain is not top
+        and not isinstance(block, _CHAINS)
+        and _is_composite(block)
+        for chain, block in pairwise(found.parents)
     )
 
 
@@ -255,9 +254,9 @@ def _outside_trunk(module: nn.Module) -> list[nn.Module]:
     trunk = getattr(module, "base_model", None) if hasattr(module, "base_model_prefix") else None
     if not isinstance(trunk, nn.Module) or trunk is module or "For" not in type(module).__name__:
         return []
-    beside = list(module.modules())
     inside = set(trunk.modules())
-    return [m for m in beside[beside.index(trunk) :] if m not in inside and is_layer(m)]
+    behind = dropwhile(lambda m: m is not trunk, module.modules())
+    return [m for m in behind if m not in inside and is_layer(m)]
 
 
 def _guessed(modules: list[Located], top: nn.Module) -> tuple[set[nn.Module], str | None]:

@@ -58,17 +58,20 @@ def param_groups(
     """Parameter groups of a model: every trainable parameter exactly once, named, each with its direction.
 
     Hidden matrices, convolution kernels and stacked experts get `matrices`; embeddings, output heads, norms,
-    depthwise kernels and everything with fewer than two dimensions get `auxiliary`. Decided by module type
-    and identity first (a head tied to an embedding is the embedding), then by the model's own
-    `get_output_embeddings()` or `get_classifier()`, then by name. `report(groups)` shows the result.
+    depthwise kernels, tables of vectors and everything with fewer than two dimensions get `auxiliary`.
+    Decided by module type and identity first (a head tied to an embedding is the embedding), then by the
+    model's own `get_output_embeddings()` or `get_classifier()`, then by name; where no head is found so, the
+    last linear layer of a plain network is taken for it. `report(groups)` shows the result and says what was
+    guessed.
 
     Args:
-        model: Any module. Parameters with `requires_grad=False` are left out.
+        model: Any module, and the same groups come out whatever wraps it or its parts: `torch.compile`, DDP,
+            FSDP, activation checkpointing. Parameters with `requires_grad=False` are left out.
         matrices: Direction of the hidden matrices: "muon", or another one for matrices.
         auxiliary: Direction of the rest. With "sgd" the matrices get the "spectral" scale.
         overrides: Pairs (pattern, options), applied in order, later ones on top: a shell-style pattern on
-            full parameter names, and a direction or a dict of group options such as
-            `("*.lora_*", "adamw")`, `("*.qkv.weight", {"split_rows": (512, 512, 512)})`.
+            full parameter names (without what wrappers add), and a direction or a dict of group options such
+            as `("*.lora_*", "adamw")`, `("*.qkv.weight", {"split_rows": (512, 512, 512)})`.
         weight_decay: Decay of every group; None leaves it to the optimizer.
 
     Returns:
@@ -76,7 +79,7 @@ def param_groups(
 
     Raises:
         ValueError: For a model without trainable parameters, a pattern that matches nothing, an unknown
-            option, or two parameters that share memory without being one.
+            option, two parameters that share memory without being one, or FSDP1's flat parameters.
 
     Example:
         >>> import torch
