@@ -14,6 +14,7 @@ Nothing in here is executed when it is read: `.pt` files are read with `weights_
 import hashlib
 import io
 import json
+import pickle
 import random
 import re
 import shutil
@@ -27,8 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from amuse_lab.errors import DataError, RecordError
+from amuse_lab.files import check_is_file, replacing, sync
 from amuse_lab.parallel import Processes
-from amuse_lab.records import check_is_file, replacing, sync
 
 Tree = Any
 """Nested dictionaries, lists and tuples of tensors, numbers, strings, booleans and None."""
@@ -89,7 +90,7 @@ def load(path: Path, processes: Processes, *, device: torch.device) -> dict[str,
     """Read a checkpoint; every process must call it. Its own random states are set, if it had any.
 
     Args:
-        path: From `newest`.
+        path: From `intact`.
         processes: Who reads; their number may differ from when it was written.
         device: Where sharded tensors go, divided over these processes.
 
@@ -119,28 +120,40 @@ def load(path: Path, processes: Processes, *, device: torch.device) -> dict[str,
     return state
 
 
-def newest(root: Path, report: Callable[[str], None]) -> Path | None:
-    """Find the newest checkpoint that is what it was when it was written.
+def intact(root: Path, report: Callable[[str], None]) -> Iterator[Path]:
+    """Find the checkpoints that are what they were when they were written, the newest first.
 
     Args:
         root: The folder of all checkpoints.
-        report: Is told of every damaged one, in one line.
+        report: Is told of every damaged one that is passed over, in one line.
 
-    Returns:
-        Its folder, or None where no checkpoint was ever finished.
+    Yields:
+        Their folders; each is checked when it is asked for.
 
     Raises:
-        RecordError: If there are checkpoints and all of them are damaged, or if the folder is none.
+        RecordError: If the folder is something else, or cannot be read.
     """
-    paths = finished(root)
-    for path in reversed(paths):
+    for path in reversed(finished(root)):
         damage = _damage(path)
         if damage is None:
-            return path
-        report(f"checkpoint {path} is damaged and is not used: {damage}")
-    if paths:
-        raise RecordError(f"every checkpoint in {root} is damaged; start the run anew")
-    return None
+            yield path
+        else:
+            report(f"checkpoint {path} is damaged and is not used: {damage}")
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Say in one line why a checkpoint with the right checksums could not be loaded.
+
+    torch's own message would advise to load what may execute a program.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds objects that are not read, because reading them could execute a program"
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch says first that a state does not fit, then how.
+    reason = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [""])[0]
+    return f"{type(error).__name__}: {reason}"[:300]
 
 
 def finished(root: Path) -> list[Path]:

@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -77,12 +78,49 @@ class OptimizerConfig(ABC):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskConfig(ABC):
-    """A task and its settings. Subclasses add theirs."""
+    """A task and its settings. Subclasses add theirs.
+
+    Attributes:
+        data: Name of the data set.
+        batch: Sequences or images per step, over all processes.
+    """
 
     name: ClassVar[str]
     """What `amuse-lab list` calls it."""
+
+    free: ClassVar[frozenset[str]]
+    """Settings that change no training step, so that a run may go on with others."""
+
+    data: str
+    batch: int
+
+    @abstractmethod
+    def check(self, steps: int) -> None:
+        """Check that data and weights are there, without reading them: before a device is looked for.
+
+        Args:
+            steps: Training steps of the run.
+
+        Raises:
+            DataError: If something is missing; the message has the command that mends it.
+        """
+
+    @abstractmethod
+    def fitted(self, default: Self) -> Self:
+        """Return the config with the sizes of other data than the recipe's, where the user has not set them.
+
+        Args:
+            default: The recipe's config.
+
+        Raises:
+            DataError: If the data is damaged. Data that is missing is left to `check`.
+        """
+
+    @abstractmethod
+    def reduced(self) -> Self:
+        """Return a config of the same kind, small and on data on board, for a try in a minute."""
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -165,6 +203,10 @@ class RunConfig:
             self.clip is None or 0 < self.clip < math.inf, "clip", "None or positive and finite", self.clip
         )
 
+    def fitted(self, default: "RunConfig") -> "RunConfig":
+        """Return the config with the sizes of its data, see `TaskConfig.fitted`."""
+        return replace(self, task=self.task.fitted(default.task))
+
 
 def to_json(config: RunConfig) -> dict[str, Any]:
     """Return every field of a config, nested, in JSON's types; task and optimizer carry their names."""
@@ -177,8 +219,13 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 def short_hash(config: RunConfig) -> str:
     """Return eight hexadecimal digits that tell experiments apart; where runs are kept does not count."""
-    content = {name: value for name, value in to_json(config).items() if name != "runs"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return hash_of(to_json(config))
+
+
+def hash_of(content: Mapping[str, Any]) -> str:
+    """Return the `short_hash` of the config that `to_json` has written."""
+    settings = {name: value for name, value in content.items() if name != "runs"}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
@@ -194,6 +241,7 @@ def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
     """
     assert is_dataclass(default)
     assert not isinstance(default, type)
+    kinds = get_type_hints(type(default))
     known = {field.name for field in fields(default)}
     changes: dict[str, Any] = {}
     for name, value in content.items():
@@ -202,9 +250,38 @@ def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
         if name not in known:
             raise ConfigError(f"{type(default).__name__} has no setting {name!r}: another version wrote it")
         current = getattr(default, name)
-        require(is_dataclass(current) or not isinstance(value, Mapping), name, "a single value", value)
         if is_dataclass(current):
             require(isinstance(value, Mapping), name, "an object with settings", value)
-            value = from_json(current, value)
-        changes[name] = tuple(value) if isinstance(value, list) else value
+            changes[name] = from_json(current, value)
+        else:
+            require(_accepts(kinds[name], value), name, _in_words(kinds[name]), value)
+            changes[name] = tuple(value) if isinstance(value, list) else value
     return replace(default, **changes)
+
+
+def _accepts(kind: Any, value: object) -> bool:
+    """Whether a value out of JSON is one of a field's type."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in arguments
+    if get_origin(kind) in (Union, UnionType):
+        return any(_accepts(each, value) for each in arguments)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        each = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        return len(each) == len(value) and all(map(_accepts, each, value))
+    return type(value) in (int, float) if kind is float else type(value) is kind
+
+
+def _in_words(kind: Any) -> str:
+    """What `_accepts` takes."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_in_words(each) for each in arguments)
+    if get_origin(kind) is tuple:
+        return f"a list, each {_in_words(arguments[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return words.get(kind, getattr(kind, "__name__", str(kind)))

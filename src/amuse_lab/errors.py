@@ -16,8 +16,16 @@ class DataError(RequestError):
     """The data is missing or is not what it should be."""
 
 
+class MissingError(DataError):
+    """Data or weights are not there: every process on this machine finds the same, so one line is enough."""
+
+
 class RecordError(RequestError):
     """The run folder cannot be written."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived outside of training, where nothing has to be saved."""
 
 
 class TrainingError(RuntimeError):
@@ -49,6 +57,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
         known: All valid names.
     """
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(names)}"
+    found = nearest(name, names)
+    hint = f"choose from {', '.join(names)}" if found is None else f"did you mean {found!r}?"
     return ConfigError(f"unknown {kind} {name!r}; {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the valid name that is most like a misspelled one; None if none is like it."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return found[0] if found else None

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from amuse_lab.errors import ConfigError
+from amuse_lab.errors import ConfigError, require
 
 Mode = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "amp-bf16", "bf16"]
@@ -148,6 +148,16 @@ def _begin(device: torch.device, *, launched: bool) -> None:
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not say that it exports it
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def check_threads(threads: int) -> None:
+    """Check a number of CPU threads.
+
+    Raises:
+        ConfigError: If it is more than this machine has cores: each would cost memory and none would help.
+    """
+    cores = os.cpu_count() or 1
+    require(1 <= threads <= cores, "threads", f"from 1 to the {cores} cores of this machine", threads)
 
 
 def usable(name: str) -> torch.device:

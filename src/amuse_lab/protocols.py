@@ -42,6 +42,9 @@ class Task(Protocol):
     def fingerprint(self) -> str:
         """Stands for the data, wherever it lies: a run goes on with no other."""
 
+    def note(self, steps: int) -> str | None:
+        """Return what people should know before a run of so many steps, in one line; None if nothing."""
+
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Return the training batch of a step, or some of its rows.
 

@@ -1,8 +1,8 @@
 """One loop for every task and every optimizer."""
 
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -12,14 +12,16 @@ import torch
 from safetensors import SafetensorError
 
 from amuse_lab import checkpoint, environment, sinks
-from amuse_lab.config import RunConfig, to_json
-from amuse_lab.errors import ConfigError, RecordError, require
+from amuse_lab.config import RunConfig
+from amuse_lab.errors import ConfigError, DataError, MissingError, RecordError, RequestError, require
 from amuse_lab.figures import draw_curve
+from amuse_lab.files import locked, replacing
 from amuse_lab.interrupts import Interrupt
-from amuse_lab.learner import Learner, Measures
-from amuse_lab.parallel import SHARDED_OPTIMIZERS, Processes, joined
+from amuse_lab.learner import Learner, Metrics
+from amuse_lab.parallel import SHARDED_OPTIMIZERS, Processes, check_threads, joined
 from amuse_lab.progress import Progress, Silence, Status
-from amuse_lab.records import RunFolder, replacing
+from amuse_lab.records import METRICS, RunFolder
+from amuse_lab.resume import changes_of, newest_unfinished, with_history
 from amuse_lab.sinks import Sink
 
 
@@ -42,7 +44,9 @@ class Outcome:
     signal: int
 
 
-def train(config: RunConfig, progress: Progress, *, resume: Path | None = None) -> Outcome:
+def train(
+    config: RunConfig, progress: Progress, *, resume: Path | None = None, newest: bool = False
+) -> Outcome:
     """Run a config from its beginning, or from where a run folder stands, to its end.
 
     Ctrl-C and SIGTERM finish the current step and save; the outcome's status is then "interrupted". Under
@@ -52,6 +56,8 @@ def train(config: RunConfig, progress: Progress, *, resume: Path | None = None) 
         config: What to run.
         progress: Where the leading process shows it.
         resume: The run folder to go on with, from its newest checkpoint that is intact.
+        newest: Go on with the newest unfinished run of this config, if there is one. Of several processes
+            that ask for the same at once, one runs.
 
     Raises:
         RequestError: If the request cannot be met; nothing was created then.
@@ -64,18 +70,24 @@ def train(config: RunConfig, progress: Progress, *, resume: Path | None = None) 
             f"parallel must be ddp for {config.optimizer.name}, got 'fsdp': of its sharded parameters only "
             f"{', '.join(SHARDED_OPTIMIZERS)} are known to take the same steps"
         )
+    try:
+        config.task.check(config.steps)
+    except DataError as error:
+        raise MissingError(str(error)) from error
+    if config.threads is not None:
+        check_threads(config.threads)
+        torch.set_num_threads(config.threads)
     with joined(config.device, sharded=sharded) as (processes, device):
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        resume = processes.share(resume)
         learner = Learner.build(config, processes, device)
         described = environment.describe(device=device, seed=config.seed, world_size=processes.count)
         with Interrupt(patient=processes.count > 1) as interrupt:
             folder = None
             if processes.leads:
-                folder = RunFolder.create(config, described) if resume is None else RunFolder.open(resume)
+                with locked(config.runs / config.recipe) if newest else nullcontext():
+                    resume = newest_unfinished(config) if newest else resume
+                    folder = RunFolder.create(config, described) if resume is None else RunFolder.open(resume)
             try:
-                path = processes.share(folder.path if folder else None)
+                resume, path = processes.share((resume, folder.path if folder else None))
                 assert path is not None, "the leading process has a folder"
                 run = _Run(
                     config,
@@ -87,11 +99,19 @@ def train(config: RunConfig, progress: Progress, *, resume: Path | None = None) 
                 )
                 if resume is not None:
                     run.restore(described)
+                note = learner.task.note(config.steps)
+                if note is not None:
+                    run.progress.note(note)
                 run.complete()
             finally:
                 if folder:
                     folder.close()
     return Outcome(path, run.summary, learner.task.summarized_as, learner.task.unit, run.signal)
+
+
+def title_of(config: RunConfig) -> str:
+    """Return the title of a run's picture: the recipe, what it really was trained on, and with what."""
+    return f"{config.recipe} on {config.task.data} with {config.optimizer.name}, seed {config.seed}"
 
 
 @dataclass
@@ -122,24 +142,52 @@ class _Run:
             ConfigError: If more steps are done than there should be in all.
         """
         root = self.folder.path / checkpoint.FOLDER
-        path = self.processes.share(
-            checkpoint.newest(root, self.progress.note) if self.processes.leads else None
-        )
-        if path is not None:
+        changed = changes_of(self.folder.path, self.config)
+        candidates = checkpoint.intact(root, self.progress.note) if self.processes.leads else iter(())
+        metrics_size = 0
+        while (path := self.processes.share(next(candidates, None))) is not None:
             done = checkpoint.step_of(path)
             require(self.config.steps >= done, "steps", f"at least the {done} done", self.config.steps)
-            state = checkpoint.load(path, self.processes, device=self.learner.device)
-            self.learner.load_state_dict(state["learner"])
-            self.evaluation_seconds = state["evaluation_seconds"]
-            self._saved = self.learner.step
-            self._line = (self.learner.step, self.learner.clock.read())
+            failure = None
+            try:
+                state = checkpoint.load(path, self.processes, device=self.learner.device)
+                self.learner.load_state_dict(state["learner"], changed=changed)
+                self.evaluation_seconds = float(state["evaluation_seconds"])
+                metrics_size = int(state.get("metrics_size", 0))
+            except RequestError:
+                raise
+            except Exception as error:  # whatever a file brings about that somebody else has made
+                failure = checkpoint.why_not_loaded(error)
+                self.progress.note(f"checkpoint {path} cannot be loaded and is not used: {failure}")
+            if not self.processes.largest(failure is not None):
+                break
+        if path is None and checkpoint.finished(root):
+            raise RecordError(f"no checkpoint in {root} can be used; start the run anew")
+        self._saved = self.learner.step if path is not None else self._saved
+        self._line = (self.learner.step, self.learner.clock.read())
         if self.processes.leads:
-            (self.folder.path / "summary.json").unlink(missing_ok=True)  # it has not ended any more
-            self.folder.cut_metrics(self.learner.step)
-            again = len(list(self.folder.path.glob("env*.json"))) + 1
-            self.folder.write_json(f"env-{again}.json", {"from_step": self.learner.step, **described})
-            self.folder.write_json("config.json", to_json(self.config))
+            self._reopen(described, metrics_size)
         self.progress.note(f"going on with {self.folder.path} after step {self.learner.step}")
+
+    def _reopen(self, described: Mapping[str, Any], metrics_size: int) -> None:
+        """Make the run folder that of a run that goes on after the learner's step.
+
+        Args:
+            described: The environment from here on.
+            metrics_size: Bytes that metrics.jsonl had when the checkpoint was written.
+        """
+        step, folder = self.learner.step, self.folder
+        folder.cut_metrics(step)
+        left = folder.sync_metrics()
+        if left < metrics_size:
+            self.progress.note(
+                f"{folder.path / METRICS} has lost lines: {left:,} of the {metrics_size:,} bytes up to step "
+                f"{step} are left, and the curve will lack the rest"
+            )
+        (folder.path / "summary.json").unlink(missing_ok=True)  # it has not ended any more
+        again = len(list(folder.path.glob("env*.json"))) + 1
+        folder.write_json(f"env-{again}.json", {"from_step": step, **described})
+        folder.write_json("config.json", with_history(folder.path, self.config, step))
 
     def complete(self) -> None:
         """Train to the last step, or until interrupted, and leave everything that a run leaves.
@@ -172,8 +220,8 @@ class _Run:
 
     def _advance(self) -> None:
         config, learner = self.config, self.learner
-        at_x: Measures = {}
-        at_y: Measures = {}
+        at_x: Metrics = {}
+        at_y: Metrics = {}
         while learner.step < config.steps and not self._stopping():
             following = learner.step + 1
             logging, evaluating, saving = (
@@ -188,7 +236,8 @@ class _Run:
                 self._log("train", {"loss": learner.take_losses()} | speed | telemetry)
                 self._line = (learner.step, learner.clock.read())
             if evaluating:
-                at_x, at_y = self._evaluate(full=False)
+                with self._counting_evaluation():
+                    at_x, at_y = learner.evaluate()
                 self._log("val_x", at_x)
                 self._log("val_y", at_y)
             if saving:
@@ -217,11 +266,12 @@ class _Run:
             speed["model_flops_utilization"] = rate * task.flops_per_unit / (peak * self.processes.count)
         return speed
 
-    def _evaluate(self, *, full: bool) -> tuple[Measures, Measures]:
+    @contextmanager
+    def _counting_evaluation(self) -> Iterator[None]:
+        """Context manager: the time inside counts as evaluation."""
         started = time.perf_counter()
-        measured = self.learner.evaluate(full=full)
+        yield
         self.evaluation_seconds += time.perf_counter() - started
-        return measured
 
     def _seconds(self) -> float:
         """Of training alone."""
@@ -240,7 +290,7 @@ class _Run:
             sink.log(line)
 
     def _status(
-        self, at_x: Measures, at_y: Measures, speed: Measures, telemetry: Measures, *, evaluated: bool
+        self, at_x: Metrics, at_y: Metrics, speed: Metrics, telemetry: Metrics, *, evaluated: bool
     ) -> Status:
         step, unit = self.learner.step, self.learner.task.unit
         seconds_per_step = (self._seconds() + self.evaluation_seconds) / step
@@ -263,7 +313,7 @@ class _Run:
         self._saved = self.learner.step
         state = {"learner": self.learner.state_dict(), "evaluation_seconds": self.evaluation_seconds}
         if self.processes.leads:
-            self.folder.sync_metrics()
+            state["metrics_size"] = self.folder.sync_metrics()
         root = self.folder.path / checkpoint.FOLDER
         checkpoint.save(root, self.learner.step, state, self.processes)
         if self.processes.leads:
@@ -272,21 +322,29 @@ class _Run:
     def _finish(self) -> None:
         """Save, and unless interrupted measure on all validation data and the test set, and sample."""
         self._save()
-        weights = self.learner.weights()
-        if self.processes.leads:
-            self.folder.write_model(weights)
-            self._draw()
-        at_x: Measures = {}
-        at_y: Measures = {}
-        tested: Measures = {}
+        learner = self.learner
+        at_x: Metrics = {}
+        at_y: Metrics = {}
+        tested: Metrics = {}
+        with learner.at_x():
+            weights = learner.weights()
+            if self.processes.leads:
+                self.folder.write_model(weights)
+                self._draw()
+            if not self._stopping():
+                with self._counting_evaluation():
+                    at_x = at_y = learner.measure(full=True)
+            if not self._stopping():
+                tested = learner.test()
+            if not self._stopping():
+                text = learner.sample()
+                if text is not None and self.processes.leads:
+                    self.folder.write_text("sample.txt", text + "\n")
+        if learner.optimizer.averages and not self._stopping():
+            with self._counting_evaluation(), learner.at_y():
+                at_y = learner.measure(full=True)
         if not self._stopping():
-            at_x, at_y = self._evaluate(full=True)
-        if not self._stopping():
-            tested = self.learner.test()
-        if not self._stopping():
-            text = self.learner.sample()
-            if text is not None and self.processes.leads:
-                self.folder.write_text("sample.txt", text + "\n")
+            learner.check_finite(at_x, at_y)
         self._summarize("interrupted" if self.signal else "finished", at_x=at_x, at_y=at_y, tested=tested)
 
     def _draw(self) -> None:
@@ -294,7 +352,7 @@ class _Run:
             draw_curve(
                 self.folder.metrics(),
                 path,
-                title=f"{self.config.recipe} with {self.config.optimizer.name}, seed {self.config.seed}",
+                title=title_of(self.config),
                 averages=self.learner.optimizer.averages,
             )
 
@@ -302,9 +360,9 @@ class _Run:
         self,
         status: Literal["finished", "interrupted", "failed"],
         *,
-        at_x: Measures = MappingProxyType({}),
-        at_y: Measures = MappingProxyType({}),
-        tested: Measures = MappingProxyType({}),
+        at_x: Metrics = MappingProxyType({}),
+        at_y: Metrics = MappingProxyType({}),
+        tested: Metrics = MappingProxyType({}),
         failure: str | None = None,
     ) -> None:
         """Write summary.json.

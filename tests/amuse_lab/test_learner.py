@@ -115,7 +115,7 @@ def test_low_precision_computes_in_bfloat16(tiny: Make, precision: str, weights:
     projection = learning.model.get_submodule("blocks.0.mlp.projection")
     projection.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
     learning.advance(look=True)
-    learning.evaluate(full=False)
+    learning.evaluate()
     assert set(seen) == {torch.bfloat16}
     assert {parameter.dtype for parameter in learning.model.parameters()} == {weights}
     plain = learner(tiny())

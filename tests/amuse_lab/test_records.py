@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from amuse_lab.config import RunConfig, short_hash
 from amuse_lab.errors import DataError, RecordError
-from amuse_lab.records import RunFolder, replacing
+from amuse_lab.files import replacing
+from amuse_lab.records import RunFolder
 
 Make = Callable[..., RunConfig]
 

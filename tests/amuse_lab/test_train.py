@@ -4,6 +4,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from amuse_lab.progress import PlainProgress, Status
 from amuse_lab.records import RunFolder
 from amuse_lab.tasks.lm.data import DATASETS, Dataset
 from amuse_lab.tasks.lm.task import LanguageModelTask
-from amuse_lab.train import Outcome, train
+from amuse_lab.train import Outcome, title_of, train
 
 Make = Callable[..., RunConfig]
 OPTIMIZERS = ["amuse", "sf-adamw", "muon", "adamw"]
@@ -279,3 +280,21 @@ def test_nothing_is_created_for_a_request_that_cannot_be_met(
 def test_threads_are_set(tiny: Make) -> None:
     outcome = run(tiny(threads=2))
     assert read_json(outcome, "env.json")["threads"] == 2
+
+
+def test_the_title_of_the_picture_names_the_data(tiny: Make) -> None:
+    config = tiny("adamw", seed=3)
+    assert title_of(config) == "shakespeare on tiny with adamw, seed 3"
+    own = replace(config, task=replace(config.task, data="shakespeare"))
+    assert title_of(own) == "shakespeare on shakespeare with adamw, seed 3"
+
+
+def test_a_run_that_reads_its_text_more_than_once_says_so_once(
+    tiny: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """236 windows of 16, two a step."""
+    run(tiny(steps=118))
+    assert capsys.readouterr().err == ""
+    run(tiny(steps=236))
+    error = capsys.readouterr().err
+    assert error == "amuse-lab: the training text has 3,776 tokens: 236 steps read it 2.0 times\n"

@@ -14,7 +14,7 @@ from amuse_lab.bench.contestants import CONTESTANTS
 from amuse_lab.bench.measure import SEED, WARMUP_ROUNDS, Result, ratio
 from amuse_lab.bench.sizes import SIZES
 from amuse_lab.errors import RecordError
-from amuse_lab.records import replacing
+from amuse_lab.files import replacing
 
 RECORD = "bench.json"
 TABLE = "bench.md"

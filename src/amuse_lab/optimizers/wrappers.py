@@ -89,10 +89,13 @@ class Packaged:
         return {"kind": self._kind, "optimizers": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Continue from `state_dict()`, with the learning rates that this optimizer was built with."""
         check_kind(state, self._kind)
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            configured = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, lr in zip(optimizer.param_groups, configured, strict=True):
+                group["lr"] = lr
 
 
 class Anytime(Packaged):

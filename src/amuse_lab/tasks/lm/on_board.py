@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from amuse_lab.errors import unknown
-from amuse_lab.tasks.lm.index import DATA, Index
+from amuse_lab.files import data_root
+from amuse_lab.tasks.lm.index import Index
 from amuse_lab.tasks.lm.preparation import Plan, prepare
 from amuse_lab.tasks.lm.sources import Plays
 from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
@@ -12,7 +13,7 @@ ON_BOARD = {"shakespeare": Plays}
 """Texts that packages carry, by name."""
 
 
-def on_board(name: str, tokenizer: str, data: Path = DATA) -> Path:
+def on_board(name: str, tokenizer: str, data: Path | None = None) -> Path:
     """Return the prepared folder of a text that a package carries, preparing it first if it is not there.
 
     Several processes may call this at once: one prepares, the others wait.
@@ -20,7 +21,7 @@ def on_board(name: str, tokenizer: str, data: Path = DATA) -> Path:
     Args:
         name: "shakespeare".
         tokenizer: "bytes", "gpt2" or "bpe-N".
-        data: Where the folder is; it is called NAME-TOKENIZER.
+        data: The folder that holds it, under the name NAME-TOKENIZER; the data root by default.
 
     Returns:
         What `open_tokens` takes.
@@ -33,7 +34,7 @@ def on_board(name: str, tokenizer: str, data: Path = DATA) -> Path:
         raise unknown("text", name, ON_BOARD)
     source = ON_BOARD[name]
     choice = TokenizerChoice(tokenizer)
-    folder = data / f"{name}-{tokenizer}"
+    folder = (data_root() if data is None else data) / f"{name}-{tokenizer}"
     index = Index.read(folder)
     if index is None or not index.complete:
         prepare(Plan(lambda _: source(), choice), folder, wait=True)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from amuse_lab.errors import DataError
-from amuse_lab.records import check_is_file, replacing
+from amuse_lab.files import check_is_file, replacing
 from amuse_lab.tasks.lm.tokenizer import Tokens
 
 MAGIC = b"AMUSETOK"

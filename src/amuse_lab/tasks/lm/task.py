@@ -2,8 +2,8 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,20 @@ from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.protocols import Batch, Task
 from amuse_lab.tasks.lm.generate import generate
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
-from amuse_lab.tasks.lm.text import Text, open_text
+from amuse_lab.tasks.lm.text import Text, check_text, open_text, vocabulary_of
 from amuse_lab.tasks.sampling import sampled_cross_entropy
 
 _EVALUATION_BATCH = 32  # windows; bounds memory, changes no result beyond rounding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig(TaskConfig):
     """A language model.
 
     Attributes:
         model: Size and shape of the decoder.
         data: A text in bytes by name, see `amuse-lab list`; or what `amuse-lab prepare` has tokenized: the
-            name of a folder in data/, a path, or a text on board with a tokenizer, such as
+            name of a folder in the data root, a path, or a text on board with a tokenizer, such as
             "shakespeare-gpt2".
         batch: Sequences per step over all processes, each as long as the model's context.
         eval_windows: Sequences of the validation text that evaluations during training use, evenly spread
@@ -38,10 +38,9 @@ class LanguageModelConfig(TaskConfig):
     """
 
     name: ClassVar[str] = "lm"
+    free: ClassVar[frozenset[str]] = frozenset(("eval_windows", "prompt", "sample_length", "temperature"))
 
     model: ModelConfig
-    data: str
-    batch: int
     eval_windows: int = 256
     prompt: str = "HAMLET\n"
     sample_length: int = 400
@@ -53,6 +52,24 @@ class LanguageModelConfig(TaskConfig):
         require(self.prompt != "", "prompt", "at least one character", self.prompt)
         require(0 < self.temperature < math.inf, "temperature", "positive and finite", self.temperature)
         require(self.model.vocabulary >= 256, "vocabulary", "at least 256", self.model.vocabulary)
+
+    def check(self, steps: int) -> None:
+        """Check that the text is there."""
+        check_text(self.data, steps * self.batch * self.model.context)
+
+    def fitted(self, default: Self) -> Self:
+        """Return the config with the vocabulary of other text than the recipe's, unless one is set."""
+        if self.data == default.data or self.model.vocabulary != default.model.vocabulary:
+            return self
+        vocabulary = vocabulary_of(self.data)
+        return self if vocabulary is None else replace(self, model=replace(self.model, vocabulary=vocabulary))
+
+    def reduced(self) -> Self:
+        """Return a model of 0.1 M parameters on the bytes of Shakespeare's plays."""
+        small = replace(
+            self.model, n_embd=64, n_head=2, n_layer=2, context=64, vocabulary=256, mlp_multiple=32
+        )
+        return replace(self, model=small, data="shakespeare", batch=8, eval_windows=16, sample_length=40)
 
     def build_model(self) -> Llama:
         """Build the untrained decoder."""
@@ -107,6 +124,15 @@ class LanguageModelTask:
         self.units_per_step = config.batch * config.model.context
         self.flops_per_unit = flops_per_token(config.model)
         self.fingerprint = text.fingerprint
+
+    def note(self, steps: int) -> str | None:
+        """Say so if the run reads the training text more than once."""
+        sequences = self._text.sequences
+        times = steps * self.batch_size / sequences
+        if times <= 1:
+            return None
+        tokens = sequences * self._config.model.context
+        return f"the training text has {tokens:,} tokens: {steps:,} steps read it {times:.1f} times"
 
     def _inputs_and_targets(self, windows: Tensor) -> Batch:
         windows = windows.to(self._device, torch.long)

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from amuse_lab.errors import require
+from amuse_lab.files import data_folder
 from amuse_lab.tasks.lm.data import DATASETS, Corpus, training_windows, validation_windows
-from amuse_lab.tasks.lm.index import DATA, SPLITS, Index
-from amuse_lab.tasks.lm.loader import Batches, open_tokens
+from amuse_lab.tasks.lm.index import SPLITS, Index
+from amuse_lab.tasks.lm.loader import Batches, complete_index, open_tokens
 from amuse_lab.tasks.lm.on_board import ON_BOARD, on_board
+from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
+
+FINEWEB = "fineweb"
+"""The name of the published experiments' text."""
 
 
 class Text(Protocol):
@@ -22,9 +27,11 @@ class Text(Protocol):
 
     Attributes:
         fingerprint: Stands for all of the tokens, and what they stand for.
+        sequences: Windows of the training text that do not overlap but for one token: an epoch.
     """
 
     fingerprint: str
+    sequences: int
 
     def batch(self, step: int, rows: slice) -> Tensor:
         """Return windows of a training step, shape (rows, context + 1): a pure function."""
@@ -61,6 +68,7 @@ class Bytes:
         self._corpus = corpus
         text = torch.cat((corpus.train, corpus.validation))
         self.fingerprint = hashlib.sha256(text.numpy().tobytes()).hexdigest()
+        self.sequences = (len(corpus.train) - 1) // context
         self._length = context + 1
         self._batch = batch
         self._seed = seed
@@ -116,8 +124,10 @@ class Prepared:
         self.fingerprint = _fingerprint(train.folder)
         least = train.vocabulary
         require(vocabulary >= least, "vocabulary", f"at least the {least} of {source}", vocabulary)
-        self._batches = Batches(train.windows(context), batch=batch, seed=seed)
-        self._windows = self._validation.windows(context)
+        windows = train.windows(context)
+        self.sequences = len(windows)
+        self._batches = Batches(windows, batch=batch, seed=seed)
+        self._windows = self._validation.windows(min(context, len(self._validation) - 1))
         self._tokenizer = train.tokenizer
 
     def batch(self, step: int, rows: slice) -> Tensor:
@@ -165,6 +175,35 @@ def open_text(source: str, *, vocabulary: int, context: int, batch: int, seed: i
     return Prepared(source, vocabulary=vocabulary, context=context, batch=batch, seed=seed)
 
 
-def is_prepared(name: str) -> bool:
-    """Whether a folder of prepared text of this name lies in `data`."""
-    return (DATA / name).is_dir()
+def vocabulary_of(source: str) -> int | None:
+    """Return how many different tokens a text has; None if it is not there or not tokenized yet.
+
+    Args:
+        source: As for `open_text`.
+
+    Raises:
+        DataError: If its index is damaged.
+    """
+    name, _, tokenizer = source.partition("-")
+    if source in DATASETS:
+        return 256
+    if name in ON_BOARD and tokenizer:
+        return TokenizerChoice(tokenizer).vocabulary
+    index = Index.read(data_folder(source))
+    return None if index is None else index.vocabulary
+
+
+def check_text(source: str, tokens: int) -> None:
+    """Check that a text is there, without reading it.
+
+    Args:
+        source: As for `open_text`.
+        tokens: How many a run takes, for the command in the message.
+
+    Raises:
+        DataError: If it is not; the message has the command that prepares it.
+    """
+    if source in DATASETS:
+        DATASETS[source].check()
+    elif source.partition("-")[0] not in ON_BOARD:
+        complete_index(data_folder(source), *([f"--tokens {tokens}"] if source == FINEWEB else []))

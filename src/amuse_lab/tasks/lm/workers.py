@@ -31,11 +31,13 @@ class Chunk:
         texts: The documents.
         validation: Which of them are for validation, shape (documents,), bool.
         position: Where the source goes on after them.
+        skipped: Entries that the source has passed over since its beginning.
     """
 
     texts: Sequence[str]
     validation: NDArray[np.bool_]
     position: Any
+    skipped: int
 
 
 @dataclass(frozen=True)

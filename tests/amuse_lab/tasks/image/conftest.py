@@ -77,7 +77,7 @@ def prepared(small: Mapping[str, Dataset], files: Mapping[str, Mapping[str, byte
     """The same, each where `amuse-lab prepare` puts it."""
     originals.write_photographs(Path("photographs"), classes=4, training=4, testing=2)
     for name, dataset in small.items():
-        folder = sets.DATA / name
+        folder = Path("data") / name
         if isinstance(dataset, sets.FolderSet):
             dataset.prepare(Path("photographs"), folder)
             continue

@@ -286,13 +286,41 @@ def test_operations_are_counted() -> None:
     [
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"refresh_batches": 0}, "refresh_batches must be at least 1, got 0"),
+        ({"eval_images": 0}, "eval_images must be at least 1, got 0"),
         ({"workers": 0}, "workers must be None or at least 1, got 0"),
-        ({"data": "cifar"}, "unknown data set 'cifar'; did you mean 'cifar10'"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         image_config(**changes)
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    config = image_config(data="cifar", folder=str(tmp_path))
+    for act in (lambda: config.check(1), config.build_model, lambda: build(config)):
+        with pytest.raises(DataError, match=f"unknown data set 'cifar', and {tmp_path} holds no.*'cifar10'"):
+            act()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_evaluations_during_training_have_a_limit_and_the_final_one_has_none() -> None:
+    """The same images at every call, evenly spread; all of them are what the mean over all of them is of."""
+    seen: list[int] = []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            return torch.zeros(len(images), 10)
+
+    task = build(image_config(eval_images=7))
+    for full, count in ((False, 7), (True, 20)):
+        seen.clear()
+        assert task.evaluate(Counting(), full=full)["loss"] == pytest.approx(math.log(10))
+        assert sum(seen) == count
 
 
 def test_too_few_images_to_hold_some_out_are_refused(prepared: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,8 +348,10 @@ def test_a_model_starts_from_given_weights(tmp_path: Path) -> None:
 def test_fine_tuning_needs_weights() -> None:
     config = FineTuningConfig(model=MODEL, data="cifar10", batch=8)
     with pytest.raises(ConfigError, match=r"init_from must be a safetensors file .*, got None"):
-        config.build(seed=0, device=CPU)
+        config.check(1)
     missing = replace(config, init_from="nowhere.safetensors")
+    with pytest.raises(DataError, match=r"init_from: nowhere\.safetensors must be .*, but is not there"):
+        missing.check(1)
     with pytest.raises(DataError, match=r"init_from: cannot read nowhere\.safetensors"):
         missing.build_model()
 
@@ -342,7 +372,7 @@ def test_an_evaluation_in_the_loop_changes_nothing(tmp_path: Path) -> None:
         for _ in range(5):
             learner.advance(look=False)
             if evaluating:
-                at_x, at_y = learner.evaluate(full=False)
+                at_x, at_y = learner.evaluate()
                 assert learner.step == 1 or at_x != at_y  # x is y in the first step
             yield bits(learner.model)
 

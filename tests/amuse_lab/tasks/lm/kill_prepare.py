@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-WRITING = {"write_shard", "replacing", "sync", "write", "_locked"}
+WRITING = {"write_shard", "replacing", "sync", "write", "save", "_locked"}
 """Functions in whose lines a process is killed."""
 
 
@@ -47,12 +47,12 @@ def prepare(
 ) -> None:
     from amuse_lab.tasks.lm import preparation
     from amuse_lab.tasks.lm.local import LocalText
-    from amuse_lab.tasks.lm.sources import HashedSplit
     from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
 
     preparation._CHUNK_CHARACTERS = 1000
+    preparation._SAVE_TOKENS = 4000
     plan = preparation.Plan(
-        lambda _: LocalText.find(source, HashedSplit(0.2)),
+        lambda _: LocalText.find(source, 0.2),
         TokenizerChoice(tokenizer),
         workers=workers,
         shard_tokens=15_000,

@@ -16,20 +16,20 @@ from amuse_lab.tasks.lm.local import LocalText
 from amuse_lab.tasks.lm.on_board import on_board
 from amuse_lab.tasks.lm.plays import plays
 from amuse_lab.tasks.lm.preparation import Plan, prepare
-from amuse_lab.tasks.lm.sources import HashedSplit
 from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
+from tests.amuse_lab.tasks.lm.splits import parts
 
 
 def prepared(folder: Path, texts: list[str], tokenizer: str = "bytes", **options: Any) -> Path:
     source = folder.with_suffix(".jsonl")
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    find = LocalText.find(source, HashedSplit(0.1))
+    find = LocalText.find(source, 0.1)
     prepare(Plan(lambda _: find, TokenizerChoice(tokenizer), **options), folder)
     return folder
 
 
 def training(texts: list[str]) -> list[str]:
-    return [text for number, text in enumerate(texts) if not HashedSplit(0.1)(number)]
+    return parts(texts, 0.1)["train"]
 
 
 @pytest.fixture(scope="module")

@@ -4,22 +4,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 
-from amuse_lab.errors import DataError
+from amuse_lab.errors import DataError, nearest
+from amuse_lab.files import data_folder, data_root
 from amuse_lab.tasks.image.data.cifar import read_cifar
 from amuse_lab.tasks.image.data.decoding import Decoder
-from amuse_lab.tasks.image.data.files import Original, read_archive, read_folder, write_folder
-from amuse_lab.tasks.image.data.folders import LISTING, PARTS, Listing
+from amuse_lab.tasks.image.data.files import Original, check_folder, read_archive, read_folder, write_folder
+from amuse_lab.tasks.image.data.folders import LISTING, PARTS, Folders, Listing
 from amuse_lab.tasks.image.data.idx import read_idx
 from amuse_lab.tasks.image.data.labelled import Labelled
 from amuse_lab.tasks.image.data.mnist_5k import mnist_5k_folder, read_mnist_5k
+from amuse_lab.tasks.image.data.own import OwnImages, labels_of
 from amuse_lab.tasks.image.data.svhn import read_svhn
 from amuse_lab.tasks.image.source import InMemory, Source
-
-DATA = Path("data")
-"""The folder that holds the folders of prepared data."""
 
 Contents = Mapping[str, bytes]
 """Files by name."""
@@ -38,6 +38,7 @@ class Dataset(ABC):
         std: The same.
         validation: Images of the training set that are held out.
         origin: Where people get it, in words.
+        label_names: Names of the classes in the order of their numbers, where they are known.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Dataset(ABC):
     std: tuple[float, ...]
     validation: int
     origin: str
+    label_names: tuple[str, ...] | None = None
 
     @abstractmethod
     def load(
@@ -56,12 +58,23 @@ class Dataset(ABC):
         """Open the training set and the test set, which some do not have.
 
         Args:
-            folder: Where it was prepared; None means `data/NAME`.
+            folder: Where it was prepared; None means the folder NAME in the data root.
             device: Where images are kept, if they fit.
             workers: Processes that decode, if they do not.
 
         Raises:
             DataError: If files are missing or not what they should be.
+        """
+
+    @abstractmethod
+    def check(self, folder: Path | None) -> None:
+        """Check that the files are there, without reading them.
+
+        Args:
+            folder: As for `load`.
+
+        Raises:
+            DataError: If one is missing; the message has the command that mends it.
         """
 
     @abstractmethod
@@ -82,7 +95,7 @@ class Dataset(ABC):
 
     def folder(self, chosen: Path | None) -> Path:
         """Return where it is, or should be."""
-        return DATA / self.name if chosen is None else chosen
+        return data_root() / self.name if chosen is None else chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +126,19 @@ class FileSet(Dataset):
         workers: int,  # noqa: ARG002 - nothing to decode
     ) -> tuple[Source, Source | None]:
         """Read and check the files."""
-        place = self.on_board() if self.on_board and folder is None else self.folder(folder)
-        training, test = self.read(read_folder(place, self.originals, self._hint()))
+        training, test = self.read(read_folder(self._place(folder), self.originals, self._hint()))
 
         def kept(part: Labelled) -> InMemory:
             return InMemory(part, padding=self.padding, flip=self.flip, device=device)
 
         return kept(training), None if test is None else kept(test)
+
+    def _place(self, folder: Path | None) -> Path:
+        return self.on_board() if self.on_board and folder is None else self.folder(folder)
+
+    def check(self, folder: Path | None) -> None:
+        """Look for every file."""
+        check_folder(self._place(folder), self.originals, self._hint())
 
     def expects(self) -> str:
         """Return which files, with their checksums."""
@@ -169,6 +188,10 @@ class FolderSet(Dataset):
         training, test = (listing.source(part, decoder) for part in PARTS)
         return training, test
 
+    def check(self, folder: Path | None) -> None:
+        """Look for the listing."""
+        self._listing(self.folder(folder))
+
     def expects(self) -> str:
         """Return the layout."""
         return f"a folder with {' and '.join(PARTS)}, each with {self.classes:,} folders of JPEG files"
@@ -192,6 +215,85 @@ class FolderSet(Dataset):
     def _listing(self, folder: Path) -> Listing:
         hint = f"{self.origin}, then: amuse-lab prepare {self.name} --from FOLDER"
         return Listing.read(folder, self.classes, self.images, hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSet(Dataset):
+    """Images of the user's own, which stay where they are.
+
+    Attributes:
+        images: Which there are.
+    """
+
+    images: OwnImages
+
+    @classmethod
+    def of(cls, name: str, images: OwnImages) -> Self:
+        """Return the data set of a listing, normalized as ImageNet is."""
+        return cls(
+            name=name,
+            description=f"{len(images.train):,} images of your own in {len(images.classes)} classes",
+            shape=(3, images.size, images.size),
+            classes=len(images.classes),
+            mean=_IMAGENET_MEAN,
+            std=_IMAGENET_STD,
+            validation=images.validation,
+            origin="your own",
+            label_names=images.classes,
+            images=images,
+        )
+
+    def load(
+        self,
+        folder: Path | None,  # noqa: ARG002 - the listing has been read
+        *,
+        device: torch.device,  # noqa: ARG002 - batches are sent there
+        workers: int,
+    ) -> tuple[Source, Source | None]:
+        """Open the images."""
+        decoder = Decoder(self.shape[1], workers)
+        training, test = (
+            Folders([str(self.images.root / path) for path, _ in part], labels_of(part), decoder)
+            for part in (self.images.train, self.images.test)
+        )
+        return training, test if self.images.test else None
+
+    def check(self, folder: Path | None) -> None:  # noqa: ARG002 - as above
+        """Look for the folder that the images are in."""
+        if not self.images.root.is_dir():
+            raise DataError(f"the images of {self.name} must be in {self.images.root}, which is not there")
+
+    def prepare(self, path: Path, folder: Path) -> None:  # noqa: ARG002 - as above
+        """Write the listing, or compare it with the one that is there."""
+        if not _holds_something(folder):
+            write_folder(folder, {LISTING: self.images.to_json()})
+        elif OwnImages.read(folder) != self.images:
+            raise DataError(f"{folder} lists other images: remove it or choose another --out")
+
+    def expects(self) -> str:
+        """Return the layout."""
+        return "a folder with a folder of images for each class"
+
+
+def find_dataset(name: str, folder: Path | None = None) -> Dataset:
+    """Look a data set up.
+
+    Args:
+        name: One of `DATASETS`, or one of the user's own that `amuse-lab prepare` has listed.
+        folder: Where it was prepared; None means the folder NAME in the data root.
+
+    Raises:
+        DataError: If there is none, or its listing is damaged.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    place = folder or data_folder(name)
+    images = OwnImages.read(place)
+    if images is None:
+        found = nearest(name, DATASETS)
+        hint = f"did you mean {found!r}?" if found else f"amuse-lab prepare {name} --from FOLDER"
+        raise DataError(f"unknown data set {name!r}, and {place.absolute()} holds no prepared images; {hint}")
+    return OwnSet.of(name, images)
 
 
 def _holds_something(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -26,6 +27,10 @@ class ImageModelConfig(ABC):
                 require(positive, field.name, "one or more numbers of at least 1", value)
             elif not isinstance(value, bool):
                 require(value >= 1, field.name, "at least 1", value)
+
+    @abstractmethod
+    def reduced(self) -> Self:
+        """Return the smallest model of the same kind that still has all its parts."""
 
     @abstractmethod
     def build(self, shape: Shape, classes: int) -> nn.Module:

@@ -170,7 +170,7 @@ def test_a_folder_appears_with_everything_or_not_at_all(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", fail_at_the_second)
+        patch.setattr("amuse_lab.files.sync", fail_at_the_second)
         with pytest.raises(DataError, match=r"cannot write .*/new/data: No space left on device"):
             write_folder(folder, CONTENTS)
     assert list(folder.parent.iterdir()) == []
