@@ -13,7 +13,15 @@ from types import FrameType
 from typing import TYPE_CHECKING, Never
 
 from amuse_lab.arguments import take_flag, take_option
-from amuse_lab.errors import ConfigError, MissingError, RequestError, Terminated, TrainingError, unknown
+from amuse_lab.errors import (
+    ConfigError,
+    MissingError,
+    RequestError,
+    Terminated,
+    TrainingError,
+    require,
+    unknown,
+)
 from amuse_lab.files import data_root_at
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ usage: amuse-lab COMMAND ... [--data-root FOLDER]
   train --resume FOLDER [--steps N]                      goes on with a run, also to more steps
   train --resume FOLDER --optimizer.lr X --from-here     ... at another learning rate from this step on
   train RECIPE --smoke                                   the recipe in a minute: small, on data on board
+  train ... --processes N                                on N processes of this machine, one for each GPU
   prepare NAME [--OPTION VALUE ...]                      puts text or images where recipes find them;
                                                          `prepare --help` lists the data sets
   export RUN_FOLDER [--out FOLDER]                       writes a language model for transformers, or an
@@ -37,8 +46,8 @@ usage: amuse-lab COMMAND ... [--data-root FOLDER]
   completion bash|zsh                                    a script that completes these commands with Tab
 
 Prepared data lies in the folder `data`, or where AMUSE_LAB_DATA or --data-root says.
-`torchrun --nproc-per-node N -m amuse_lab train ...` runs on N processes. Ctrl-C and SIGTERM save and end with
-status 130 and 143.
+`torchrun ... -m amuse_lab train ...` runs on several machines. Ctrl-C and SIGTERM save and end with status
+130 and 143.
 """
 
 _NEEDED = ("matplotlib", "numpy", "pytorch_optimizer", "rich", "safetensors", "schedulefree", "tyro")
@@ -66,9 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _terminable():
             data_root, rest = take_option(sys.argv[1:] if arguments is None else arguments, "--data-root")
             with data_root_at(data_root):
-                return _run(rest)
+                status = _run(rest)
+                sys.stdout.flush()
+                return status
     except SystemExit as stop:
         return int(stop.code or 0)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Terminated:
         _say("terminated; nothing had begun that would have to be saved")
         return 128 + signal.SIGTERM
@@ -136,6 +150,9 @@ def _train(arguments: Sequence[str]) -> int:
     from amuse_lab.recipes.reference import comparable_results
     from amuse_lab.train import train
 
+    processes, arguments = take_option(arguments, "--processes")
+    if processes is not None:
+        return _launch(processes, arguments)
     resuming = bool(arguments) and arguments[0].partition("=")[0] == "--resume"
     if not resuming and (not arguments or arguments[0].startswith("-")):
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
@@ -164,6 +181,13 @@ def _train(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _launch(processes: str, arguments: Sequence[str]) -> int:
+    from amuse_lab.launch import launch
+
+    require(processes.isdecimal(), "--processes", "a whole number", processes)
+    return launch(int(processes), ["train", *arguments])
+
+
 def _configured(name: str, *arguments: str) -> "tuple[RunConfig, bool]":
     """What `train RECIPE ...` asks for, and whether to go on with a run of it that is not finished."""
     from amuse_lab import recipes
@@ -185,7 +209,7 @@ def _configured(name: str, *arguments: str) -> "tuple[RunConfig, bool]":
         description=f"Runs the recipe {name}. `--optimizer NAME` chooses the optimizer and its own options, "
         "`--resume` goes on with the newest unfinished run of these very settings, `--smoke` tries the "
         "recipe in a minute, `--data-root FOLDER` says where prepared data lies.",
-        others=("--optimizer", "--resume", "--smoke", "--data-root"),
+        others=("--optimizer", "--resume", "--smoke", "--processes", "--data-root"),
     )
     return config.fitted(default), newest
 
@@ -210,7 +234,7 @@ def _resumed(arguments: Sequence[str]) -> "tuple[RunConfig, Path]":
         prog=f"amuse-lab train --resume {folder}",
         description="Goes on with a run. Settings that decide how it goes on have to stay as they are; with "
         "`--from-here` the learning rate may change for the steps to come.",
-        others=("--optimizer", "--from-here", "--data-root"),
+        others=("--optimizer", "--from-here", "--processes", "--data-root"),
     )
     resume.check_changes(saved, config, from_here=from_here)
     return config, folder

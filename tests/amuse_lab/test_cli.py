@@ -51,6 +51,7 @@ def test_train_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["train", "shakespeare", "--resume", "nowhere"], "unexpected argument 'nowhere'"),
         (["train", "shakespeare", "--threads", "100000"], "threads must be from 1 to the "),
         (["train", "--data-root"], "--data-root needs a value"),
+        (["train", "shakespeare", "--processes", "two"], "--processes must be a whole number, got 'two'"),
         (["train", "cifar10-wrn16x8-amuse"], "HERE/data/cifar10/data_batch_1"),
         (["train", "isic2019-vit-b16-amuse"], "init_from must be a safetensors file"),
         (
@@ -299,3 +300,15 @@ def test_completion_knows_commands_recipes_and_options(
     printed = capsys.readouterr().out
     for word in ("train", "prepare", "export", "bench", "llama-124m-amuse", "--optimizer.lr", "fineweb"):
         assert word in printed
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    program = [sys.executable, "-m", "amuse_lab", "completion", "bash"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
