@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,41 +17,15 @@ from torch import nn
 from amuse_lab.errors import ConfigError, require
 from amuse_lab.parallel import Mode, Precision
 from amuse_lab.protocols import Task, TrainingOptimizer
+from amuse_lab.ranges import Positive, check_ranges
 
 SinkName = Literal["tensorboard", "wandb"]
 Settings = TypeVar("Settings")
 
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "lr": (lambda value: 0 < value < math.inf, "positive and finite"),
-    "lr_rest": (lambda value: value is None or 0 < value < math.inf, "positive and finite"),
-    "warmup_steps": (lambda value: value >= 0, "at least 0"),
-    "c_warmup_steps": (lambda value: value >= 0, "at least 0"),
-    "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "auxiliary_momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "beta1": (lambda value: 0 < value < 1, "in (0, 1)"),
-    "beta2": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "beta3": (lambda value: 0 < value < 1, "in (0, 1)"),
-    "beta1_rest": (lambda value: 0 < value < 1, "in (0, 1)"),
-    "beta2_rest": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "ema": (lambda value: value is None or 0 < value < 1, "None or in (0, 1)"),
-    "eps": (lambda value: 0 < value < math.inf, "positive and finite"),
-    "alpha": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-    "gamma": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-    "slow_warmup_steps": (lambda value: value >= 0, "at least 0"),
-    "precondition_every": (lambda value: value >= 1, "at least 1"),
-    "max_precondition_dim": (lambda value: value >= 1, "at least 1"),
-    "curvature_every": (lambda value: value >= 1, "at least 1"),
-    "curvature_batch": (lambda value: value >= 1, "at least 1"),
-    "rho": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-    "r": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-    "weight_decay": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-}
-"""What a setting of this name must be, in every optimizer that has it."""
-
 
 @dataclass(frozen=True)
 class OptimizerConfig(ABC):
-    """An optimizer and its settings. Subclasses add theirs; `_RANGES` checks them by name.
+    """An optimizer and its settings. Subclasses add theirs, with their ranges as types.
 
     Attributes:
         lr: Peak learning rate.
@@ -60,13 +34,10 @@ class OptimizerConfig(ABC):
     name: ClassVar[str]
     """What `--optimizer` calls it."""
 
-    lr: float
+    lr: Positive
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name in _RANGES:
-                within, constraint = _RANGES[name]
-                require(within(value), name, constraint, value)
+        check_ranges(self)
 
     @abstractmethod
     def build(self, model: nn.Module, *, steps: int) -> TrainingOptimizer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amuse_lab.config import RunConfig, to_json
 from amuse_lab.errors import DataError, RecordError, TrainingError, require
 from amuse_lab.parallel import Processes, accumulating, prepared, whole
-from amuse_lab.protocols import Batch, Task, TrainingOptimizer
+from amuse_lab.protocols import Batch, NeedsCurvature, Task, TrainingOptimizer
 from amuse_lab.timing import Stopwatch
 
 Metrics = Mapping[str, float]
@@ -97,7 +97,7 @@ class Learner:
             TrainingError: If a loss or a gradient is not finite.
         """
         self.clock.start()
-        if self.optimizer.wants_curvature:
+        if isinstance(self.optimizer, NeedsCurvature) and self.optimizer.wants_curvature:
             self._accumulate(self._sampled_loss())
             self.optimizer.observe_curvature()
             self.optimizer.zero_grad()

@@ -1,7 +1,7 @@
 """What the training loop asks of a task and of an optimizer. Neither knows the other."""
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -119,16 +119,6 @@ class TrainingOptimizer(Protocol):
     def averages(self) -> bool:
         """Whether x and y differ."""
 
-    @property
-    def wants_curvature(self) -> bool:
-        """Whether the next step needs `observe_curvature()` before it."""
-
-    def observe_curvature(self) -> None:
-        """Take in the gradients that are there as those of the mean loss on labels sampled from the model.
-
-        They are no step's gradients: drop them afterwards.
-        """
-
     def watch(self) -> None:
         """Gather in the next step what `telemetry()` is going to tell of it, where that takes time."""
 
@@ -160,4 +150,19 @@ class TrainingOptimizer(Protocol):
 
         Raises:
             ValueError: If it is that of another kind of optimizer, or does not fit the parameters.
+        """
+
+
+@runtime_checkable
+class NeedsCurvature(Protocol):
+    """What an optimizer has beside a `TrainingOptimizer` if it needs a second kind of gradient: Sophia."""
+
+    @property
+    def wants_curvature(self) -> bool:
+        """Whether the next step needs `observe_curvature()` before it."""
+
+    def observe_curvature(self) -> None:
+        """Take in the gradients that are there as those of the mean loss on labels sampled from the model.
+
+        They are no step's gradients: drop them afterwards.
         """

@@ -19,7 +19,7 @@ from amuse_lab.progress import Silence
 from amuse_lab.records import RunFolder
 from amuse_lab.tasks.lm.data import DATASETS, Dataset
 from amuse_lab.train import train
-from tests.amuse_lab import ranks
+from tests.programs import ranks
 
 Make = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_optimizers_that_need_whole_parameters_are_not_given_shards(tiny: Make, 
 def launch(folder: Path, count: int, cases: list[str]) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     done = subprocess.run(
-        [*command, "-m", "tests.amuse_lab.ranks", str(folder), *cases],
+        [*command, "-m", "tests.programs.ranks", str(folder), *cases],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

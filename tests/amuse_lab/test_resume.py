@@ -22,6 +22,7 @@ from amuse_lab.optimizers import Sophia
 from amuse_lab.progress import Silence, Status
 from amuse_lab.records import RunFolder
 from amuse_lab.resume import check_changes, newest_unfinished, saved_config
+from amuse_lab.schedules import SCHEDULES, ScheduleName
 from amuse_lab.train import Outcome, train
 
 Make = Callable[..., RunConfig]
@@ -411,10 +412,23 @@ def test_a_checkpoint_that_cannot_be_loaded_is_one_line_and_the_one_before_is_us
     assert_same(remains(folder), expected)
 
 
-def test_a_schedule_without_an_end_can_be_made_longer(tiny: Make) -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_can_be_made_longer_if_its_schedule_has_no_end(tiny: Make, schedule: ScheduleName) -> None:
     config = tiny("adamw")
-    config = replace(config, optimizer=replace(config.optimizer, schedule="constant"))
-    check_changes(config, replace(config, steps=8))
+    warmup = 0 if schedule == "none" else 1
+    config = replace(config, optimizer=replace(config.optimizer, schedule=schedule, warmup_steps=warmup))
+    endless = config.optimizer.build(config.task.build_model(), steps=4)
+    longer = config.optimizer.build(config.task.build_model(), steps=8)
+    rates = []
+    for optimizer in (endless, longer):
+        for _ in range(4):
+            optimizer.step()
+            rates.append(optimizer.telemetry()["lr"])
+    if rates[:4] == rates[4:]:  # the steps so far are those of the longer run
+        check_changes(config, replace(config, steps=8))
+    else:
+        with pytest.raises(ConfigError, match=f"^steps must be the 4 that the {schedule} schedule of adamw"):
+            check_changes(config, replace(config, steps=8))
 
 
 def test_the_newest_unfinished_run_of_a_config_is_found(tiny: Make) -> None:
@@ -513,10 +527,11 @@ def test_two_that_resume_at_once_start_one_run(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("runs/shakespeare/*/config.json"))) == 1
 
 
-def test_kills_at_any_moment_leave_no_trace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_any_moment_leave_no_trace(tmp_path: Path, kills: int) -> None:
     """Real processes, really killed; `benchmarks/fault_test.py --kills 50` is the long form."""
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "fault_test.py", "--kills", "5", "--steps", "40"],
+        [sys.executable, ROOT / "benchmarks" / "fault_test.py", "--kills", str(kills), "--steps", "40"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -524,6 +539,6 @@ def test_kills_at_any_moment_leave_no_trace(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["kills"] == 5
+    assert report["kills"] == kills
     assert report["inside checkpoint writes"] >= 1
     assert report["different"] == []

@@ -14,8 +14,8 @@ from amuse_lab.progress import Silence
 from amuse_lab.records import RunFolder
 from amuse_lab.sinks import check_installed
 from amuse_lab.train import train
-from tests.amuse_lab import ranks
 from tests.amuse_lab.test_resume import Stopping
+from tests.programs import ranks
 
 Make = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]

@@ -11,6 +11,7 @@ from amuse_lab.optimizers.configs import AveragedConfig
 from amuse_lab.optimizers.groups import decay_split, trainable
 from amuse_lab.optimizers.wrappers import Anytime, ScheduleFree
 from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.ranges import Decay, NotNegative, Positive, PositiveDecay, Steps
 from amuse_optim import AMUSE, param_groups
 
 
@@ -39,17 +40,17 @@ class Amuse(AveragedConfig):
     name: ClassVar[str] = "amuse"
 
     auxiliary: Literal["adamw", "sgd"] = "adamw"
-    lr_rest: float | None = None
-    warmup_steps: int
+    lr_rest: Positive | None = None
+    warmup_steps: Steps
     t0_steps: int | None = None
-    c_warmup_steps: int = 0
-    beta1: float = 0.6
-    rho: float = 0.8
-    momentum: float = 0.95
-    beta2: float = 0.999
-    auxiliary_momentum: float = 0.0
-    weight_decay: float = 0.0
-    r: float = 0.0
+    c_warmup_steps: Steps = 0
+    beta1: PositiveDecay = 0.6
+    rho: NotNegative = 0.8
+    momentum: Decay = 0.95
+    beta2: Decay = 0.999
+    auxiliary_momentum: Decay = 0.0
+    weight_decay: NotNegative = 0.0
+    r: NotNegative = 0.0
     parity: Literal["exact", "published"] = "exact"
 
     def __post_init__(self) -> None:
@@ -98,10 +99,10 @@ class ScheduleFreeAdamW(AveragedConfig):
 
     name: ClassVar[str] = "sf-adamw"
 
-    warmup_steps: int
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.0
+    warmup_steps: Steps
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
         optimizer = AdamWScheduleFree(
@@ -125,9 +126,9 @@ class ScheduleFreeSGD(AveragedConfig):
 
     name: ClassVar[str] = "sf-sgd"
 
-    warmup_steps: int
-    beta1: float = 0.9
-    weight_decay: float = 0.0
+    warmup_steps: Steps
+    beta1: PositiveDecay = 0.9
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
         optimizer = SGDScheduleFree(

@@ -1,6 +1,6 @@
 """Sophia, the one optimizer that wants a second kind of gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from amuse_lab.optimizers.configs import ScheduledConfig
 from amuse_lab.optimizers.groups import decay_split
-from amuse_lab.optimizers.wrappers import Scheduled
+from amuse_lab.optimizers.wrappers import Scheduled, WithEMA
 from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.ranges import Count, Decay, NotNegative, PositiveDecay
 
 if TYPE_CHECKING:
     from pytorch_optimizer import SophiaH
@@ -44,12 +45,12 @@ class Sophia(ScheduledConfig):
 
     name: ClassVar[str] = "sophia"
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    rho: float = 0.04
-    curvature_batch: int
-    curvature_every: int = 10
-    weight_decay: float = 0.0
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    rho: NotNegative = 0.04
+    curvature_batch: Count
+    curvature_every: Count = 10
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         import pytorch_optimizer  # takes seconds to load
@@ -68,6 +69,13 @@ class Sophia(ScheduledConfig):
             every=self.curvature_every,
             scale=self.rho * self.curvature_batch,
         )
+
+    def _averaged(
+        self, optimizer: TrainingOptimizer, parameters: Sequence[Tensor], decay: float
+    ) -> TrainingOptimizer:
+        """Put an average around the optimizer that hands the curvature on to it."""
+        assert isinstance(optimizer, Curved)
+        return CurvedWithEMA(optimizer, parameters, decay=decay)
 
 
 class Curved(Scheduled):
@@ -126,3 +134,26 @@ class Curved(Scheduled):
         """Continue from `state_dict()`."""
         super().load_state_dict(state)
         self._estimate = None
+
+
+class CurvedWithEMA(WithEMA):
+    """Sophia with an exponential moving average of its weights as x.
+
+    Args:
+        optimizer: Sophia.
+        parameters: Those it trains.
+        decay: Of the average, in (0, 1).
+    """
+
+    def __init__(self, optimizer: Curved, parameters: Sequence[Tensor], *, decay: float) -> None:
+        super().__init__(optimizer, parameters, decay=decay)
+        self._curved = optimizer
+
+    @property
+    def wants_curvature(self) -> bool:
+        """Whether Sophia does."""
+        return self._curved.wants_curvature
+
+    def observe_curvature(self) -> None:
+        """Hand it to Sophia."""
+        self._curved.observe_curvature()

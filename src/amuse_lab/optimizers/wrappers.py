@@ -53,11 +53,6 @@ class Packaged:
         self._optimizers = optimizers
         self._kind = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
 
-    @property
-    def wants_curvature(self) -> bool:
-        """Never."""
-        return False
-
     def watch(self) -> None:
         """Nothing has to be known before."""
 
@@ -70,9 +65,6 @@ class Packaged:
         """Drop the gradients."""
         for optimizer in self._optimizers:
             optimizer.zero_grad()
-
-    def observe_curvature(self) -> None:
-        """Take in nothing: it is never wanted."""
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -246,15 +238,6 @@ class WithEMA:
         ]
         self._step = 0
         self._at_x = False
-
-    @property
-    def wants_curvature(self) -> bool:
-        """Whether the optimizer does."""
-        return self._optimizer.wants_curvature
-
-    def observe_curvature(self) -> None:
-        """Hand it to the optimizer."""
-        self._optimizer.observe_curvature()
 
     def watch(self) -> None:
         """Tell the optimizer."""

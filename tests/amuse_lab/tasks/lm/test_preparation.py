@@ -22,8 +22,8 @@ from amuse_lab.tasks.lm.plays import plays
 from amuse_lab.tasks.lm.preparation import Plan, prepare
 from amuse_lab.tasks.lm.sources import Document, Documents, Plays, _InMemory
 from amuse_lab.tasks.lm.tokenizer import TokenizerChoice, train_byte_pairs
-from tests.amuse_lab.tasks.lm import kill_prepare
 from tests.amuse_lab.tasks.lm.splits import parts
+from tests.programs import kill_prepare
 
 FRACTION = 0.2
 
@@ -92,14 +92,15 @@ def test_byte_pairs_are_trained_on_the_training_part_alone(
     )
 
 
-def test_kills_at_any_moment_change_nothing_nor_do_workers(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [60, pytest.param(6, marks=pytest.mark.slow)])
+def test_kills_at_any_moment_change_nothing_nor_do_workers(source: Path, tmp_path: Path, stride: int) -> None:
     expected = {}
     for tokenizer in ("bytes", "bpe-300"):
         kill_prepare.prepare(source, tmp_path / tokenizer, tokenizer=tokenizer)
         expected[tokenizer] = [kill_prepare.digest(tmp_path / tokenizer)]
         assert len(list((tmp_path / tokenizer).glob("*.bin"))) >= 6
     program = subprocess.run(
-        [sys.executable, kill_prepare.__file__, str(source), str(tmp_path)],
+        [sys.executable, kill_prepare.__file__, str(source), str(tmp_path), str(stride)],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -108,7 +109,7 @@ def test_kills_at_any_moment_change_nothing_nor_do_workers(source: Path, tmp_pat
     )
     assert program.returncode == 0, program.stderr
     outcome = json.loads(program.stdout)
-    assert outcome["lines"]["killed"] > 30
+    assert outcome["lines"]["killed"] > 180 / stride
     assert outcome["lines"]["results"] == expected["bytes"]
     assert outcome["two"] == {"killed": 2, "results": expected["bpe-300"]}
     assert outcome["three"] == {"killed": 1, "results": expected["bpe-300"]}

@@ -1,4 +1,4 @@
-"""What the processes of test_parallel.py do: `torchrun ... -m tests.amuse_lab.ranks FOLDER CASE ...`."""
+"""What the processes of test_parallel.py do: `torchrun ... -m tests.programs.ranks FOLDER CASE ...`."""
 
 import os
 import signal
