@@ -14,7 +14,7 @@ from amuse_lab.optimizers import OPTIMIZERS
 from amuse_lab.prepare import PREPARATIONS
 from amuse_lab.recipes import RECIPES
 from amuse_lab.tasks.image.data.sets import DATASETS as IMAGES
-from amuse_lab.tasks.lm.data import DATASETS as TEXTS
+from amuse_lab.tasks.lm.bundled import BUNDLED
 
 
 def catalogue(runs: Path = Path("runs")) -> dict[str, list[dict[str, Any]]]:
@@ -39,7 +39,7 @@ def _datasets() -> dict[str, str]:
     """Data sets by name: those that `prepare` makes, those on board, and those of the user's own."""
     known = {
         **{name: each.description for name, each in PREPARATIONS.items()},
-        **{name: each.description for name, each in TEXTS.items()},
+        **{name: each.description for name, each in BUNDLED.items()},
         **{name: each.description for name, each in IMAGES.items()},
     }
     prepared = sorted(path.parent.name for path in data_root().glob("*/index.json"))

@@ -57,10 +57,10 @@ def save(root: Path, step: int, state: Mapping[str, Tree], processes: Processes)
     """
     path = root / f"step-{step:08d}"
     partial = root / f".{path.name}.partial"
-    if processes.leads:
+    if processes.is_main:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    processes.wait()
+    processes.barrier()
 
     outline, tensors = _taken_apart(state)
     sharded = {name: tensor for name, tensor in tensors.items() if _placement(tensor) is not None}
@@ -71,14 +71,14 @@ def save(root: Path, step: int, state: Mapping[str, Tree], processes: Processes)
         save_shards(
             sharded, storage_writer=HuggingFaceStorageWriter(str(partial / _SHARDED), save_distributed=True)
         )
-    _write(_random_state(), partial / f"random-{processes.index:05d}.pt")
-    if processes.leads:
+    _write(_random_state(), partial / f"random-{processes.rank:05d}.pt")
+    if processes.is_main:
         save_file(_separate({n: t for n, t in tensors.items() if n not in sharded}), partial / _WHOLE)
         _write(outline, partial / _OUTLINE)
         shutil.copymode(partial / _OUTLINE, partial / _WHOLE)  # safetensors lets only the owner read
-    processes.wait()
+    processes.barrier()
 
-    if processes.leads:
+    if processes.is_main:
         _seal(partial, step=step, processes=processes)
         shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
         partial.rename(path)
@@ -106,14 +106,14 @@ def load(path: Path, processes: Processes, *, device: torch.device) -> dict[str,
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import Shard, zeros
 
-        mesh = init_device_mesh(device.type, (processes.count,))
+        mesh = init_device_mesh(device.type, (processes.world_size,))
         for name, note in notes.items():
             tensors[name] = zeros(
                 *note["shape"], dtype=note["dtype"], device_mesh=mesh, placements=[Shard(note["dim"])]
             )
         wanted = {name: tensors[name] for name in notes}
         load_shards(wanted, storage_reader=HuggingFaceStorageReader(str(path / _SHARDED)))
-    own = path / f"random-{processes.index:05d}.pt"
+    own = path / f"random-{processes.rank:05d}.pt"
     if own.exists():
         _set_random_state(torch.load(own, weights_only=True, map_location="cpu"))
     state: dict[str, Tree] = _put_together(outline, tensors)
@@ -278,7 +278,7 @@ def _seal(path: Path, *, step: int, processes: Processes) -> None:
     for file in _files(path):
         files[file.relative_to(path).as_posix()] = {"bytes": file.stat().st_size, "sha256": _checksum(file)}
         sync(file)
-    manifest = {"step": step, "world_size": processes.count, "files": files}
+    manifest = {"step": step, "world_size": processes.world_size, "files": files}
     with replacing(path / _MANIFEST) as partial:
         partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for folder in {file.parent for file in _files(path)}:

@@ -11,7 +11,9 @@ import tyro
 from amuse_lab.arguments import parse as parse_options
 from amuse_lab.errors import DataError, RecordError
 from amuse_lab.files import check_is_file
+from amuse_lab.resume import saved_config
 from amuse_lab.tasks.image import export as image
+from amuse_lab.tasks.image.task import ImageConfig
 from amuse_lab.tasks.lm import export as text
 
 
@@ -65,7 +67,9 @@ def run(request: Request) -> None:
     if kind == "lm":
         held = text.export_run(request.run, out, request.data)
     elif kind == "image":
-        held = image.export_run(request.run, out)
+        task = saved_config(request.run).task
+        assert isinstance(task, ImageConfig), "its name says so"
+        held = image.export_run(request.run, out, task)
     else:
         raise DataError(f"{request.run} is a run of {kind!r}, which cannot be exported")
     print(f"{out}: {held}")

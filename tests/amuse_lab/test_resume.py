@@ -373,7 +373,7 @@ def without_part(path: Path) -> None:
 
 def of_another_model(path: Path) -> None:
     outline = torch.load(path / "outline.pt", weights_only=True)
-    model = outline["learner"]["model"]
+    model = outline["trainer"]["model"]
     model["unheard.of"] = model.pop(next(iter(model)))
     torch.save(outline, path / "outline.pt")
 

@@ -90,7 +90,7 @@ class Packaged:
                 group["lr"] = lr
 
 
-class Anytime(Packaged):
+class AveragedAmuse(Packaged):
     """AMUSE: no schedule, x and y."""
 
     averages = True

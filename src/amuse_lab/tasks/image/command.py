@@ -11,13 +11,14 @@ import tyro
 from amuse_lab.arguments import parse
 from amuse_lab.errors import DataError, require
 from amuse_lab.files import data_root
-from amuse_lab.tasks.image.data.own import OwnImages
-from amuse_lab.tasks.image.data.sets import DATASETS, Dataset, FileSet, OwnSet
+from amuse_lab.tasks.image.data.dataset import Dataset, FileSet
+from amuse_lab.tasks.image.data.own import OwnImages, OwnSet
+from amuse_lab.tasks.image.data.sets import DATASETS
 
 PREPARED: Mapping[str, str] = {
     name: dataset.description
     for name, dataset in DATASETS.items()
-    if not (isinstance(dataset, FileSet) and dataset.on_board)
+    if not (isinstance(dataset, FileSet) and dataset.bundled)
 }
 """Descriptions of the data sets that have to be prepared; the others come with a package."""
 

@@ -11,22 +11,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from amuse_lab import resume
 from amuse_lab.errors import DataError, RecordError
 from amuse_lab.files import new_folder
-from amuse_lab.tasks.image.data.sets import Dataset
+from amuse_lab.tasks.image.data.dataset import Dataset
 from amuse_lab.tasks.image.models.loading import load_weights
 from amuse_lab.tasks.image.task import ImageConfig
 
 MODEL, PROGRAM = "model.safetensors", "model.pt2"
 
 
-def export_run(run: Path, out: Path) -> str:
+def export_run(run: Path, out: Path, config: ImageConfig) -> str:
     """Write the model of a run: model.safetensors, model.pt2 and config.json; all of them or nothing.
 
     Args:
         run: The run folder.
         out: The folder to create.
+        config: The task of the run.
 
     Returns:
         What the folder holds, in words.
@@ -35,9 +35,6 @@ def export_run(run: Path, out: Path) -> str:
         RequestError: If the run folder holds no such model, its data set is not there, or `out` cannot be
             written.
     """
-    config = resume.saved_config(run).task
-    if not isinstance(config, ImageConfig):
-        raise DataError(f"{run} must be the run of an image classifier")
     model = config.untrained().eval()
     try:
         state = load_file(run / MODEL)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amuse_lab.tasks.lm.permutation import permute
+from amuse_lab.tasks.permutation import permute
 
 _HOLD_OUT = "validation"  # keys the permutation: the same images are held out whatever a run's seed
 

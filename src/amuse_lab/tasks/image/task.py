@@ -21,8 +21,9 @@ from amuse_lab.errors import DataError, require
 from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.protocols import Batch, Task
 from amuse_lab.tasks.image.augmentation import normalized
+from amuse_lab.tasks.image.data.dataset import Dataset
 from amuse_lab.tasks.image.data.decoding import available_workers
-from amuse_lab.tasks.image.data.sets import Dataset, find_dataset
+from amuse_lab.tasks.image.data.sets import find_dataset
 from amuse_lab.tasks.image.models import ImageModelConfig
 from amuse_lab.tasks.image.models.loading import load_weights
 from amuse_lab.tasks.image.order import Order, hold_out

@@ -12,10 +12,11 @@ import tyro
 
 from amuse_lab.arguments import parse
 from amuse_lab.files import data_root
+from amuse_lab.tasks.lm.bundled import parse_bundled
 from amuse_lab.tasks.lm.index import SPLITS, Index
 from amuse_lab.tasks.lm.local import LocalText
 from amuse_lab.tasks.lm.preparation import Plan, prepare
-from amuse_lab.tasks.lm.sources import CountedSplit, HubText, Plays, Source
+from amuse_lab.tasks.lm.sources import CountedSplit, HubText, Source, plays
 from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
 
 FINEWEB = ("HuggingFaceFW/fineweb", "sample-100BT")
@@ -110,11 +111,9 @@ class TextJob:
     def _recipe(self) -> str:
         if self.folder == data_root() / "fineweb":
             return "llama-124m-amuse"
-        at_home = self.folder.parent == data_root()
-        place = (
-            self.folder.name if at_home else self.folder if "/" in str(self.folder) else f"./{self.folder}"
-        )
-        return f"shakespeare --task.data {place}"
+        if self.folder.parent == data_root() and parse_bundled(self.folder.name) is None:
+            return f"shakespeare --task.data {self.folder.name}"
+        return f"shakespeare --task.data {self.folder.absolute()}"
 
 
 class _Lines:
@@ -170,7 +169,7 @@ def parse_shakespeare(name: str, arguments: Sequence[str]) -> TextJob:
         prog=f"amuse-lab prepare {name}",
         description="Tokenizes the 38 plays; the last tenth of the text is for validation.",
     )
-    return _job(name, given, lambda _: Plays())
+    return _job(name, given, lambda _: plays())
 
 
 def parse_local(name: str, arguments: Sequence[str]) -> TextJob:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from amuse_lab.errors import DataError, RecordError, require
-from amuse_lab.files import check_is_file, data_folder, new_folder
-from amuse_lab.tasks.lm.data import DATASETS
+from amuse_lab.files import check_is_file, new_folder
+from amuse_lab.tasks.lm.bundled import BUNDLED, parse_bundled
 from amuse_lab.tasks.lm.index import Index
 from amuse_lab.tasks.lm.model import INIT_STD, NORM_EPS, Llama, ModelConfig
+from amuse_lab.tasks.lm.text import text_folder
 from amuse_lab.tasks.lm.tokenizer import END_OF_TEXT, BytePairTokenizer, read_tokenizer
 
 MODEL = "model.safetensors"
@@ -61,9 +62,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
 
 def _tokenizer(data: str, folder: Path | None) -> tuple[BytePairTokenizer | None, str]:
     """The tokenizer of prepared text, if there is one, and what to say about it."""
-    if folder is None and data in DATASETS:
+    if folder is None and parse_bundled(data) in [(name, "bytes") for name in BUNDLED]:
         return None, "no tokenizer: tokens are bytes"
-    wanted = folder or data_folder(data)
+    wanted = folder or text_folder(data)
     index = Index.read(wanted)
     if index is None and folder is None:
         return None, f"no tokenizer: {wanted} is not here, name its place with --data"

@@ -19,8 +19,8 @@ from torch import Tensor
 from amuse_lab.errors import DataError, require, unknown
 from amuse_lab.files import data_folder
 from amuse_lab.tasks.lm.index import SPLITS, Index
-from amuse_lab.tasks.lm.permutation import permute
 from amuse_lab.tasks.lm.tokenizer import Tokenizer, read_tokenizer
+from amuse_lab.tasks.permutation import permute
 
 
 def open_tokens(source: str | Path, split: str) -> "TokenData":

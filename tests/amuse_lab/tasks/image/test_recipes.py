@@ -16,7 +16,7 @@ from amuse_lab.errors import ConfigError
 from amuse_lab.progress import Silence
 from amuse_lab.recipes.image import RECIPES
 from amuse_lab.records import RunFolder
-from amuse_lab.tasks.image.data import sets
+from amuse_lab.tasks.image.data import dataset as kinds
 from amuse_lab.tasks.image.data.decoding import Job, Pixels, decode
 from amuse_lab.tasks.image.models import (
     DenseNetConfig,
@@ -152,7 +152,7 @@ class AtOnce:
 def test_at_a_reduced_width_a_recipe_runs(
     name: str, optimizer: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets, "Decoder", AtOnce)
+    monkeypatch.setattr(kinds, "Decoder", AtOnce)
     published = RECIPES[name](optimizer) if optimizer else RECIPES[name]()
     tiny = TINY[type(published.task.model)]
     changes: dict[str, object] = {"model": tiny, "batch": 4, "refresh_batches": 2, "workers": 1}

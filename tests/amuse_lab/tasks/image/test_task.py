@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError, DataError
-from amuse_lab.learner import Learner
 from amuse_lab.optimizers import SGD, Amuse
 from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.progress import Silence
 from amuse_lab.resume import check_changes
-from amuse_lab.tasks.image.data import sets
+from amuse_lab.tasks.image.data import dataset as kinds
+from amuse_lab.tasks.image.data.dataset import Dataset
 from amuse_lab.tasks.image.data.decoding import Job, Pixels
-from amuse_lab.tasks.image.data.sets import DATASETS, Dataset
+from amuse_lab.tasks.image.data.sets import DATASETS
 from amuse_lab.tasks.image.models import ResNetConfig, ViTConfig, WideResNetConfig
 from amuse_lab.tasks.image.task import FineTuningConfig, ImageConfig, ImageTask
 from amuse_lab.train import train
+from amuse_lab.trainer import Trainer
 from tests.amuse_lab.tasks.image.originals import random_images
 
 Sets = Mapping[str, Dataset]
@@ -368,13 +369,13 @@ def test_an_evaluation_in_the_loop_changes_nothing(tmp_path: Path) -> None:
     )
 
     def run(evaluating: bool) -> Iterator[dict[str, Tensor]]:
-        learner = Learner.build(config, ALONE, CPU)
+        trainer = Trainer.build(config, ALONE, CPU)
         for _ in range(5):
-            learner.advance(look=False)
+            trainer.advance(look=False)
             if evaluating:
-                at_x, at_y = learner.evaluate()
-                assert learner.step == 1 or at_x != at_y  # x is y in the first step
-            yield bits(learner.model)
+                at_x, at_y = trainer.evaluate()
+                assert trainer.step == 1 or at_x != at_y  # x is y in the first step
+            yield bits(trainer.model)
 
     for plain, evaluated in zip(run(False), run(True), strict=True):
         assert same(plain, evaluated)
@@ -447,7 +448,7 @@ class Announced:
 
 @pytest.mark.usefixtures("prepared")
 def test_what_a_process_is_going_to_ask_for_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "Decoder", Announced)
+    monkeypatch.setattr(kinds, "Decoder", Announced)
     monkeypatch.setattr("amuse_lab.tasks.image.task._EVALUATION_BATCH", 2)
     task = build(image_config("imagenet", batch=4))
     decoder = task._training._decoder

@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 
 from amuse_lab.errors import ConfigError, DataError
-from amuse_lab.tasks.lm import on_board as on_board_module
 from amuse_lab.tasks.lm import preparation, shards
-from amuse_lab.tasks.lm.data import Corpus
+from amuse_lab.tasks.lm.bundled import BUNDLED, prepare_bundled
 from amuse_lab.tasks.lm.index import SPLITS, Index
 from amuse_lab.tasks.lm.local import LocalText
-from amuse_lab.tasks.lm.on_board import on_board
-from amuse_lab.tasks.lm.plays import plays
 from amuse_lab.tasks.lm.preparation import Plan, prepare
-from amuse_lab.tasks.lm.sources import Document, Documents, Plays, _InMemory
+from amuse_lab.tasks.lm.shakespeare import plays
+from amuse_lab.tasks.lm.sources import Document, Documents, _InMemory
+from amuse_lab.tasks.lm.sources import plays as plays_source
 from amuse_lab.tasks.lm.tokenizer import TokenizerChoice, train_byte_pairs
 from tests.amuse_lab.tasks.lm.splits import parts
 from tests.programs import kill_prepare
@@ -278,7 +277,7 @@ def test_complete_data_is_checked_and_not_written_again(source: Path, tmp_path: 
     [
         ({"tokenizer": TokenizerChoice("gpt2")}, "with tokenizer 'bytes', not 'gpt2'"),
         ({"tokens": 7}, "with tokens None, not 7"),
-        ({"source": lambda _: Plays()}, "with kind 'files', not 'plays'"),
+        ({"source": lambda _: plays_source()}, "with kind 'files', not 'plays'"),
         ({"shard_tokens": 7}, "with shard tokens 67108864, not 7"),
     ],
 )
@@ -391,19 +390,18 @@ def test_numbers_are_positive(option: str, source: Path) -> None:
         plan(source, **{option: 0})
 
 
-def test_plays_on_board_are_those_of_the_byte_task(tmp_path: Path) -> None:
-    folder = on_board("shakespeare", "bytes", tmp_path)
+def test_the_bundled_plays_are_split_by_position(tmp_path: Path) -> None:
+    folder = prepare_bundled("shakespeare", "bytes", tmp_path)
     assert folder == tmp_path / "shakespeare-bytes"
-    corpus = Corpus.of(plays())
-    for split in SPLITS:
-        text = bytes(tokens_of(folder, split)).replace(b"\0", b"")
-        assert text == bytes(getattr(corpus, split).tolist())
+    cut = len(plays()) * 9 // 10
+    for split, expected in (("train", plays()[:cut]), ("validation", plays()[cut:])):
+        assert bytes(tokens_of(folder, split)).replace(b"\0", b"") == expected
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert on_board("shakespeare", "bytes", tmp_path) == folder
+    assert prepare_bundled("shakespeare", "bytes", tmp_path) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_plays_on_board_are_prepared_once_for_all_who_ask(
+def test_the_bundled_plays_are_prepared_once_for_all_who_ask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
@@ -415,7 +413,7 @@ def test_plays_on_board_are_prepared_once_for_all_who_ask(
     monkeypatch.setattr("amuse_lab.tasks.lm.rounds.write_shard", write_shard)
     folders: list[Path] = []
     askers = [
-        threading.Thread(target=lambda: folders.append(on_board("shakespeare", "bytes", tmp_path)))
+        threading.Thread(target=lambda: folders.append(prepare_bundled("shakespeare", "bytes", tmp_path)))
         for _ in range(4)
     ]
     for asker in askers:
@@ -436,7 +434,7 @@ def test_who_does_not_wait_is_told(source: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_text_on_board() -> None:
+def test_an_unknown_bundled_text() -> None:
     with pytest.raises(ConfigError, match="unknown text 'shakspeare'; did you mean 'shakespeare'"):
-        on_board("shakspeare", "bytes")
-    assert set(on_board_module.ON_BOARD) == {"shakespeare"}
+        prepare_bundled("shakspeare", "bytes")
+    assert set(BUNDLED) == {"shakespeare"}

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from amuse_lab.errors import ConfigError, DataError
-from amuse_lab.tasks.lm.local import LocalText, Split
-from amuse_lab.tasks.lm.plays import plays
-from amuse_lab.tasks.lm.sources import CountedSplit, HubText, Plays, Source
+from amuse_lab.tasks.lm.local import LocalText
+from amuse_lab.tasks.lm.shakespeare import plays
+from amuse_lab.tasks.lm.sources import CountedSplit, HubText, Source
+from amuse_lab.tasks.lm.sources import plays as plays_source
+from amuse_lab.tasks.lm.splits import Split
 from tests.amuse_lab.tasks.lm.splits import held_out
 
 FORTY = CountedSplit(40, one_in=5)
@@ -114,7 +116,7 @@ def test_the_share_depends_on_how_much_there_is(tmp_path: Path) -> None:
 
 
 def test_plays_are_documents_and_their_last_tenth_is_for_validation() -> None:
-    source, text = Plays(), plays().decode()
+    source, text = plays_source(), plays().decode()
     documents = list(source.documents(None))
     assert len(documents) == 39
     assert "".join(document.text for document in documents) == text

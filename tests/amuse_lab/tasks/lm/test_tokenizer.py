@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from amuse_lab.errors import ConfigError, DataError
 from amuse_lab.tasks.lm import gpt2_files
-from amuse_lab.tasks.lm.plays import plays
+from amuse_lab.tasks.lm.shakespeare import plays
 from amuse_lab.tasks.lm.tokenizer import (
     BytePairTokenizer,
     ByteTokenizer,

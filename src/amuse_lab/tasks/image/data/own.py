@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from amuse_lab.errors import DataError
-from amuse_lab.tasks.image.data.decoding import Job, available_workers, decode
-from amuse_lab.tasks.image.data.folders import LISTING
+from amuse_lab.tasks.image.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, holds_something
+from amuse_lab.tasks.image.data.decoding import Decoder, Job, available_workers, decode
+from amuse_lab.tasks.image.data.files import write_folder
+from amuse_lab.tasks.image.data.folders import LISTING, Folders
+from amuse_lab.tasks.image.source import Source
 
 ENDINGS = (".jpeg", ".jpg", ".png")
 VERSION = 1
@@ -116,6 +120,64 @@ class OwnImages:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnSet(Dataset):
+    """Images of the user's own, which stay where they are.
+
+    Attributes:
+        images: Which there are.
+    """
+
+    images: OwnImages
+
+    @classmethod
+    def of(cls, name: str, images: OwnImages) -> Self:
+        """Return the data set of a listing, normalized as ImageNet is."""
+        return cls(
+            name=name,
+            description=f"{len(images.train):,} images of your own in {len(images.classes)} classes",
+            shape=(3, images.size, images.size),
+            classes=len(images.classes),
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            validation=images.validation,
+            origin="your own",
+            label_names=images.classes,
+            images=images,
+        )
+
+    def load(
+        self,
+        folder: Path | None,  # noqa: ARG002 - the listing has been read
+        *,
+        device: torch.device,  # noqa: ARG002 - batches are sent there
+        workers: int,
+    ) -> tuple[Source, Source | None]:
+        """Open the images."""
+        decoder = Decoder(self.shape[1], workers)
+        training, test = (
+            Folders([str(self.images.root / path) for path, _ in part], _labels_of(part), decoder)
+            for part in (self.images.train, self.images.test)
+        )
+        return training, test if self.images.test else None
+
+    def check(self, folder: Path | None) -> None:  # noqa: ARG002 - as above
+        """Look for the folder that the images are in."""
+        if not self.images.root.is_dir():
+            raise DataError(f"the images of {self.name} must be in {self.images.root}, which is not there")
+
+    def prepare(self, path: Path, folder: Path) -> None:  # noqa: ARG002 - as above
+        """Write the listing, or compare it with the one that is there."""
+        if not holds_something(folder):
+            write_folder(folder, {LISTING: self.images.to_json()})
+        elif OwnImages.read(folder) != self.images:
+            raise DataError(f"{folder} lists other images: remove it or choose another --out")
+
+    def expects(self) -> str:
+        """Return the layout."""
+        return "a folder with a folder of images for each class"
+
+
 def holds_images(path: Path) -> bool:
     """Return True if the first file below a folder that could be an image or text is an image.
 
@@ -164,6 +226,6 @@ def _unreadable(paths: Sequence[Path], size: int) -> Mapping[Path, DataError]:
         return {path: error for path, error in found if error is not None}
 
 
-def labels_of(part: Sequence[tuple[str, int]]) -> "np.ndarray[Any, np.dtype[np.int64]]":
+def _labels_of(part: Sequence[tuple[str, int]]) -> "np.ndarray[Any, np.dtype[np.int64]]":
     """Return the numbers of the classes of a part, shape (images,)."""
     return np.array([label for _, label in part], np.int64)

@@ -8,8 +8,9 @@ import torch
 
 from amuse_lab.errors import DataError, RequestError
 from amuse_lab.tasks.image.command import PREPARED, parse_images
+from amuse_lab.tasks.image.data.dataset import Dataset, FileSet, FolderSet
 from amuse_lab.tasks.image.data.folders import LISTING, Listing
-from amuse_lab.tasks.image.data.sets import DATASETS, Dataset, FileSet, FolderSet
+from amuse_lab.tasks.image.data.sets import DATASETS
 from amuse_lab.tasks.image.source import Source
 from tests.amuse_lab.tasks.image.originals import random_images, write_jpeg, write_photographs
 

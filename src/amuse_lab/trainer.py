@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from amuse_lab.config import RunConfig, to_json
 from amuse_lab.errors import DataError, RecordError, TrainingError, require
-from amuse_lab.parallel import Processes, accumulating, prepared, whole
+from amuse_lab.parallel import Processes, full_tensor, no_sync, parallelize
 from amuse_lab.protocols import Batch, NeedsCurvature, Task, TrainingOptimizer
 from amuse_lab.timing import Stopwatch
 
 Metrics = Mapping[str, float]
 
 
-class Learner:
+class Trainer:
     """Takes steps, measures, and can be saved and loaded.
 
     Every process of a run has one, and all of them call the same methods in the same order.
@@ -72,10 +72,10 @@ class Learner:
         """
         torch.manual_seed(config.seed)
         task = config.task.build(seed=config.seed, device=device)
-        divides = task.batch_size % processes.count == 0
-        require(divides, "batch", f"a multiple of the {processes.count} processes", task.batch_size)
+        divides = task.batch_size % processes.world_size == 0
+        require(divides, "batch", f"a multiple of the {processes.world_size} processes", task.batch_size)
         model = config.task.build_model().to(device)
-        trained = prepared(
+        trained = parallelize(
             model,
             processes=processes,
             mode=config.parallel,
@@ -123,11 +123,11 @@ class Learner:
         for number, (rows, weight) in enumerate(microbatches, start=1):
             batch = self.task.batch(self.step, rows)
             self.clock.lap("data")
-            with accumulating(self._trained, last=number == len(microbatches)):
+            with no_sync(self._trained, last=number == len(microbatches)):
                 with self._autocast():
                     loss = loss_of(self._trained, batch, rows) * weight
                 loss.backward()
-            total += loss.detach() / self._processes.count
+            total += loss.detach() / self._processes.world_size
             self.clock.lap("forward_backward")
         return total
 
@@ -223,8 +223,8 @@ class Learner:
         """Return the model as it stands, whole, on the CPU; nothing where this process does not lead."""
         gathered: dict[str, Tensor] = {}
         for name, tensor in self.model.state_dict().items():
-            entire = whole(tensor)
-            if self._processes.leads:
+            entire = full_tensor(tensor)
+            if self._processes.is_main:
                 gathered[name] = entire.to("cpu", copy=True)
         return gathered
 

@@ -9,7 +9,7 @@ from torch import nn
 from amuse_lab.errors import require
 from amuse_lab.optimizers.configs import AveragedConfig
 from amuse_lab.optimizers.groups import decay_split, trainable
-from amuse_lab.optimizers.wrappers import Anytime, ScheduleFree
+from amuse_lab.optimizers.wrappers import AveragedAmuse, ScheduleFree
 from amuse_lab.protocols import TrainingOptimizer
 from amuse_lab.ranges import Decay, NotNegative, Positive, PositiveDecay, Steps
 from amuse_optim import AMUSE, param_groups
@@ -83,7 +83,7 @@ class Amuse(AveragedConfig):
             r=self.r,
             parity=self.parity,
         )
-        return Anytime(optimizer)
+        return AveragedAmuse(optimizer)
 
 
 @dataclass(frozen=True, kw_only=True)
