@@ -24,7 +24,7 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[s
     """Take one option out of a command line, as `--name VALUE` or `--name=VALUE`; the last one counts.
 
     Args:
-        arguments: The command line.
+        arguments: Words of the command line, without the program's name.
         name: The option, with its dashes.
 
     Returns:
@@ -52,7 +52,7 @@ def take_flag(arguments: Sequence[str], name: str) -> tuple[bool, list[str]]:
     """Take an option without a value out of a command line.
 
     Args:
-        arguments: The command line.
+        arguments: Words of the command line, without the program's name.
         name: The option, with its dashes.
 
     Returns:
@@ -75,7 +75,7 @@ def parse(
 
     Args:
         kind: The dataclass; nested ones have dotted options such as `--optimizer.lr`.
-        arguments: The command line.
+        arguments: Words of the command line, without the program's and the command's names.
         prog: What the help calls the command.
         description: What the help says about it.
         default: The values of what is not given; None takes those of the dataclass.

@@ -48,9 +48,9 @@ def save(root: Path, step: int, state: Mapping[str, Tree], processes: Processes)
 
     Args:
         root: The folder of all checkpoints, reached by every process.
-        step: Steps done.
+        step: Training steps done; names the folder.
         state: What to keep. Tensors may be sharded by FSDP2; all else is the leading process's.
-        processes: Who writes.
+        processes: Processes of the run, all of which write.
 
     Returns:
         The checkpoint's folder.
@@ -90,7 +90,7 @@ def load(path: Path, processes: Processes, *, device: torch.device) -> dict[str,
     """Read a checkpoint; every process must call it. Its own random states are set, if it had any.
 
     Args:
-        path: From `intact`.
+        path: Folder of one checkpoint, from `intact`.
         processes: Who reads; their number may differ from when it was written.
         device: Where sharded tensors go, divided over these processes.
 

@@ -34,7 +34,7 @@ def script(shell: str) -> str:
     """Return the script of a shell.
 
     Args:
-        shell: One of `SHELLS`.
+        shell: Name of the shell, one of `SHELLS`.
     """
     recipes = _choice({name: recipe() for name, recipe in RECIPES.items()})
     prepared = _choice({name: each.options for name, each in PREPARATIONS.items()})

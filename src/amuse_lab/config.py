@@ -28,7 +28,7 @@ class OptimizerConfig(ABC):
     """An optimizer and its settings. Subclasses add theirs, with their ranges as types.
 
     Attributes:
-        lr: Peak learning rate.
+        lr: Peak learning rate, after the warm-up.
     """
 
     name: ClassVar[str]
@@ -83,7 +83,7 @@ class TaskConfig(ABC):
         """Return the config with the sizes of other data than the recipe's, where the user has not set them.
 
         Args:
-            default: The recipe's config.
+            default: Config of the recipe, before the command line changed it.
 
         Raises:
             DataError: If the data is damaged. Data that is missing is left to `check`.
@@ -103,7 +103,7 @@ class TaskConfig(ABC):
 
         Args:
             seed: Decides which batch each step sees.
-            device: Where batches go.
+            device: Device that batches are put on.
 
         Raises:
             DataError: If the data is missing or is not what it should be.
@@ -116,11 +116,11 @@ class RunConfig:
 
     Attributes:
         recipe: The recipe this config comes from; names the run folder.
-        task: What is trained.
-        optimizer: What trains it.
-        steps: Training steps.
+        task: Model, data and their settings.
+        optimizer: Optimizer and its settings.
+        steps: Training steps in all.
         seed: Of the initial weights, the batches and the sample.
-        eval_every: Steps between evaluations.
+        eval_every: Training steps from one evaluation to the next.
         log_every: Steps between lines of training loss.
         clip: Largest global norm of the gradient; None does not clip.
         micro_batch: Sequences or images of one forward pass on one device at most; None takes a device's

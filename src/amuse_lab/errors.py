@@ -39,7 +39,7 @@ def require(condition: bool, name: str, constraint: str, value: object) -> None:
         condition: Whether the value is acceptable. A comparison with NaN is false, so NaN never passes one.
         name: The setting's name, as its owner spells it.
         constraint: What it must be; completes "must be ...".
-        value: What it is.
+        value: Value as given, for the message.
 
     Raises:
         ConfigError: If the condition does not hold.
@@ -54,7 +54,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     Args:
         kind: What the name should have named, such as "recipe".
         name: The name as given.
-        known: All valid names.
+        known: All names that are valid.
     """
     names = sorted(known)
     found = nearest(name, names)

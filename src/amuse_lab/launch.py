@@ -24,7 +24,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     have half a minute to end.
 
     Args:
-        processes: How many.
+        processes: Number of processes, each with one GPU if there are any.
         arguments: The command line of each.
 
     Returns:

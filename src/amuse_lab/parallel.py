@@ -28,7 +28,7 @@ class Processes:
 
     Attributes:
         rank: Number of this process; 0 is the main one, which alone writes and prints.
-        world_size: Number of processes.
+        world_size: Number of processes of the run.
     """
 
     rank: int = 0
@@ -91,7 +91,7 @@ class Processes:
         nothing left for one, its rows are the first row, which then counts 0.
 
         Args:
-            size: Rows in all.
+            size: Number of rows in all.
             batch: Rows of a batch at most.
         """
         for start in range(0, size, batch * self.world_size):
@@ -183,7 +183,7 @@ def parallelize(
 
     Args:
         model: On its device, before any optimizer holds its parameters; changed in place.
-        processes: Who trains it.
+        processes: Processes that train the model together.
         mode: "fsdp" shards its parameters, whatever the number of processes.
         precision: "bf16" converts it; "amp-bf16" gathers shards in bfloat16.
         compiled: Whether `torch.compile` translates it, or each of its units where it is sharded.

@@ -61,14 +61,14 @@ class Task(Protocol):
 
         Args:
             model: The model or what wraps it; called once, as a function.
-            batch: From `batch`.
+            batch: Inputs and targets, from `batch`.
         """
 
     def sampled_loss(self, model: nn.Module, batch: Batch, uniforms: Tensor) -> Tensor:
         """Return the mean loss of a batch on labels sampled from the model, which some optimizers ask for.
 
         Args:
-            model: As for `loss`.
+            model: Model or what wraps it, as for `loss`.
             batch: From `batch`, whose own labels play no part.
             uniforms: A number in [0, 1) for each label, which decides it; on the device of the run, shape
                 (rows, labels of a row). A row has `units_per_step / batch_size` labels.
@@ -97,8 +97,8 @@ class Task(Protocol):
         """Measure the finished model on the test set, which nothing else looks at.
 
         Args:
-            model: As for `evaluate`.
-            processes: As for `evaluate`.
+            model: Model in eval mode, as for `evaluate`.
+            processes: Processes that share the work, as for `evaluate`.
 
         Returns:
             Values by names that begin with "test_"; none if there is no test set.

@@ -34,7 +34,7 @@ class RunFolder:
     it until `close()` or the end of the process, and keeps everybody else from doing the same.
 
     Attributes:
-        path: Where it is.
+        path: Path of the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +47,7 @@ class RunFolder:
 
         Args:
             config: What will be run.
-            environment: From `amuse_lab.environment.describe`.
+            environment: Versions, machine and command, from `amuse_lab.environment.describe`.
 
         Raises:
             RecordError: If the folder cannot be written; nothing of it is left then.

@@ -101,8 +101,8 @@ def with_history(folder: Path, config: RunConfig, step: int) -> dict[str, Any]:
 
     Args:
         folder: The run folder, with the config so far.
-        config: From here on.
-        step: Steps done.
+        config: Config of the steps to come.
+        step: Training steps done so far.
     """
     history = list(_content(folder).get(HISTORY, []))
     changes = changes_of(folder, config)

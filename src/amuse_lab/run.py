@@ -286,7 +286,7 @@ class Run:
             at_x: Measured on all validation data at x; empty if it was not.
             at_y: The same at y.
             tested: Measured on the test set.
-            failure: What went wrong.
+            failure: Error that ended the run, in words; None if none did.
         """
         task = self.trainer.task
         unit, measure, name = task.unit, task.measure, task.summarized_as

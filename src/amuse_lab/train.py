@@ -25,7 +25,7 @@ class Outcome:
     """What a run came to.
 
     Attributes:
-        folder: The run folder.
+        folder: Path of the run folder.
         summary: What its summary.json holds.
         measure: Which value of the summary the task is judged by; `<measure>_y` is the same at y.
         unit: Which value of the summary says how much data was seen.
@@ -48,7 +48,7 @@ def train(
     torchrun every process calls this, and all of them stop at the same step.
 
     Args:
-        config: What to run.
+        config: Settings of the run.
         progress: Where the leading process shows it.
         resume: The run folder to go on with, from its newest checkpoint that is intact.
         newest: Go on with the newest unfinished run of this config, if there is one. Of several processes

@@ -24,16 +24,16 @@ class Trainer:
     Every process of a run has one, and all of them call the same methods in the same order.
 
     Args:
-        config: What to run.
+        config: Settings of the run.
         task: Data, loss and measures.
         model: On the device, sharded if it is to be.
         trained: What to call for the training loss: the model, or DDP around it.
-        optimizer: Of the model.
-        processes: Who takes part.
+        optimizer: Optimizer of the model, with its schedule.
+        processes: Processes of the run.
         device: Where this process computes.
 
     Attributes:
-        step: Steps done.
+        step: Training steps done.
         losses: Of the steps since `take_losses()`, over the whole batch of each; on a GPU only those that
             have been looked at.
         clock: Where the time of the steps went.
@@ -250,7 +250,7 @@ class Trainer:
         """Go on from a `state_dict()`.
 
         Args:
-            state: What was saved.
+            state: State of an earlier trainer, from `state_dict`.
             changed: Dotted names of settings that the user has changed, such as "optimizer.lr".
 
         Raises:

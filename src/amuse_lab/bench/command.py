@@ -34,14 +34,14 @@ class Request:
     """What to measure, checked.
 
     Attributes:
-        sizes: The parameter sets.
-        contestants: Who steps.
+        sizes: Sets of parameters that are stepped, one after the other.
+        contestants: Optimizers that are timed, in the order of the table.
         missing: Usual contestants that are not installed.
         against: Whose times the ratios refer to; one of the contestants.
         rounds: Rounds that count; None for each set's own.
-        threads: None keeps torch's.
+        threads: CPU threads of torch; None keeps torch's own choice.
         device: Where the parameters are.
-        dtype: Their dtype.
+        dtype: Type of the parameters and their gradients.
         onednn: Whether oneDNN may be used.
         out: Where the record goes, if anywhere.
     """
@@ -185,7 +185,7 @@ def run(request: Request) -> None:
     """Measure, print a table for each parameter set, and keep the record complete after each.
 
     Args:
-        request: What to measure.
+        request: Checked command line, from `parse`.
 
     Raises:
         RequestError: If a contestant cannot step.

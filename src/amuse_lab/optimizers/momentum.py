@@ -18,7 +18,7 @@ class SGD(ScheduledConfig):
     """SGD with Nesterov's momentum under a schedule; from torch.
 
     Attributes:
-        momentum: Positive.
+        momentum: Nesterov momentum, positive.
         weight_decay: Added to the gradient of every parameter.
     """
 

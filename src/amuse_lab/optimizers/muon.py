@@ -19,7 +19,7 @@ class Muon(ScheduledConfig):
 
     Attributes:
         lr_rest: Peak learning rate of AdamW; `lr` is Muon's, times sqrt(max(1, rows / columns)).
-        momentum: Of Muon, Nesterov.
+        momentum: Nesterov momentum of Muon.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
         weight_decay: Of AdamW, on the rest only.
@@ -53,7 +53,7 @@ class DMuon(ScheduledConfig):
     0.2 sqrt(max(r, c)), as in arXiv 2502.16982.
 
     Attributes:
-        momentum: Of Muon, Nesterov.
+        momentum: Nesterov momentum of Muon.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
         weight_decay: Decoupled, of both parts; not on norms and embeddings.

@@ -28,7 +28,7 @@ class Amuse(AveragedConfig):
         c_warmup_steps: Steps before averaging starts.
         beta1: Interpolation between z (0) and x (1) up to t0_steps.
         rho: How fast beta rises afterwards; 0 keeps it.
-        momentum: Of Muon, Nesterov.
+        momentum: Nesterov momentum of Muon.
         beta2: Decay of the second moment, for the rest with "adamw".
         auxiliary_momentum: First moment for the rest with "adamw"; 0 stores none.
         weight_decay: Decoupled, on every parameter.

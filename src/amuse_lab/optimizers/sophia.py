@@ -39,7 +39,7 @@ class Sophia(ScheduledConfig):
         rho: How much curvature it takes to leave the clipped regime: less takes larger steps.
         curvature_batch: B, labels sampled; for language models tokens. Published runs take 480 sequences of
             512, whatever their batch is.
-        curvature_every: k.
+        curvature_every: k, the steps from one estimate of the curvature to the next.
         weight_decay: Decoupled; not on norms and embeddings.
     """
 
@@ -82,8 +82,8 @@ class Curved(Scheduled):
     """Sophia with estimates of the curvature from outside.
 
     Args:
-        optimizer: Of the package.
-        schedule: As for `Scheduled`.
+        optimizer: SophiaH of the package `pytorch_optimizer`.
+        schedule: Multiplier of the peak learning rate by step, as for `Scheduled`.
         every: Steps between estimates; the package's `update_period`.
         scale: What squared gradients are multiplied by.
     """
@@ -140,8 +140,8 @@ class CurvedWithEMA(WithEMA):
     """Sophia with an exponential moving average of its weights as x.
 
     Args:
-        optimizer: Sophia.
-        parameters: Those it trains.
+        optimizer: Sophia with estimates from outside.
+        parameters: Parameters that the optimizer trains.
         decay: Of the average, in (0, 1).
     """
 

@@ -44,7 +44,7 @@ class Packaged:
     Subclasses add what theirs have beyond a step: a schedule, an average, a second kind of gradient.
 
     Args:
-        optimizers: From any package.
+        optimizers: Optimizers of torch's interface, from any package.
     """
 
     averages = False
@@ -222,8 +222,8 @@ class WithEMA:
     the optimizer itself keeps is not used.
 
     Args:
-        optimizer: Trains the parameters.
-        parameters: Those it trains.
+        optimizer: Optimizer that trains the parameters.
+        parameters: Parameters that the optimizer trains.
         decay: d, in (0, 1).
     """
 

@@ -35,15 +35,15 @@ class Run:
 
     Attributes:
         data: Name of the data set.
-        model: The classifier.
-        batch: Images per step.
+        model: Size and shape of the classifier.
+        batch: Images of one training step.
         epochs: How often each training image was seen.
-        steps: Training steps.
-        warmup_steps: Of every method.
+        steps: Training steps in all.
+        warmup_steps: Warm-up steps of every method.
         amuse: Learning rate, decay, beta1 and rho.
         muon_sgd: Learning rate of matrices and of the rest, and decay.
         sf_sgd: Learning rate and decay.
-        sgd: The same.
+        sgd: Learning rate and decay of SGD.
     """
 
     data: str

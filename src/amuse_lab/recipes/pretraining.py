@@ -41,11 +41,11 @@ class Size:
     """What all published runs of one size share.
 
     Attributes:
-        model: The decoder.
-        batch: Sequences per step.
-        steps: Training steps.
+        model: Size and shape of the decoder.
+        batch: Sequences of one training step.
+        steps: Training steps in all.
         clip: Largest global norm of the gradient.
-        eval_every: Steps between evaluations.
+        eval_every: Training steps from one evaluation to the next.
         micro_batch: Sequences of one forward pass; ours, by estimate what an 80 GB GPU holds.
         methods: The optimizers by the names of their scripts.
     """

@@ -14,11 +14,11 @@ class Result:
     """What one optimizer came to.
 
     Attributes:
-        optimizer: Its name.
-        lr: Peak learning rate.
+        optimizer: Name of the optimizer, as on the command line.
+        lr: Peak learning rate of the runs.
         mean: Of the recipe's measure over seeds, at x, on all validation data.
         spread: Standard deviation over seeds.
-        seeds: Which.
+        seeds: Seeds of the runs that mean and spread are of.
     """
 
     optimizer: str
@@ -77,7 +77,7 @@ def comparable_results(config: RunConfig, measure: str) -> Reference | None:
     """Return the recorded results that stand for the same task and the same length as a run.
 
     Args:
-        config: Of the run.
+        config: Config of the run that they are to stand beside.
         measure: What its task is judged by.
 
     Returns:

@@ -12,7 +12,7 @@ def reduced(config: RunConfig) -> RunConfig:
     """Return a run that shows whether a recipe works here, and nothing about its results.
 
     Args:
-        config: The recipe's config.
+        config: Config of the recipe in its full size.
 
     Returns:
         The same optimizer with warm-ups of at most 5 steps on a small model, 20 steps, with runs in the

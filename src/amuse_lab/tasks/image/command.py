@@ -28,7 +28,7 @@ class ImageJob:
     """A data set to prepare.
 
     Attributes:
-        dataset: Which.
+        dataset: Data set that is prepared.
         path: What there is of it: the published archive, or a folder with the files.
         folder: Where to put it.
     """
@@ -90,7 +90,7 @@ def parse_images(name: str, arguments: Sequence[str]) -> ImageJob:
 
     Args:
         name: Name of the data set, and of the folder.
-        arguments: What follows it.
+        arguments: Words of the command line after the name.
 
     Raises:
         RequestError: For whatever cannot be done as asked.

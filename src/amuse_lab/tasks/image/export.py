@@ -24,7 +24,7 @@ def export_run(run: Path, out: Path, config: ImageConfig) -> str:
     """Write the model of a run: model.safetensors, model.pt2 and config.json; all of them or nothing.
 
     Args:
-        run: The run folder.
+        run: Path of the run folder.
         out: The folder to create.
         config: The task of the run.
 

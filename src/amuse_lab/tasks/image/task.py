@@ -40,7 +40,7 @@ class ImageConfig(TaskConfig):
     """Classification of the images of one data set, by cross-entropy.
 
     Attributes:
-        model: The classifier.
+        model: Size and shape of the classifier.
         data: Name of the data set, see `amuse-lab list`.
         batch: Images per step over all processes.
         folder: Where `amuse-lab prepare` has put it; None means the folder NAME in the data root.
@@ -158,12 +158,12 @@ class ImageTask:
     """The task over opened images.
 
     Args:
-        config: Its settings.
+        config: Settings of the task.
         dataset: What the images are of.
         training: The training set, of which a part is held out for validation.
         test: The test set, if there is one.
         seed: Decides which images each step sees, and how.
-        device: Where batches go.
+        device: Device that batches are put on.
     """
 
     unit = "images"

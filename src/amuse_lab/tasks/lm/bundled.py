@@ -57,7 +57,7 @@ def prepare_bundled(name: str, tokenizer: str, root: Path | None = None) -> Path
     Several processes may call this at once: one prepares, the others wait.
 
     Args:
-        name: One of `BUNDLED`.
+        name: Name of the text, one of `BUNDLED`.
         tokenizer: "bytes", "gpt2" or "bpe-N".
         root: The folder that holds it, under the name NAME-TOKENIZER; the data root by default.
 

@@ -79,8 +79,8 @@ class TextJob:
     """A text to prepare.
 
     Attributes:
-        plan: What and how.
-        folder: Where.
+        plan: Source, tokenizer and amount.
+        folder: Folder that the shards are written to.
     """
 
     plan: Plan
@@ -145,7 +145,7 @@ def parse_fineweb(name: str, arguments: Sequence[str]) -> TextJob:
 
     Args:
         name: Name of the data set, and of the folder.
-        arguments: The options.
+        arguments: Words of the command line after the name.
 
     Raises:
         RequestError: For whatever cannot be done as asked.

@@ -26,7 +26,7 @@ def export_run(run: Path, out: Path, data: Path | None) -> str:
     """Write the model of a run for transformers.
 
     Args:
-        run: The run folder.
+        run: Path of the run folder.
         out: The folder to create.
         data: The folder of prepared text whose tokenizer goes with the model; None looks for the run's.
 
@@ -133,7 +133,7 @@ def to_transformers(state: Mapping[str, Tensor], config: ModelConfig) -> dict[st
     and keys change places, which no product of the two notices.
 
     Args:
-        state: Of a `Llama`.
+        state: State dict of a `Llama`.
         config: Its size and shape.
 
     Returns:
@@ -167,7 +167,7 @@ def llama_config(config: ModelConfig, tokenizer: BytePairTokenizer | None) -> di
     """Return the config.json of the same model in transformers.
 
     Args:
-        config: Size and shape.
+        config: Size and shape of the model.
         tokenizer: Whose end of text ends and begins documents, if any does.
     """
     end = None if tokenizer is None else tokenizer.end_of_text

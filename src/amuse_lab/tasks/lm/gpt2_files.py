@@ -51,7 +51,7 @@ def read_gpt2(files: tuple[Path, Path]) -> tuple[bytes, bytes]:
     """Read both files and check them.
 
     Args:
-        files: Tokens and merges.
+        files: Paths of the file of tokens and of the file of merges.
 
     Raises:
         DataError: If one cannot be read or is not GPT-2's.

@@ -58,8 +58,8 @@ class Index:
 
     Attributes:
         request: What was asked for.
-        sha256: Of the tokenizer.
-        vocabulary: Its different tokens.
+        sha256: Checksum of the tokenizer, hexadecimal.
+        vocabulary: Number of different tokens of the tokenizer.
         complete: Whether the request is fulfilled.
         position: Where the source goes on, while it is not.
         skipped: Entries that were passed over because they are not what they should be.

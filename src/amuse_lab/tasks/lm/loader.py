@@ -31,7 +31,7 @@ def open_tokens(source: str | Path, split: str) -> "TokenData":
 
     Args:
         source: Name of a folder in the data root, or a path.
-        split: "train" or "validation".
+        split: Part to open, "train" or "validation".
 
     Raises:
         ConfigError: For another split.
@@ -47,7 +47,7 @@ def complete_index(folder: Path, options: str = "--from PATH") -> Index:
     """Read the index of a folder whose preparation is complete.
 
     Args:
-        folder: Of prepared text.
+        folder: Folder of prepared text.
         options: Options of the command that would prepare it.
 
     Raises:
@@ -71,12 +71,12 @@ class TokenData:
     """One split of prepared text: a row of tokens, document after document.
 
     Args:
-        folder: Where it is.
-        split: "train" or "validation".
-        index: Of the folder.
+        folder: Folder of prepared text.
+        split: Part of it, "train" or "validation".
+        index: Index of the folder.
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of prepared text.
         vocabulary: How many different tokens there are; a model may have more.
         documents: How many there are.
         bytes: Of the text in UTF-8, the ends of documents not counted.
@@ -137,8 +137,8 @@ class Windows:
     So the targets of all windows tile the text, but for its first token and what is left at its end.
 
     Attributes:
-        tokens: What is cut.
-        context: Targets per window.
+        tokens: Row of tokens that is cut.
+        context: Targets of each window.
     """
 
     tokens: TokenData
@@ -151,7 +151,7 @@ class Windows:
         """Return windows by their numbers.
 
         Args:
-            indices: Shape (windows,).
+            indices: Numbers of the windows, shape (windows,).
 
         Returns:
             Shape (windows, context + 1), int64.
@@ -181,7 +181,7 @@ class Batches:
     Attributes:
         windows: What is drawn from.
         batch: Sequences per step, over all ranks.
-        seed: Of the order.
+        seed: Seed of the order of the windows.
     """
 
     windows: Windows
@@ -195,7 +195,7 @@ class Batches:
         """Return the numbers of the windows of a step: a pure function, equally fast for every step.
 
         Args:
-            step: From 0.
+            step: Number of the training step, from 0.
             rows: Which of the `batch` sequences.
         """
         places = step * self.batch + np.arange(self.batch)[rows]

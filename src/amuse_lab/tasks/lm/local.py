@@ -72,7 +72,7 @@ class LocalText:
     A document is a line of JSON lines, an entry of JSON, a row of Parquet, or a piece of plain text.
 
     Attributes:
-        files: What is read.
+        files: Paths of the files, in the order they are read.
         identity: Of the files and the split. Names, sizes and times of change stand for the contents.
         split: What is for validation.
         skip_bad: Whether entries that are not what they should be are passed over and counted.

@@ -28,9 +28,9 @@ class Round:
     """Tokens on their way into a shard; every list holds training, then validation.
 
     Attributes:
-        tokens: Number of tokens.
+        tokens: Number of tokens of each split.
         bytes: Length of the documents in UTF-8.
-        documents: Number of documents.
+        documents: Number of documents of each split.
         position: Where the source goes on; None if nothing was added.
         skipped: Entries that the source has passed over since its beginning.
         unsaved: Tokens that are in memory alone.
@@ -49,8 +49,8 @@ class Round:
         """Take in a chunk.
 
         Args:
-            chunk: The documents.
-            tokenized: Their tokens.
+            chunk: Documents with their splits.
+            tokenized: Tokens of these documents.
             room: Training tokens that are wanted still; None wants all.
             awaited: Validation documents that there must be when this round ends, before reading may stop.
 
@@ -80,9 +80,9 @@ class Round:
         """Write to the disk what is not there yet, and then the note that says how much that is.
 
         Args:
-            folder: Where.
+            folder: Folder that is prepared.
             index: Of everything before this round.
-            tokenizer: Made the tokens.
+            tokenizer: Tokenizer that has made the tokens.
         """
         if not index.train and not index.validation:
             _write_tokenizer(folder, tokenizer)
@@ -126,9 +126,9 @@ class Round:
         """Write the shards, then the index with them in it, and return that.
 
         Args:
-            folder: Where.
-            index: Of everything before.
-            tokenizer: Made the tokens.
+            folder: Folder that is prepared.
+            index: Index of everything before this round.
+            tokenizer: Tokenizer that has made the tokens.
         """
         if not index.train and not index.validation:
             _write_tokenizer(folder, tokenizer)

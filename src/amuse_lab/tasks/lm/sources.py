@@ -22,7 +22,7 @@ class Document(NamedTuple):
     """A document and its part of the data set.
 
     Attributes:
-        text: The document.
+        text: Text of the document.
         validation: Whether it is for validation.
     """
 
@@ -72,7 +72,7 @@ class CountedSplit:
     read.
 
     Attributes:
-        documents: How many.
+        documents: Number of documents for validation.
         one_in: Of so many documents one is taken, chosen by a hash of its number.
         seed: Another one chooses other documents.
     """
@@ -125,7 +125,7 @@ class ByPosition:
     """Documents of which the last tenth of the whole text is for validation; the split may cut one in two.
 
     Args:
-        documents: In UTF-8.
+        documents: Documents in UTF-8, in their order.
         identity: What tells them from any others, in JSON's types.
     """
 
@@ -200,7 +200,7 @@ class HubText:
 
     Attributes:
         repository: Its name on the hub.
-        subset: Of it.
+        subset: Name of a subset of the data set.
         revision: The commit it is read at.
         split: Which documents are for validation.
     """
@@ -218,7 +218,7 @@ class HubText:
 
         Args:
             repository: Name on the hub.
-            subset: Of it.
+            subset: Name of a subset of the data set.
             split: Which documents are for validation.
             previous: Identity of the source that an unfinished folder was prepared from.
 

@@ -105,10 +105,10 @@ class LanguageModelTask:
     """The task over an open text.
 
     Args:
-        config: Its settings.
+        config: Settings of the task.
         text: What to train and to measure on.
-        seed: Of the sample.
-        device: Where batches go.
+        seed: Seed of the text sample.
+        device: Device that batches are put on.
     """
 
     unit = "tokens"

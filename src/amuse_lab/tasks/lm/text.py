@@ -26,8 +26,8 @@ class Text:
             "shakespeare-gpt2", which is prepared when it is first used; else a folder's name in the data root
             or a path.
         vocabulary: How many tokens the model has.
-        context: Targets per window.
-        batch: Windows per step.
+        context: Targets of each window.
+        batch: Windows of one training step.
         seed: Decides which windows each step sees.
 
     Attributes:
@@ -95,7 +95,7 @@ def vocabulary_of(source: str) -> int | None:
     """Return how many different tokens a text has; None if it is not there.
 
     Args:
-        source: As for `Text`.
+        source: What a config calls its data, as for `Text`.
 
     Raises:
         DataError: If its index is damaged.
@@ -111,7 +111,7 @@ def check_text(source: str, tokens: int) -> None:
     """Check that a text is there, without reading it.
 
     Args:
-        source: As for `Text`.
+        source: What a config calls its data, as for `Text`.
         tokens: How many a run takes, for the command in the message.
 
     Raises:

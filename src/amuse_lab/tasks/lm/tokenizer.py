@@ -242,7 +242,7 @@ def read_tokenizer(name: str, sha256: str, folder: Path) -> Tokenizer:
     """Read the tokenizer of a folder of prepared data.
 
     Args:
-        name: Of the tokenizer.
+        name: Name of the tokenizer, as on the command line.
         sha256: What it must have.
         folder: Where its files are.
 

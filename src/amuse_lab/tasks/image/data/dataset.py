@@ -31,7 +31,7 @@ class Dataset(ABC):
         shape: Channels, height and width of its images as models see them.
         classes: How many there are.
         mean: Of each channel, of 1.
-        std: The same.
+        std: Standard deviation of each channel, of 1.
         validation: Images of the training set that are held out.
         origin: Where people get it, in words.
         label_names: Names of the classes in the order of their numbers, where they are known.
@@ -67,7 +67,7 @@ class Dataset(ABC):
         """Check that the files are there, without reading them.
 
         Args:
-            folder: As for `load`.
+            folder: Folder it was prepared in, as for `load`.
 
         Raises:
             DataError: If one is missing; the message has the command that mends it.
@@ -78,7 +78,7 @@ class Dataset(ABC):
         """Check what somebody has and put it where `load` finds it, unless it is there already.
 
         Args:
-            path: What they have.
+            path: Archive or folder that the user has.
             folder: If it does not exist or is empty, it appears complete or not at all.
 
         Raises:
@@ -99,7 +99,7 @@ class FileSet(Dataset):
     """A data set that fits into memory, in a few files.
 
     Attributes:
-        originals: The files.
+        originals: Files as their makers publish them.
         archive: What they are published in together, if they are.
         read: Makes training set and test set of the files' contents.
         padding: Largest random shift of training images, in pixels.

@@ -65,7 +65,7 @@ def check_folder(folder: Path, originals: Sequence[Original], hint: str) -> None
     """Check that published files are in a folder, without reading them.
 
     Args:
-        folder: Where they are.
+        folder: Folder that the files should be in.
         originals: Which; each may be compressed, with the ending .gz.
         hint: What to do about a missing one; ends the message.
 
@@ -85,8 +85,8 @@ def read_folder(folder: Path, originals: Sequence[Original], hint: str) -> dict[
     """Read published files from a folder; each may be compressed, with the ending .gz.
 
     Args:
-        folder: Where they are.
-        originals: Which.
+        folder: Folder that the files are in.
+        originals: Published files to read.
         hint: What to do about a missing one; ends the message.
 
     Returns:
@@ -128,7 +128,7 @@ def read_archive(path: Path, archive: Original, originals: Sequence[Original]) -
     """Read published files out of a published archive, wherever in it they are. Nothing is unpacked.
 
     Args:
-        path: Of the archive.
+        path: Path of the archive, a compressed tar file.
         archive: What it must be.
         originals: What to read out of it.
 
@@ -166,7 +166,7 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
 
     Args:
         folder: Does not exist, or is empty; what a call that was killed left beside it is removed.
-        contents: By name.
+        contents: Content of each file by its name.
 
     Raises:
         DataError: If it cannot be written, or something else is there.

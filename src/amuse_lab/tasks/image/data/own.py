@@ -125,7 +125,7 @@ class OwnSet(Dataset):
     """Images of the user's own, which stay where they are.
 
     Attributes:
-        images: Which there are.
+        images: Listing of the images and their classes.
     """
 
     images: OwnImages

@@ -37,7 +37,7 @@ class ImageModelConfig(ABC):
         """Build the untrained model, from torch's global generator.
 
         Args:
-            shape: Of the images.
+            shape: Channels, height and width of the images.
             classes: How many there are to tell apart.
 
         Returns:
@@ -53,6 +53,6 @@ def thinned(images: Tensor, stride: int) -> Tensor:
 
     Args:
         images: Shape (batch, channels, height, width).
-        stride: At least 1.
+        stride: Distance of the rows and columns that stay, at least 1.
     """
     return images[..., ::stride, ::stride]

@@ -21,7 +21,7 @@ class ViTConfig(ImageModelConfig):
     Attributes:
         patch: Height and width of a patch, in pixels; divides those of the images.
         width: Of the residual stream.
-        depth: Blocks.
+        depth: Number of blocks.
         heads: Of attention; divides the width.
     """
 
