@@ -222,7 +222,7 @@ def _shard(model: nn.Module, processes: Processes, precision: Precision, compile
 
 
 def no_sync(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Inside, DDP leaves gradients on their process unless this is the last microbatch of the step."""
+    """Context manager: DDP exchanges gradients in the last microbatch of a step alone."""
     if isinstance(model, DistributedDataParallel) and not last:
         waiting: AbstractContextManager[None] = model.no_sync()
         return waiting

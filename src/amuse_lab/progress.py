@@ -123,7 +123,7 @@ class LiveProgress:
         self._live.stop()
 
     def show(self, status: Status) -> None:
-        """Redraw."""
+        """Draw the bar and the readings again."""
         row = Table.grid(padding=(0, 1))
         bar = ProgressBar(status.steps, status.step, width=40)
         row.add_row(status.position(), bar, status.time_left())

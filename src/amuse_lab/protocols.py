@@ -75,7 +75,7 @@ class Task(Protocol):
         """
 
     def refreshed(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, what a model has besides its parameters belongs to them as they stand; then as it was.
+        """Context manager: buffers of the model, such as BatchNorm's, fit its parameters; then as before.
 
         Args:
             model: The model, in eval mode.
@@ -129,7 +129,7 @@ class TrainingOptimizer(Protocol):
         """Drop the gradients."""
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the parameters hold x; afterwards y again, bit for bit."""
+        """Context manager: the parameters hold x; afterwards y again, bit for bit."""
 
     def telemetry(self) -> dict[str, float]:
         """Return what the last step used: "lr", and what else the optimizer tells, such as "beta"."""

@@ -188,7 +188,7 @@ class Run:
         self.evaluation_seconds += time.perf_counter() - started
 
     def _seconds(self) -> float:
-        """Of training alone."""
+        """Seconds of training, without evaluations and checkpoints."""
         return sum(self.trainer.clock.read().values())
 
     def _units(self) -> int:

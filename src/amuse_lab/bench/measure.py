@@ -246,7 +246,7 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
 
 @contextmanager
 def machine_set(*, threads: int | None, onednn: bool) -> Iterator[None]:
-    """Inside, torch computes on so many threads, with or without oneDNN.
+    """Context manager: torch computes on so many threads, with or without oneDNN.
 
     Args:
         threads: None keeps what there is.

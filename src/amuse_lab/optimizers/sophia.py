@@ -151,9 +151,9 @@ class CurvedWithEMA(WithEMA):
 
     @property
     def wants_curvature(self) -> bool:
-        """Whether Sophia does."""
+        """Whether Sophia needs `observe_curvature()` before its next step."""
         return self._curved.wants_curvature
 
     def observe_curvature(self) -> None:
-        """Hand it to Sophia."""
+        """Pass the gradients on to Sophia."""
         self._curved.observe_curvature()

@@ -54,7 +54,7 @@ class Packaged:
         self._kind = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
 
     def watch(self) -> None:
-        """Nothing has to be known before."""
+        """Do nothing: what telemetry tells costs nothing to keep."""
 
     def step(self) -> None:
         """Take one step."""
@@ -101,7 +101,7 @@ class AveragedAmuse(Packaged):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the parameters hold x."""
+        """Context manager: the parameters hold x."""
         with averaged(self._amuse):
             yield
 
@@ -141,7 +141,7 @@ class ScheduleFree(Packaged):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the parameters hold x; y is kept aside, because the package's way back to it rounds."""
+        """Context manager: the parameters hold x; y is kept, because the package's way back rounds."""
         with restored([p for group in self._optimizer.param_groups for p in group["params"]]):
             self._optimizer.eval()
             try:
@@ -240,7 +240,7 @@ class WithEMA:
         self._at_x = False
 
     def watch(self) -> None:
-        """Tell the optimizer."""
+        """Pass the request on to the optimizer."""
         self._optimizer.watch()
 
     def step(self) -> None:
@@ -259,7 +259,7 @@ class WithEMA:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the parameters hold x."""
+        """Context manager: the parameters hold x."""
         with restored(self._parameters):
             with torch.no_grad():
                 for average, parameter in zip(self._average, self._parameters, strict=True):

@@ -30,7 +30,7 @@ from amuse_lab.tasks.lm.text import FINEWEB
 
 CONTEXT = 512
 EVALUATION_SEQUENCES = 64 * 64
-"""Of an evaluation during training: 64 batches of 64 in the released scripts."""
+"""Sequences of an evaluation during training: 64 batches of 64 in the released scripts."""
 
 VOCABULARY = 50_304
 """GPT-2's 50,257 tokens, padded to a multiple of 64."""

@@ -238,7 +238,7 @@ class ImageTask:
 
     @contextmanager
     def refreshed(self, model: nn.Module) -> Iterator[None]:
-        """Inside, BatchNorm has statistics of the model's parameters as they stand; then the old ones again.
+        """Context manager: BatchNorm has statistics of the parameters as they stand, then the old ones again.
 
         What it gathers in training belongs to earlier values of y. The statistics are the mean over training
         batches that have an order and an augmentation of their own, the same at every call, so that neither

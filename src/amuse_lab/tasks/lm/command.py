@@ -21,7 +21,7 @@ from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
 
 FINEWEB = ("HuggingFaceFW/fineweb", "sample-100BT")
 VALIDATION_DOCUMENTS = 14_700
-"""Of FineWeb sample-100BT: the published fraction, 0.0001, of all of its documents."""
+"""Documents held out of FineWeb sample-100BT: the published fraction, 0.0001, of all of them."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class LocalText:
 
     @property
     def validation_documents(self) -> int:
-        """None has to be waited for: they are held out on the way."""
+        """Return 0: documents are held out on the way, so that none has to be waited for."""
         return 0
 
     @classmethod

@@ -12,7 +12,7 @@ from amuse_lab.tasks.lm import optional
 from amuse_lab.tasks.lm.shakespeare import each_play, training_part
 
 SPLIT_SEED = 2357
-"""Of the published experiments' split. Ours is by another rule, which chooses other documents."""
+"""Seed of the published experiments' split. Our rule is another one and chooses other documents."""
 
 Position = Any
 """Where a source goes on, in JSON's types; None is its beginning. Only the source itself understands it."""
@@ -99,7 +99,7 @@ class CountedSplit:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All settings."""
+        """Return all settings, in JSON's types."""
         return {"validation": self.documents, "one_in": self.one_in, "split_seed": self.seed}
 
 
@@ -144,7 +144,7 @@ class ByPosition:
 
     @property
     def validation_documents(self) -> int:
-        """None has to be waited for: the text is read to its end."""
+        """Return 0: the text is read to its end, so that none has to be waited for."""
         return 0
 
     def documents(self, position: Position) -> Documents:
@@ -237,7 +237,7 @@ class HubText:
 
     @property
     def validation_documents(self) -> int:
-        """All of them, whatever else is wanted."""
+        """Return the number that the split holds out, however little training text is wanted."""
         return self.split.documents
 
     @property

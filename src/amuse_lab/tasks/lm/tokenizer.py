@@ -75,12 +75,12 @@ class ByteTokenizer:
 
     @property
     def sha256(self) -> str:
-        """Of the name: there is nothing else to it."""
+        """Checksum of the name, which is all that there is to this tokenizer."""
         return hashlib.sha256(b"bytes").hexdigest()
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """None."""
+        """Return no files: the name is enough."""
         return {}
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
@@ -137,12 +137,12 @@ class BytePairTokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Of both files."""
+        """Checksum of both files."""
         return hashlib.sha256(self.vocab + self.merges).hexdigest()
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """Both files."""
+        """Return both files by name."""
         return {VOCAB: self.vocab, MERGES: self.merges}
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:

@@ -113,7 +113,7 @@ def tokenize_all(
 
 
 _tokenizer: Tokenizer
-"""Of a tokenizing process, from its beginning."""
+"""Tokenizer of a tokenizing process, set when it starts."""
 
 
 def _begin(tokenizer: Tokenizer) -> None:
