@@ -88,7 +88,7 @@ def test_without_its_text_a_published_run_is_refused_with_the_command_that_prepa
     assert main(["train", f"llama-{run}"]) == 2
     assert capsys.readouterr().err == (
         f"amuse-lab: {tmp_path}/data/fineweb holds no prepared text: amuse-lab prepare fineweb --tokens "
-        f"{tokens * steps}, or name other data with --task.data, another place with --data-root\n"
+        f"{tokens * steps + 1}, or name other data with --task.data, another place with --data-root\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -55,7 +55,7 @@ class LanguageModelConfig(TaskConfig):
 
     def check(self, steps: int) -> None:
         """Check that the text is there."""
-        check_text(self.data, steps * self.batch * self.model.context)
+        check_text(self.data, steps * self.batch * self.model.context + 1)
 
     def fitted(self, default: Self) -> Self:
         """Return the config with the vocabulary of other text than the recipe's, unless one is set."""
