@@ -196,6 +196,7 @@ class ImageTask:
         self._refresh_order = Order(trained_on, config.batch, f"statistics {seed}")
         self.batch_size = config.batch
         self.units_per_step = config.batch
+        self._remembered: list[tuple[list[Tensor], list[Tensor]]] = []  # parameters and their statistics
 
     @cached_property
     def fingerprint(self) -> str:
@@ -242,20 +243,35 @@ class ImageTask:
 
         What it gathers in training belongs to earlier values of y. The statistics are the mean over training
         batches that have an order and an augmentation of their own, the same at every call, so that neither
-        an evaluation nor the training after it depends on when the others were.
+        an evaluation nor the training after it depends on when the others were. Those of the last two sets of
+        parameters, usually x and y, are remembered: the evaluation after the last step needs them twice.
 
         Args:
             model: Does nothing for one without BatchNorm.
         """
         layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        kept = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
-        batches = (self._augmented(self._refresh_order, n) for n in range(self._config.refresh_batches))
+        buffers = [buffer for layer in layers for buffer in layer.buffers()]
+        kept = [buffer.clone() for buffer in buffers]
         try:
-            refresh_batch_norm(model, batches, forward=lambda batch: _logits(model, batch[0]))
+            self._refresh(model, buffers)
             yield
         finally:
-            for buffer, value in kept:
+            for buffer, value in zip(buffers, kept, strict=True):
                 buffer.copy_(value)
+
+    def _refresh(self, model: nn.Module, buffers: list[Tensor]) -> None:
+        """Put the statistics of the parameters into the buffers of BatchNorm, computed or remembered."""
+        parameters = [parameter.detach() for parameter in model.parameters()]
+        for known, values in self._remembered:
+            if all(map(torch.equal, known, parameters)):
+                for buffer, value in zip(buffers, values, strict=True):
+                    buffer.copy_(value)
+                return
+        batches = (self._augmented(self._refresh_order, n) for n in range(self._config.refresh_batches))
+        refresh_batch_norm(model, batches, forward=lambda batch: _logits(model, batch[0]))
+        if buffers and not any(hasattr(parameter, "placements") for parameter in parameters):  # not sharded
+            latest = [p.clone() for p in parameters], [buffer.clone() for buffer in buffers]
+            self._remembered = [*self._remembered[-1:], latest]
 
     def note(self, steps: int) -> None:
         """Return nothing."""

@@ -304,6 +304,36 @@ def test_an_unknown_data_set_is_refused_with_the_nearest(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("prepared")
+def test_statistics_are_computed_once_for_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last two sets of parameters are remembered, to the bit; a change of one number is noticed."""
+    task, fresh = build(image_config()), build(image_config())
+    model = task._config.build_model().eval()
+    weight = next(model.parameters())
+    asked: list[int] = []
+    usual = task._training.augmented
+    monkeypatch.setattr(task._training, "augmented", lambda *given: (asked.append(1), usual(*given))[1])
+
+    def statistics(of: ImageTask) -> dict[str, Tensor]:
+        with torch.no_grad(), of.refreshed(model):
+            return bits(model)
+
+    def set_to(value: float) -> None:
+        with torch.no_grad():
+            weight.view(-1)[0] = value
+
+    computed = []
+    for value in (0.5, 0.25, 0.5, 0.25, 0.125, 0.5):
+        set_to(value)
+        before = bits(model)
+        asked.clear()
+        assert same(statistics(task), statistics(fresh))
+        assert same(bits(model), before)
+        computed.append(len(asked))
+        fresh = build(image_config())
+    assert computed == [3, 3, 0, 0, 3, 3]
+
+
+@pytest.mark.usefixtures("prepared")
 def test_evaluations_during_training_have_a_limit_and_the_final_one_has_none() -> None:
     """The same images at every call, evenly spread; all of them are what the mean over all of them is of."""
     seen: list[int] = []
