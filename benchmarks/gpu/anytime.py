@@ -18,9 +18,9 @@ from typing import Any
 from amuse_lab.config import OptimizerConfig, RunConfig
 from amuse_lab.optimizers import AdamW, Amuse, DMuon
 from amuse_lab.tasks.lm.model import ModelConfig
-from benchmarks.gpu.learners import Bed, parameters
 from benchmarks.gpu.part import Part, main
 from benchmarks.gpu.tokens import GeneratedConfig
+from benchmarks.gpu.trainers import Bed, parameters
 
 # As the parameter set 30m of `amuse-lab bench`, with a context to train with.
 MODEL = ModelConfig(n_embd=512, n_head=8, n_layer=8, context=512, vocabulary=4096)
@@ -122,13 +122,13 @@ class Bench:
             seed=run.seed,
         )
         task = config.task.build(seed=run.seed, device=self._part.device)
-        learner = self.bed.learner(config, task)
+        trainer = self.bed.trainer(config, task)
         found: dict[int, dict[str, float]] = {}
         started = time.monotonic()
         for step in range(1, run.steps + 1):
-            learner.advance(look=step in run.measured_at)
+            trainer.advance(look=step in run.measured_at)
             if step in run.measured_at:
-                at_x, at_y = learner.evaluate(full=False)
+                at_x, at_y = trainer.evaluate()
                 found[step] = {"x": at_x["loss"], "y": at_y["loss"]}
         self.seconds_per_step = (time.monotonic() - started) / run.steps
         return found

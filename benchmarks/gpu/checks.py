@@ -21,7 +21,7 @@ from benchmarks.gpu.reporting import FILE
 GPU_TESTS = (
     "tests/amuse_optim/test_devices.py",
     "tests/amuse_optim/test_clock.py",
-    "tests/amuse_lab/test_learner.py",
+    "tests/amuse_lab/test_trainer.py",
 )
 KERNELS = "tests/amuse_optim/kernels"
 RESERVE = 15.0  # seconds that the groups leave for their record

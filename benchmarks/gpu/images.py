@@ -11,8 +11,8 @@ import torch
 
 from amuse_lab.environment import peak_memory_bytes
 from amuse_lab.recipes import find
-from benchmarks.gpu.learners import Bed, parameters, timed_steps
 from benchmarks.gpu.part import Part, main
+from benchmarks.gpu.trainers import Bed, parameters, timed_steps
 from benchmarks.image_input import generated_task
 
 STEPS, WARMUP = 40, 5
@@ -35,10 +35,10 @@ def measure(part: Part) -> None:
             bed = Bed(first, part.device, task, torch.channels_last)
             for name, recipe in recipes.items():
                 with part.trying(f"{experiment}: {name}"):
-                    learner = bed.learner(replace(first, optimizer=recipe.optimizer))
+                    trainer = bed.trainer(replace(first, optimizer=recipe.optimizer))
                     steps, warmup = (2, 1) if part.tiny else (STEPS, WARMUP)
-                    seconds = timed_steps(learner, warmup=warmup, steps=steps)
-                    learner.advance(look=True)  # which raises if the loss is not finite
+                    seconds = timed_steps(trainer, warmup=warmup, steps=steps)
+                    trainer.advance(look=True)  # which raises if the loss is not finite
                     whole = sum(seconds.values())
                     part.add(
                         f"{experiment}: {name}",

@@ -14,10 +14,10 @@ from amuse_lab.recipes import find
 from amuse_lab.tasks.lm.model import ModelConfig
 from amuse_lab.tasks.lm.task import LanguageModelConfig
 from amuse_optim.kernels import available
-from benchmarks.gpu.learners import Bed, parameters, timed_steps
 from benchmarks.gpu.part import Part, main
 from benchmarks.gpu.steps import kernels_switched
 from benchmarks.gpu.tokens import GeneratedConfig
+from benchmarks.gpu.trainers import Bed, parameters, timed_steps
 
 STEPS, WARMUP = 50, 5
 TINY = ModelConfig(n_embd=32, n_head=2, n_layer=1, context=16, vocabulary=256)
@@ -59,11 +59,11 @@ def measure(part: Part) -> None:
         with part.trying(what), kernels_switched(kernels):
             if part.left < 20:
                 raise TimeoutError("no time was left")
-            learner = bed.learner(replace(first, optimizer=recipes[name].optimizer))
-            seconds = timed_steps(learner, warmup=warmup, steps=steps)
+            trainer = bed.trainer(replace(first, optimizer=recipes[name].optimizer))
+            seconds = timed_steps(trainer, warmup=warmup, steps=steps)
             whole = sum(seconds.values())
             rate = bed.task.units_per_step / whole
-            learner.advance(look=True)  # which raises if the loss is not finite
+            trainer.advance(look=True)  # which raises if the loss is not finite
             peak, operations = peak_flops(part.device), bed.task.flops_per_unit
             part.add(
                 what,
@@ -74,10 +74,10 @@ def measure(part: Part) -> None:
                 milliseconds_per_step={key: 1e3 * value for key, value in seconds.items()},
                 optimizer_share=seconds["optimizer"] / whole,
                 peak_memory_bytes=peak_memory_bytes(part.device),
-                loss=learner.losses[-1],
+                loss=trainer.losses[-1],
                 steps=steps,
             )
-            del learner
+            del trainer
 
 
 if __name__ == "__main__":

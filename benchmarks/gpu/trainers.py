@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from amuse_lab.config import RunConfig
-from amuse_lab.learner import Learner
-from amuse_lab.parallel import ALONE, prepared
+from amuse_lab.parallel import ALONE, parallelize
 from amuse_lab.protocols import Task, TrainingOptimizer
+from amuse_lab.trainer import Trainer
 from benchmarks.gpu.part import free
 
 
@@ -32,7 +32,7 @@ class Bed:
         self._device = device
         self.task = task or config.task.build(seed=config.seed, device=device)
         self.model = self._untrained(config).to(device, memory_format=memory_format)
-        self._trained = prepared(
+        self._trained = parallelize(
             self.model, processes=ALONE, mode="ddp", precision=config.precision, compiled=config.compile
         )
 
@@ -41,8 +41,8 @@ class Bed:
         with self._device:  # where random numbers are drawn fast
             return config.task.build_model()
 
-    def learner(self, config: RunConfig, task: Task | None = None) -> Learner:
-        """Return a learner at its beginning.
+    def trainer(self, config: RunConfig, task: Task | None = None) -> Trainer:
+        """Return a trainer at its beginning.
 
         Args:
             config: Its optimizer, steps and seed.
@@ -53,7 +53,7 @@ class Bed:
         self.model.load_state_dict(self._untrained(config).state_dict())
         optimizer: TrainingOptimizer = config.optimizer.build(self.model, steps=config.steps)
         optimizer.telemetry()  # some only measure what has been asked for before the step
-        return Learner(
+        return Trainer(
             replace(config, device=str(self._device)),
             task or self.task,
             self.model,
@@ -69,11 +69,11 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def timed_steps(learner: Learner, *, warmup: int, steps: int) -> dict[str, float]:
+def timed_steps(trainer: Trainer, *, warmup: int, steps: int) -> dict[str, float]:
     """Return seconds per step of each part of a step, after some that do not count."""
     for _ in range(warmup):
-        learner.advance(look=False)
-    before = learner.clock.read()
+        trainer.advance(look=False)
+    before = trainer.clock.read()
     for _ in range(steps):
-        learner.advance(look=False)
-    return {part: (now - before.get(part, 0.0)) / steps for part, now in learner.clock.read().items()}
+        trainer.advance(look=False)
+    return {part: (now - before.get(part, 0.0)) / steps for part, now in trainer.clock.read().items()}
