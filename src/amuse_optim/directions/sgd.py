@@ -21,5 +21,10 @@ class SGD(ElementwiseDirection):
         return {}
 
     def update(self, chunk: Chunk) -> tuple[list[Tensor], Number]:
-        """The gradients."""
-        return chunk.read("gradient"), 1.0
+        """The gradients; a copy of one that lies in the parameter's memory, which is about to change."""
+        gradients = zip(chunk.read("gradient"), chunk.stored("y"), strict=True)
+        return [g.clone() if _share_memory(g, y) else g for g, y in gradients], 1.0
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
