@@ -1,5 +1,7 @@
-"""What a model brings along: frozen BatchNorm, a default device, gradients in the parameter's memory."""
+"""What surrounds the library: imports, frozen BatchNorm, a default device, gradients that share memory."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -197,3 +199,14 @@ def test_batch_norm_of_a_detector_in_training() -> None:
         refresh_batch_norm(model, [torch.randn(8, 2)])
     assert model[0].running_mean.eq(5.0).all()
     assert model[2].num_batches_tracked == 1
+
+
+@pytest.mark.requirement("D6")
+def test_importing_the_library_imports_nothing_but_torch_and_pythons_own() -> None:
+    program = (
+        "import sys, torch, torch.distributed.tensor; before = set(sys.modules); import amuse_optim;"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(*new - set(sys.stdlib_module_names) - {'torch', 'amuse_optim'})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == ""
