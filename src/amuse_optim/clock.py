@@ -13,7 +13,7 @@ from .schedule import Clock, Coefficients, schedule_of
 
 CLOCK_KEYS = tuple(field.name for field in fields(Clock))
 _READINGS = ("lr_t", "c_t", "beta_t")
-_COUNTS = ("t", "step")
+_COUNTS = ("t", "step", "idle_steps")
 
 
 def initial_numbers(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,11 +38,11 @@ def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         >>> with averaged(optimizer):
         ...     norm = weight.norm()
     """
-    amuse = unwrapped(optimizer)
+    amuse = unwrapped(optimizer)  # or an `AMUSEReference`
     with _switching:
         block = [amuse.mode]
         amuse.eval()
-        amuse.averaged_blocks = (*amuse.averaged_blocks, block)
+        amuse.averaged_blocks = (*getattr(amuse, "averaged_blocks", ()), block)
     try:
         yield
     finally:
@@ -109,53 +109,84 @@ def averaged_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 @torch.no_grad()
 def refresh_batch_norm(
-    model: nn.Module, batches: Iterable[Any], *, forward: Callable[[Any], object] | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[Any], object] | None = None,
+    layers: Callable[[str, nn.Module], bool] | None = None,
 ) -> None:
     """Compute BatchNorm's running statistics anew at the current parameters.
 
     The statistics a model gathers in training belong to y; call this inside `averaged(optimizer)` before
     evaluating x. They become the plain mean over the batches. Momentum, training flags and the random
     state are left as they were; if anything raises, so are the statistics, and those of layers that
-    `forward` does not reach always are. Only the BatchNorm layers are put into training mode.
+    `forward` does not reach always are. Only the BatchNorm layers that are refreshed are put into training
+    mode.
+
+    Frozen layers keep their statistics: those whose parameters all have `requires_grad=False`, and those in
+    eval mode while the model, or another BatchNorm layer, is in training mode.
 
     Args:
         model: Does nothing for one without BatchNorm layers that track statistics.
         batches: What `forward` takes; a tuple or list stands for (inputs, ...).
         forward: Runs the model on a batch; by default on the batch, or its first element.
+        layers: Told the name of a BatchNorm layer and the layer, whether to refresh it; for others that are
+            to keep their statistics. By default all that are not frozen.
 
     Raises:
         ValueError: If `batches` is empty.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not layers:
+    tracking = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats
+    }
+    by_mode = model.training or any(layer.training for layer in tracking.values())
+    refreshed = [
+        layer
+        for name, layer in tracking.items()
+        if not _is_frozen(layer, by_mode) and (layers is None or layers(name, layer))
+    ]
+    if not refreshed:
         return
     run = forward or (lambda batch: model(batch[0] if isinstance(batch, (tuple, list)) else batch))
-    before = [(m.training, m.momentum, {k: v.clone() for k, v in m.named_buffers()}) for m in layers]
+    before = [(m.momentum, {k: v.clone() for k, v in m.named_buffers()}) for m in refreshed]
+    modes = [(layer, layer.training) for layer in tracking.values()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     seen = 0
     try:
         with torch.random.fork_rng(devices=devices):
-            for layer in layers:
+            for layer in tracking.values():
+                layer.training = layer in refreshed  # the others keep to their statistics
+            for layer in refreshed:
                 layer.reset_running_stats()
                 layer.momentum = None  # torch's name for the plain mean over batches
-                layer.training = True
             for batch in batches:
                 run(batch)
                 seen += 1
         if not seen:
             raise ValueError("batches must not be empty: there is nothing to compute statistics from")
-        for layer, (_, _, buffers) in zip(layers, before, strict=True):
+        for layer, (_, buffers) in zip(refreshed, before, strict=True):
             if layer.num_batches_tracked == 0:  # an auxiliary head, say, which only training uses
                 for name, value in buffers.items():
                     layer.get_buffer(name).copy_(value)
     except BaseException:
-        for layer, (_, _, buffers) in zip(layers, before, strict=True):
+        for layer, (_, buffers) in zip(refreshed, before, strict=True):
             for name, value in buffers.items():
                 layer.get_buffer(name).copy_(value)
         raise
     finally:
-        for layer, (training, momentum, _) in zip(layers, before, strict=True):
-            layer.training, layer.momentum = training, momentum
+        for layer, (momentum, _) in zip(refreshed, before, strict=True):
+            layer.momentum = momentum
+        for layer, training in modes:
+            layer.training = training
+
+
+def _is_frozen(layer: nn.Module, by_mode: bool) -> bool:
+    """Whether a layer is left alone by the training; `by_mode` says whether its mode can tell."""
+    parameters = list(layer.parameters())
+    untrained = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    return untrained or (by_mode and not layer.training)
 
 
 class Attachment:

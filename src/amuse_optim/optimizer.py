@@ -262,8 +262,9 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> AMUSE:
         TypeError: If there is none.
     """
     inner: Any = optimizer
-    while not isinstance(inner, AMUSE):
+    while not hasattr(inner, "mode"):
         if not hasattr(inner, "optimizer"):
             raise TypeError(f"optimizer must be an AMUSE or hold one, got {type(optimizer).__name__}")
         inner = inner.optimizer
-    return inner
+    found: AMUSE = inner
+    return found

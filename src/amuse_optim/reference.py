@@ -38,7 +38,8 @@ class AMUSEReference(torch.optim.Optimizer):
                 f"direction must be one of {', '.join(_DIRECTIONS)} for AMUSEReference, got "
                 f"{group['direction']!r}: its oracle is in the tests"
             )
-        group |= {"t": 0, "weight_sum": 0.0, "lr_max": 0.0, "reference_window": 0.0, "skipped_steps": 0}
+        group |= {"t": 0, "idle_steps": 0, "weight_sum": 0.0, "lr_max": 0.0, "skipped_steps": 0}
+        group |= {"window": 0.0, "reference_window": 0.0}
         group["mode"] = self.mode
         with names_hidden(*self.param_groups, group):
             super().add_param_group(group)
@@ -132,15 +133,19 @@ def _advance_schedule(group: dict[str, Any]) -> None:
         group["weight_sum"] += w
         c = w / group["weight_sum"] if group["weight_sum"] > 0 else 1.0
 
-    n = (1 - c) / c if c > 0 else math.inf  # the averaging window
-    if t >= group["t0_steps"] and group["reference_window"] == 0 and n < math.inf:
-        group["reference_window"] = n
+    if group["lr_max"] == 0 and group["weight_lr_power"] > 0:
+        group["idle_steps"] += 1
+    k = t - group["idle_steps"]  # steps since the first weight
+    n = group["window"] = (1 - c) / c if c > 0 else group["window"]  # the averaging window
+    if k <= group["t0_steps"] or group["reference_window"] < 1e-3:
+        group["reference_window"] = n  # at T0, or the first that has grown
     s = 1.0
-    if t > group["t0_steps"] and group["reference_window"] > 0:
-        by_window, by_steps = group["reference_window"] / n, (group["t0_steps"] - 1) / (t - 1)
-        s = min(1.0, by_window) if group["beta_clock"] == "window" else by_steps
+    if k > group["t0_steps"] and group["beta_clock"] == "steps":
+        s = (group["t0_steps"] - 1) / (k - 1)
+    elif k > group["t0_steps"] and group["reference_window"] >= 1e-3:
+        s = min(1.0, group["reference_window"] / n)
     beta = 1 - s ** group["rho"] * (1 - group["beta1"])
-    group |= {"lr_t": lr, "c_t": c, "beta_t": beta}
+    group |= {"lr_t": lr, "c_t": c, "beta_t": min(beta, max(group["beta1"], 1 - 2**-24))}
 
 
 def sgd(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:  # noqa: ARG001

@@ -20,6 +20,9 @@ Parity = Literal["exact", "published"]
 DecayAt = Literal["z", "y"]
 Number = float | Tensor
 
+SHORTEST_WINDOW = 1e-3
+LARGEST_BETA = 1.0 - 2.0**-24  # the largest float32 below 1
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -30,13 +33,17 @@ class Clock:
         relative_weight_sum: Sum of the averaging weights so far, in units of t^r lr_max^weight_lr_power: a
             ratio, which neither overflows nor vanishes.
         lr_max: The largest learning rate used so far.
-        reference_window: The averaging window n at T0; 0 while it is not known.
+        reference_window: The averaging window n at T0, or so far.
+        last_window: The window at the last step that had a weight.
+        idle_steps: Steps before the first that had a weight; T0 is counted from there.
     """
 
     t: Number = 0
     relative_weight_sum: Number = 0.0
     lr_max: Number = 0.0
     reference_window: Number = 0.0
+    last_window: Number = 0.0
+    idle_steps: Number = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,10 @@ class PowerWeights:
     c_warmup_steps: int
     current_lr: bool
 
+    def vanish(self, lr_max: Number) -> Any:
+        """Whether all weights so far were 0, because all learning rates were."""
+        return (lr_max == 0.0) & (self.p > 0.0)
+
     def __call__(self, clock: Clock, t: Number, lr: Number, lr_max: Number) -> tuple[Number, Number]:
         """S_t and c_t."""
         unit = _where(lr_max > 0, lr_max, 1.0)
@@ -123,7 +134,7 @@ class ConstantBeta:
     beta1: float
 
     def __call__(self, t: Number, window: Number, reference: Number) -> Number:
-        """The interpolation coefficient of step t."""
+        """The interpolation coefficient t steps after the first weight, that one included."""
         return self.beta1
 
 
@@ -131,8 +142,9 @@ class ConstantBeta:
 class WindowBeta:
     """beta_t = 1 - S_t^rho (1 - beta1) after T0, S_t = min(1, n_T0 / n_t): the released code's clock.
 
-    The minimum keeps beta at beta1 when a learning rate raised after the warm-up shortens the window. While
-    every learning rate was 0 the window at T0 is not known, and beta stays at beta1.
+    The minimum keeps beta at beta1 when a learning rate raised after the warm-up shortens the window, and
+    beta stays below 1 in float32 when the window has become endless. A window of less than
+    `SHORTEST_WINDOW` has not had time to grow (r is large): beta stays at beta1 until it has.
     """
 
     beta1: float
@@ -140,15 +152,18 @@ class WindowBeta:
     t0_steps: int
 
     def s(self, t: Number, window: Number, reference: Number) -> Number:
-        """S_t for a known window at T0."""
-        return reference / _where(window > reference, window, reference)
+        """S_t after T0."""
+        reference = _where(reference >= SHORTEST_WINDOW, reference, float("inf"))
+        return _where(window > reference, reference / _where(window > reference, window, 1.0), 1.0)
 
     def __call__(self, t: Number, window: Number, reference: Number) -> Number:
-        """The interpolation coefficient of step t, in the form that rounding cannot take below beta1."""
-        known = reference > 0
-        s = self.s(t, window, _where(known, reference, 1.0))
-        rising = (t > self.t0_steps) & known
-        return _where(rising, self.beta1 + (1.0 - s**self.rho) * (1.0 - self.beta1), self.beta1)
+        """The interpolation coefficient t steps after the first weight, that one included.
+
+        In the form that rounding cannot take below beta1.
+        """
+        beta = self.beta1 + (1.0 - self.s(t, window, reference) ** self.rho) * (1.0 - self.beta1)
+        beta = _where(beta < LARGEST_BETA, beta, max(self.beta1, LARGEST_BETA))
+        return _where(t > self.t0_steps, beta, self.beta1)
 
 
 class StepsBeta(WindowBeta):
@@ -166,12 +181,12 @@ class Schedule:
     Args:
         learning_rate: lr_t from the group's learning rate and t.
         weights: S_t and c_t from the clock before the step, t, lr_t and lr_max_t.
-        beta: beta_t from t, the averaging window n_t and that at T0.
+        beta: beta_t from t less the idle steps, the averaging window n_t and that at T0.
         t0_steps: T0.
     """
 
     learning_rate: Callable[[Number, Number], Number]
-    weights: Callable[[Clock, Number, Number, Number], tuple[Number, Number]]
+    weights: PowerWeights
     beta: Callable[[Number, Number, Number], Number]
     t0_steps: int
 
@@ -189,16 +204,20 @@ class Schedule:
         lr_t = self.learning_rate(lr, t)
         lr_max = _where(lr_t > clock.lr_max, lr_t, clock.lr_max)
         weight_sum, c = self.weights(clock, t, lr_t, lr_max)
-        window = averaging_window(c)
-        at_t0 = (t >= self.t0_steps) & (clock.reference_window == 0.0) & (window < float("inf"))
-        reference = _where(at_t0, window, clock.reference_window)
-        beta = self.beta(t, window, reference)
-        return Clock(t, weight_sum, lr_max, reference), Coefficients(lr_t, c, beta)
+        idle = clock.idle_steps + self.weights.vanish(lr_max)
+        window = averaging_window(c, clock.last_window)
+        growing = (t - idle <= self.t0_steps) | (clock.reference_window < SHORTEST_WINDOW)
+        reference = _where(growing, window, clock.reference_window)
+        beta = self.beta(t - idle, window, reference)
+        return Clock(t, weight_sum, lr_max, reference, window, idle), Coefficients(lr_t, c, beta)
 
 
-def averaging_window(c: Number) -> Number:
-    """n_t = (1 - c_t) / c_t: over how many steps x reaches back, as if all weighed the same."""
-    return _where(c > 0, (1.0 - c) / _where(c > 0, c, 1.0), float("inf"))
+def averaging_window(c: Number, last: Number) -> Number:
+    """n_t = (1 - c_t) / c_t: over how many steps x reaches back, as if all weighed the same.
+
+    A step without a weight (parity="published" and a learning rate of 0) leaves the last one.
+    """
+    return _where(c > 0, (1.0 - c) / _where(c > 0, c, 1.0), last)
 
 
 # Every option of a rule; lengths in steps.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .buckets import Group
-from .clock import CLOCK_KEYS, on_host
+from .clock import on_host
 from .options import OPTIONS, check_options, describe
+from .schedule import averaging_window
 from .state import kept_tensors
 
 # The form of state dicts, kept in every group as "format"; docs/state_dicts.md says what changed when.
@@ -95,6 +96,9 @@ def _completed(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
             new["orthogonalize"] = group["orthogonalize"]
         if "format" not in new:
             new["relative_weight_sum"] = _relative(new, new.pop("weight_sum"))
+        if "idle_steps" not in new:
+            new["idle_steps"] = new["t"] if new["lr_max"] == 0.0 and new["weight_lr_power"] > 0.0 else 0
+            new["last_window"] = averaging_window(new.get("c_t", 1.0), new["reference_window"])
         whole.append(new | {"format": FORMAT})
     return whole
 
@@ -124,8 +128,9 @@ def _check_form(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
                 f"state_dict has format {saved['format']!r}, this version of amuse-optim reads "
                 f"1 to {FORMAT}: load it with the version that wrote it, or a newer one"
             )
-        keys = CLOCK_KEYS if "format" in saved else ("t", "weight_sum", "lr_max", "reference_window")
-        missing = [name for name in (*keys, "mode", "direction") if name not in saved]
+        weight_sum = "relative_weight_sum" if "format" in saved else "weight_sum"
+        keys = ("t", weight_sum, "lr_max", "reference_window", "mode", "direction")
+        missing = [name for name in keys if name not in saved]
         if missing:
             raise ValueError(f"state_dict was not made by AMUSE: its groups lack {', '.join(missing)}")
 

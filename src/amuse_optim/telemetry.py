@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .directions import DIRECTIONS
 from .optimizer import unwrapped
+from .schedule import averaging_window
 from .sharding import local, summed
 from .state import sequences
 
@@ -53,7 +54,7 @@ def telemetry(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             "lr": group["lr_t"],
             "beta": group["beta_t"],
             "c": group["c_t"],
-            "window": (1.0 - torch.as_tensor(group["c_t"])) / group["c_t"],
+            "window": averaging_window(group["c_t"], float("inf")),
             "distance_xz": _total_norm(differences_xz, group["params"]),
             "distance_yx": _total_norm(differences_yx, group["params"]),
             "update_rms": float("nan"),
@@ -63,14 +64,16 @@ def telemetry(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         if index in amuse.measurements:
             measured |= amuse.measurements[index].values(group["params"])
         for name, value in measured.items():
-            report[f"{index}_{group['direction']}/{name}"] = torch.as_tensor(value).clone()
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, device="cpu")
+            report[f"{index}_{group['direction']}/{name}"] = value.clone()
     return report
 
 
 def _total_norm(differences: list[Tensor], parameters: list[Tensor]) -> Tensor:
     """Euclidean norm over all entries, of which this rank has these."""
     if not differences:
-        return torch.tensor(0.0)
+        return torch.tensor(0.0, device="cpu")
     norms = torch._foreach_norm(differences)
     squares = torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
     return summed(squares, parameters).sqrt()

@@ -45,6 +45,7 @@ def close(ours: Any, expected: Any, **tolerance: float) -> None:
     published=st.booleans(),
     on_device=st.booleans(),
 )
+@pytest.mark.requirement("D2")
 def test_both_forms_are_the_displayed_equations(
     beta: float,
     beta_next: float,

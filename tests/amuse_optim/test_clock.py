@@ -89,6 +89,7 @@ def test_a_learning_rate_on_the_device_is_read_at_every_step() -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.requirement("D4")
 def test_nothing_is_read_from_the_device() -> None:
     """Meta tensors have no values, so that whatever looked at one would fail."""
     network = model().to("meta")
@@ -104,6 +105,7 @@ def test_nothing_is_read_from_the_device() -> None:
         usual.step()
 
 
+@pytest.mark.requirement("D4")
 def test_numbers_keep_their_place_from_step_to_step() -> None:
     """A graph replays writes to the tensors it was captured with."""
     network = model()

@@ -38,7 +38,7 @@ class Inside(nn.Module):
         self.attribute = attribute
 
 
-@pytest.mark.requirement("B1")
+@pytest.mark.requirement("B1", "B13")
 @pytest.mark.parametrize(
     "wrapper", ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
 )
@@ -76,7 +76,7 @@ def renamed(names: str, saved: str) -> None:
     target.load_state_dict(source.state_dict())
 
 
-@pytest.mark.requirement("B6")
+@pytest.mark.requirement("B6", "B13")
 def test_only_parameters_that_changed_places_are_refused() -> None:
     renamed("abc", "xyz")
     renamed("abc", "bcd")  # every name is another parameter's in a longer model: a shift, no exchange
@@ -85,7 +85,7 @@ def test_only_parameters_that_changed_places_are_refused() -> None:
             renamed("abc", names)
 
 
-@pytest.mark.requirement("B6")
+@pytest.mark.requirement("B6", "B13")
 def test_parameters_that_changed_places_between_groups_are_refused() -> None:
     def optimizer(first: str, second: str) -> AMUSE:
         groups = [{"params": [(name, nn.Parameter(torch.ones(2)))]} for name in (first, second)]
@@ -95,7 +95,7 @@ def test_parameters_that_changed_places_between_groups_are_refused() -> None:
         optimizer("a", "b").load_state_dict(optimizer("b", "a").state_dict())
 
 
-@pytest.mark.requirement("B7")
+@pytest.mark.requirement("B7", "B14")
 @pytest.mark.parametrize("kind", [AMUSE, AMUSEReference])
 def test_groups_with_and_without_names_stand_side_by_side(kind: Any) -> None:
     model, scale, late = network(), nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(3))
@@ -114,7 +114,7 @@ def test_groups_with_and_without_names_stand_side_by_side(kind: Any) -> None:
         assert [group.get("param_names") for group in again.param_groups] == names
 
 
-@pytest.mark.requirement("B7", "B9")
+@pytest.mark.requirement("B7", "B9", "B14")
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about loaders and devices
 def test_lightning_thaws_a_backbone(tmp_path: Any) -> None:
     import lightning
@@ -149,7 +149,7 @@ def test_lightning_thaws_a_backbone(tmp_path: Any) -> None:
     assert not torch.equal(module.backbone.weight, before)
 
 
-@pytest.mark.requirement("B12")
+@pytest.mark.requirement("B12", "B14")
 def test_a_group_may_have_a_name_and_nothing_else_that_nobody_reads() -> None:
     group = {"params": [nn.Parameter(torch.ones(2))], "direction": "sgd", "name": "decoder"}
     optimizer = AMUSE([group], warmup_steps=2)
@@ -159,7 +159,7 @@ def test_a_group_may_have_a_name_and_nothing_else_that_nobody_reads() -> None:
         AMUSE([{**group, "lr_mult": 2.0}], warmup_steps=2)
 
 
-@pytest.mark.requirement("B3", "B12")
+@pytest.mark.requirement("B3", "B14")
 @pytest.mark.parametrize(
     "lr", [np.float64(0.25), np.float32(0.25), torch.tensor(0.25), torch.tensor([0.25]), np.int64(1)]
 )
@@ -187,7 +187,7 @@ def test_numbers_of_other_kinds_are_numbers(lr: Any) -> None:
     assert float(plain.param_groups[0]["lr"]) == float(lr) * 0.5
 
 
-@pytest.mark.requirement("A13", "B12")
+@pytest.mark.requirement("A13", "B14")
 def test_a_tensor_of_one_element_is_the_learning_rate_of_a_captured_step() -> None:
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     lr = torch.tensor([0.25])
@@ -204,7 +204,7 @@ def test_a_tensor_of_one_element_is_the_learning_rate_of_a_captured_step() -> No
     torch.testing.assert_close(p, q, rtol=1e-6, atol=0)
 
 
-@pytest.mark.requirement("B12")
+@pytest.mark.requirement("B12", "B14")
 def test_errors_are_of_the_kinds_of_torchs_own_optimizers() -> None:
     def weight() -> nn.Parameter:
         return nn.Parameter(torch.ones(2))

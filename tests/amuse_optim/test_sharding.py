@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.requirement("D3")
 def test_sharded_steps_equal_whole_ones(processes: int) -> None:
     """Even, uneven and empty shards, in a process each, through gloo."""
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]

@@ -42,6 +42,7 @@ def test_low_precision_parameters_keep_z_and_x_in_float32(dtype: torch.dtype) ->
     torch.testing.assert_close(state["z"], torch.full((4,), 1 - 1e-4 * 99.5), rtol=0, atol=4e-6)
 
 
+@pytest.mark.requirement("D5")
 def test_state_bytes_per_parameter() -> None:
     for direction, momentum, expected in [
         ("muon", 0.0, 8),

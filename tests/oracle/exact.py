@@ -57,6 +57,7 @@ class ExactOracle:
         self.lr_max = 0.0
         self.weight_sum = 0.0
         self.reference_window = 0.0
+        self.idle_steps = 0
 
         self.lr, self.warmup_steps = lr, warmup_steps
         self.beta1, self.rho, self.t0, self.beta_clock = beta1, rho, t0, beta_clock
@@ -111,11 +112,14 @@ class ExactOracle:
         return w / self.weight_sum if self.weight_sum > 0 else 1.0
 
     def _interpolation_coefficient(self, c: float) -> float:
-        """Section 2: `beta1` until T0, then `1 - S_t**rho * (1 - beta1)` by either clock."""
-        if self.rho == 0 or self.t < self.t0:
+        """Section 2: `beta1` until T0 after the first weight, then `1 - S_t**rho * (1 - beta1)`."""
+        if self.lr_max == 0 and self.weight_lr_power > 0:
+            self.idle_steps += 1
+        since = self.t - self.idle_steps
+        if self.rho == 0 or since < self.t0:
             return self.beta1
         if self.beta_clock == "steps":
-            s = (self.t0 - 1) / (self.t - 1)
+            s = (self.t0 - 1) / (since - 1)
         else:
             n = (1 - c) / c
             if self.reference_window == 0:

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from amuse_optim.averaging import Tensors
 from amuse_optim.buckets import Chunk
-from amuse_optim.checks import Option, fraction, positive
+from amuse_optim.checks import Option, fraction, number
 from amuse_optim.schedule import Number
 
 from .base import ElementwiseDirection, Shape
+
+_LEAST = torch.finfo(torch.float32).tiny  # below it eps would vanish beside a second moment of 0
 
 
 class AdamW(ElementwiseDirection):
@@ -24,7 +26,9 @@ class AdamW(ElementwiseDirection):
     name = "adamw"
     options: ClassVar[Mapping[str, Option]] = {
         "beta2": Option(0.999, fraction),
-        "eps": Option(1e-10, positive),
+        "eps": Option(
+            1e-10, number(f"at least {_LEAST:.3g}, as float32 holds it", lambda value: value >= _LEAST)
+        ),
         "auxiliary_momentum": Option(0.0, fraction),
     }
 

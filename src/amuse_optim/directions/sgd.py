@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from amuse_optim.averaging import Tensors
 from amuse_optim.buckets import Chunk
 from amuse_optim.schedule import Number
@@ -20,5 +22,10 @@ class SGD(ElementwiseDirection):
         return {}
 
     def update(self, chunk: Chunk) -> tuple[Tensors, Number]:
-        """The gradients."""
-        return chunk.read("gradient"), 1.0
+        """The gradients; a copy of one that lies in the parameter's memory, which is about to change."""
+        gradients = zip(chunk.read("gradient"), chunk.stored("y"), strict=True)
+        return [g.clone() if _share_memory(g, y) else g for g, y in gradients], 1.0
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

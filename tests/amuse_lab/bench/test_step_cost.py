@@ -40,6 +40,7 @@ def llama(depth: int) -> Llama:
     return Llama(ModelConfig(n_embd=32, n_head=2, n_layer=depth, context=16, vocabulary=64, mlp_multiple=32))
 
 
+@pytest.mark.requirement("D2")
 def test_products_moved_elements_and_operations_of_a_step() -> None:
     """Of the 0.9 M Llama, against the naive form: the same polynomial of the singular values for less."""
     model = SIZES["1m"].build()
@@ -62,6 +63,7 @@ def test_products_moved_elements_and_operations_of_a_step() -> None:
     assert ours.operations - ours.views < 0.3 * (theirs.operations - theirs.views)
 
 
+@pytest.mark.requirement("D1")
 def test_the_number_of_operations_does_not_grow_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tiles and batches are not cut to a processor's cache."""
     buckets = importlib.import_module("amuse_optim.buckets")
@@ -74,6 +76,7 @@ def test_the_number_of_operations_does_not_grow_with_depth(monkeypatch: pytest.M
     assert operations[0] <= 160
 
 
+@pytest.mark.requirement("D5")
 def test_memory_of_a_step_with_30_million_parameters() -> None:
     model = SIZES["30m"].build()
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -23,6 +23,7 @@ def run(optimizer_class: type[AMUSE]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("entries", [1, 30, 50, 10**6])
+@pytest.mark.requirement("D1")
 def test_the_size_of_batches_does_not_matter(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
     monkeypatch.setitem(batch_entries.__globals__, "BATCH_ENTRIES_ON_CPU", entries)
     for ours, expected in zip(run(AMUSE), run(AMUSEReference), strict=True):

@@ -36,6 +36,7 @@ def test_not_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not kernels.available(torch.device("cuda"))
 
 
+@pytest.mark.requirement("D6")
 def test_library_does_not_import_triton() -> None:
     program = (
         "import sys, torch, amuse_optim; from amuse_optim.kernels import available, plain;"
