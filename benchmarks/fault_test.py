@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 from amuse_lab import cli, train  # noqa: F401 - imported here, so that the forked ones need not
 from amuse_lab.checkpoint import finished
 from amuse_lab.records import RunFolder
-from amuse_lab.tasks.lm.data import DATASETS, Dataset
+from amuse_lab.tasks.lm.bundled import BUNDLED, Bundled
+from amuse_lab.tasks.lm.sources import ByPosition
 
 SETTINGS = [
     *("--task.data", "tiny", "--task.batch", "2", "--task.eval-windows", "2", "--task.sample-length", "2"),
@@ -144,7 +145,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60, help="of each run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    DATASETS["tiny"] = Dataset("a line, repeated", lambda: b"To be, or not to be. " * 200)
+    text = b"To be, or not to be. " * 200
+    BUNDLED["tiny"] = Bundled("a line, repeated", lambda: ByPosition([text], {"kind": "tiny"}))  # type: ignore[index]
     chance = random.Random(arguments.seed)
     died: list[str] = []
     different: list[str] = []

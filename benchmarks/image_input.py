@@ -5,7 +5,7 @@
     python benchmarks/image_input.py --device cuda --precision amp-bf16 --recipe imagenet-resnet50-amuse \
         --images 4096
 
-Takes the steps of an epoch, or of a fraction of one, with the settings of the recipe, in the learner of the
+Takes the steps of an epoch, or of a fraction of one, with the settings of the recipe, in the trainer of the
 laboratory, and prints images per second, the share of the input in the time of a step and the largest memory
 as one JSON object. Images are in memory, in the size of the data set; what they show plays no part in the
 time. The first step, which warms up, does not count.
@@ -21,13 +21,13 @@ import torch
 
 from amuse_lab.config import RunConfig
 from amuse_lab.environment import describe, peak_memory_bytes
-from amuse_lab.learner import Learner
 from amuse_lab.parallel import ALONE
 from amuse_lab.recipes.image import RECIPES
 from amuse_lab.tasks.image.data.labelled import Labelled
 from amuse_lab.tasks.image.data.sets import DATASETS
 from amuse_lab.tasks.image.source import InMemory
 from amuse_lab.tasks.image.task import ImageConfig, ImageTask
+from amuse_lab.trainer import Trainer
 
 
 def generated_task(config: RunConfig, images: int, device: torch.device) -> ImageTask:
@@ -73,14 +73,14 @@ def main() -> None:
     torch.manual_seed(0)
     model = config.task.build_model().to(device)
     optimizer = config.optimizer.build(model, steps=config.steps)
-    learner = Learner(config, task, model, model, optimizer, ALONE, device)
+    trainer = Trainer(config, task, model, model, optimizer, ALONE, device)
 
-    learner.advance(look=True)
-    before = learner.clock.read()
+    trainer.advance(look=True)
+    before = trainer.clock.read()
     steps = max(1, round(arguments.fraction * arguments.images / task.batch_size))
     for _ in range(steps):
-        learner.advance(look=False)
-    seconds = {part: now - before[part] for part, now in learner.clock.read().items()}
+        trainer.advance(look=False)
+    seconds = {part: now - before[part] for part, now in trainer.clock.read().items()}
     total = sum(seconds.values())
     environment = describe(device=device, seed=0)
     report = {

@@ -35,7 +35,7 @@ from quality_measures import (
 from torch import Tensor
 
 from amuse_lab import environment
-from amuse_lab.records import replacing
+from amuse_lab.files import replacing
 from amuse_optim import orthogonalize
 
 RECORD, TABLES = "quality.json", "quality.md"

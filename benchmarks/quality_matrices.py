@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from amuse_lab.files import replacing
 from amuse_lab.recipes import find
-from amuse_lab.records import replacing
 from amuse_optim import AMUSE, orthogonalize, param_groups
 
 SEED = 0

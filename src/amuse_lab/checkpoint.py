@@ -14,6 +14,7 @@ Nothing in here is executed when it is read: `.pt` files are read with `weights_
 import hashlib
 import io
 import json
+import pickle
 import random
 import re
 import shutil
@@ -27,8 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from amuse_lab.errors import DataError, RecordError
+from amuse_lab.files import check_is_file, replacing, sync
 from amuse_lab.parallel import Processes
-from amuse_lab.records import check_is_file, replacing, sync
 
 Tree = Any
 """Nested dictionaries, lists and tuples of tensors, numbers, strings, booleans and None."""
@@ -47,19 +48,19 @@ def save(root: Path, step: int, state: Mapping[str, Tree], processes: Processes)
 
     Args:
         root: The folder of all checkpoints, reached by every process.
-        step: Steps done.
+        step: Training steps done; names the folder.
         state: What to keep. Tensors may be sharded by FSDP2; all else is the leading process's.
-        processes: Who writes.
+        processes: Processes of the run, all of which write.
 
     Returns:
         The checkpoint's folder.
     """
     path = root / f"step-{step:08d}"
     partial = root / f".{path.name}.partial"
-    if processes.leads:
+    if processes.is_main:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    processes.wait()
+    processes.barrier()
 
     outline, tensors = _taken_apart(state)
     sharded = {name: tensor for name, tensor in tensors.items() if _placement(tensor) is not None}
@@ -70,14 +71,14 @@ def save(root: Path, step: int, state: Mapping[str, Tree], processes: Processes)
         save_shards(
             sharded, storage_writer=HuggingFaceStorageWriter(str(partial / _SHARDED), save_distributed=True)
         )
-    _write(_random_state(), partial / f"random-{processes.index:05d}.pt")
-    if processes.leads:
+    _write(_random_state(), partial / f"random-{processes.rank:05d}.pt")
+    if processes.is_main:
         save_file(_separate({n: t for n, t in tensors.items() if n not in sharded}), partial / _WHOLE)
         _write(outline, partial / _OUTLINE)
         shutil.copymode(partial / _OUTLINE, partial / _WHOLE)  # safetensors lets only the owner read
-    processes.wait()
+    processes.barrier()
 
-    if processes.leads:
+    if processes.is_main:
         _seal(partial, step=step, processes=processes)
         shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
         partial.rename(path)
@@ -89,7 +90,7 @@ def load(path: Path, processes: Processes, *, device: torch.device) -> dict[str,
     """Read a checkpoint; every process must call it. Its own random states are set, if it had any.
 
     Args:
-        path: From `newest`.
+        path: Folder of one checkpoint, from `intact`.
         processes: Who reads; their number may differ from when it was written.
         device: Where sharded tensors go, divided over these processes.
 
@@ -105,42 +106,54 @@ def load(path: Path, processes: Processes, *, device: torch.device) -> dict[str,
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import Shard, zeros
 
-        mesh = init_device_mesh(device.type, (processes.count,))
+        mesh = init_device_mesh(device.type, (processes.world_size,))
         for name, note in notes.items():
             tensors[name] = zeros(
                 *note["shape"], dtype=note["dtype"], device_mesh=mesh, placements=[Shard(note["dim"])]
             )
         wanted = {name: tensors[name] for name in notes}
         load_shards(wanted, storage_reader=HuggingFaceStorageReader(str(path / _SHARDED)))
-    own = path / f"random-{processes.index:05d}.pt"
+    own = path / f"random-{processes.rank:05d}.pt"
     if own.exists():
         _set_random_state(torch.load(own, weights_only=True, map_location="cpu"))
     state: dict[str, Tree] = _put_together(outline, tensors)
     return state
 
 
-def newest(root: Path, report: Callable[[str], None]) -> Path | None:
-    """Find the newest checkpoint that is what it was when it was written.
+def intact(root: Path, report: Callable[[str], None]) -> Iterator[Path]:
+    """Find the checkpoints that are what they were when they were written, the newest first.
 
     Args:
         root: The folder of all checkpoints.
-        report: Is told of every damaged one, in one line.
+        report: Is told of every damaged one that is passed over, in one line.
 
-    Returns:
-        Its folder, or None where no checkpoint was ever finished.
+    Yields:
+        Their folders; each is checked when it is asked for.
 
     Raises:
-        RecordError: If there are checkpoints and all of them are damaged, or if the folder is none.
+        RecordError: If the folder is something else, or cannot be read.
     """
-    paths = finished(root)
-    for path in reversed(paths):
+    for path in reversed(finished(root)):
         damage = _damage(path)
         if damage is None:
-            return path
-        report(f"checkpoint {path} is damaged and is not used: {damage}")
-    if paths:
-        raise RecordError(f"every checkpoint in {root} is damaged; start the run anew")
-    return None
+            yield path
+        else:
+            report(f"checkpoint {path} is damaged and is not used: {damage}")
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Say in one line why a checkpoint with the right checksums could not be loaded.
+
+    torch's own message would advise to load what may execute a program.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds objects that are not read, because reading them could execute a program"
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch says first that a state does not fit, then how.
+    reason = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [""])[0]
+    return f"{type(error).__name__}: {reason}"[:300]
 
 
 def finished(root: Path) -> list[Path]:
@@ -265,7 +278,7 @@ def _seal(path: Path, *, step: int, processes: Processes) -> None:
     for file in _files(path):
         files[file.relative_to(path).as_posix()] = {"bytes": file.stat().st_size, "sha256": _checksum(file)}
         sync(file)
-    manifest = {"step": step, "world_size": processes.count, "files": files}
+    manifest = {"step": step, "world_size": processes.world_size, "files": files}
     with replacing(path / _MANIFEST) as partial:
         partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for folder in {file.parent for file in _files(path)}:

@@ -1,32 +1,57 @@
 """The command `amuse-lab`."""
 
+import importlib.util
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Never
 
-from amuse_lab.errors import ConfigError, RequestError, TrainingError, unknown
+from amuse_lab.arguments import take_flag, take_option
+from amuse_lab.errors import (
+    ConfigError,
+    MissingError,
+    RequestError,
+    Terminated,
+    TrainingError,
+    require,
+    unknown,
+)
+from amuse_lab.files import data_root_at
 
 if TYPE_CHECKING:
     from amuse_lab.config import RunConfig
 
 USAGE = """\
-usage: amuse-lab COMMAND ...
+usage: amuse-lab COMMAND ... [--data-root FOLDER]
 
   train RECIPE [--optimizer NAME] [--OPTION VALUE ...]   one run; `train RECIPE --help` lists the options
   train RECIPE --resume [...]                            goes on with the newest unfinished run of these very
                                                          settings; starts one if there is none
   train --resume FOLDER [--steps N]                      goes on with a run, also to more steps
-  prepare NAME [--OPTION VALUE ...]                      tokenizes text; `prepare --help` lists the data sets
-  export RUN_FOLDER [--out FOLDER]                       writes a language model for transformers
+  train --resume FOLDER --optimizer.lr X --from-here     ... at another learning rate from this step on
+  train RECIPE --smoke                                   the recipe in a minute: small, on data on board
+  train ... --processes N                                on N processes of this machine, one for each GPU
+  prepare NAME [--OPTION VALUE ...]                      puts text or images where recipes find them;
+                                                         `prepare --help` lists the data sets
+  export RUN_FOLDER [--out FOLDER]                       writes a language model for transformers, or an
+                                                         image classifier for plain torch
   bench [--OPTION VALUE ...]                             times optimizer steps against the installed peers
   list [--json]                                          recipes, studies, data sets and optimizers
+  completion bash|zsh                                    a script that completes these commands with Tab
 
-`torchrun --nproc-per-node N -m amuse_lab train ...` runs on N processes. Ctrl-C and SIGTERM save and end with
-status 130 and 143.
+Prepared data lies in the folder `data`, or where AMUSE_LAB_DATA or --data-root says.
+`torchrun ... -m amuse_lab train ...` runs on several machines. Ctrl-C and SIGTERM save and end with status
+130 and 143.
 """
+
+_NEEDED = ("matplotlib", "numpy", "pytorch_optimizer", "rich", "safetensors", "schedulefree", "tyro")
+"""The packages of the extra `lab`, without which no command runs; looked for before torch is loaded."""
 
 # The commands import what they need when they run: torch takes seconds to load, and Ctrl-C should end those
 # like any others.
@@ -46,30 +71,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # times slower wherever another process wants the same core, and threads that sleep at once gain nothing
     # from a second one. Some ten microseconds of spinning are as fast on idle cores, bearable on busy ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     try:
-        if not command:
-            print(USAGE, end="", file=sys.stderr)
-            return 2
-        if command in ("-h", "--help"):
-            print(USAGE, end="")
-            return 0
-        if command == "train":
-            return _train(rest)
-        if command == "prepare":
-            return _prepare(rest)
-        if command == "export":
-            return _export(rest)
-        if command == "bench":
-            return _bench(rest)
-        if command == "list":
-            return _list(rest)
-        raise unknown("command", command, ("train", "prepare", "export", "bench", "list"))
+        with _terminable():
+            data_root, rest = take_option(sys.argv[1:] if arguments is None else arguments, "--data-root")
+            with data_root_at(data_root):
+                status = _run(rest)
+                sys.stdout.flush()
+                return status
     except SystemExit as stop:
         return int(stop.code or 0)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Terminated:
+        _say("terminated; nothing had begun that would have to be saved")
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        print("amuse-lab: interrupted", file=sys.stderr)
-        return 130
+        _say("interrupted")
+        return 128 + signal.SIGINT
+    except MissingError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            _say(str(error), everybody=True)
+        return 2
     except RequestError as error:
         _say(str(error), everybody=not isinstance(error, ConfigError))
         return 2
@@ -78,12 +101,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Context manager: SIGTERM raises `Terminated`; training has a handler of its own, which saves."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> Never:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may have handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _say(message: str, *, everybody: bool = False) -> None:
     """Print an error; of torchrun's processes only the first does, unless others may have met another one."""
     rank = os.environ.get("RANK", "0")
     if rank == "0" or everybody:
         process = "" if rank == "0" else f"process {rank}: "
-        print(f"amuse-lab: {process}{message}", file=sys.stderr)
+        print(f"amuse-lab: {process}{message}", file=sys.stderr, flush=True)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments:
+        print(USAGE, end="", file=sys.stderr)
+        return 2
+    command, *rest = arguments
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if command not in _COMMANDS:
+        raise unknown("command", command, _COMMANDS)
+    for package in _NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"the package {package} is not installed: pip install 'amuse-optim[lab]'")
+    return _COMMANDS[command](rest)
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -91,21 +147,24 @@ def _train(arguments: Sequence[str]) -> int:
 
     from amuse_lab import recipes
     from amuse_lab.progress import print_summary, progress_on
-    from amuse_lab.recipes.reference import load_reference
+    from amuse_lab.recipes.reference import comparable_results
     from amuse_lab.train import train
 
+    processes, arguments = take_option(arguments, "--processes")
+    if processes is not None:
+        return _launch(processes, arguments)
     resuming = bool(arguments) and arguments[0].partition("=")[0] == "--resume"
     if not resuming and (not arguments or arguments[0].startswith("-")):
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(f"{USAGE}\nrecipes: {', '.join(recipes.RECIPES)}", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    config, folder = _resumed(arguments) if resuming else _configured(*arguments)
-    remark = recipes.remark(config)
-    if remark is not None:
-        _say(remark)
+    if resuming:
+        config, folder, newest = *_resumed(arguments), False
+    else:
+        (config, newest), folder = _configured(*arguments), None
 
     console = Console()
-    outcome = train(config, progress_on(console), resume=folder)
+    outcome = train(config, progress_on(console), resume=folder, newest=newest)
     if outcome.signal:
         _say(f"interrupted after step {outcome.summary['steps']}, saved in {outcome.folder}")
         return 128 + outcome.signal
@@ -116,58 +175,80 @@ def _train(arguments: Sequence[str]) -> int:
             measure=outcome.measure,
             unit=outcome.unit,
             lr=config.optimizer.lr,
-            reference=load_reference(config.recipe, outcome.measure),
+            reference=comparable_results(config, outcome.measure),
         )
         print(f"run folder: {outcome.folder}")
     return 0
 
 
-def _configured(name: str, *arguments: str) -> "tuple[RunConfig, Path | None]":
-    """What `train RECIPE ...` asks for, and the run folder that `--resume` goes on with."""
-    from amuse_lab import overrides, recipes, resume
+def _launch(processes: str, arguments: Sequence[str]) -> int:
+    from amuse_lab.launch import launch
+
+    require(processes.isdecimal(), "--processes", "a whole number", processes)
+    return launch(int(processes), ["train", *arguments])
+
+
+def _configured(name: str, *arguments: str) -> "tuple[RunConfig, bool]":
+    """What `train RECIPE ...` asks for, and whether to go on with a run of it that is not finished."""
+    from amuse_lab import recipes
+    from amuse_lab.arguments import parse
+    from amuse_lab.config import RunConfig
+    from amuse_lab.recipes.smoke import reduced
 
     recipe = recipes.find(name)
-    optimizer, rest = overrides.take_option(arguments, "--optimizer")
-    resuming, rest = overrides.take_flag(rest, "--resume")
-    config = overrides.apply(
-        recipe() if optimizer is None else recipe(optimizer),
+    optimizer, rest = take_option(arguments, "--optimizer")
+    newest, rest = take_flag(rest, "--resume")
+    smoke, rest = take_flag(rest, "--smoke")
+    original = recipe() if optimizer is None else recipe(optimizer)
+    default = reduced(original) if smoke else original
+    config = parse(
+        RunConfig,
         rest,
+        default=default,
         prog=f"amuse-lab train {name}",
         description=f"Runs the recipe {name}. `--optimizer NAME` chooses the optimizer and its own options, "
-        "`--resume` goes on with the newest unfinished run of these very settings.",
+        "`--resume` goes on with the newest unfinished run of these very settings, `--smoke` tries the "
+        "recipe in a minute, `--data-root FOLDER` says where prepared data lies.",
+        others=("--optimizer", "--resume", "--smoke", "--processes", "--data-root"),
     )
-    return config, resume.newest_unfinished(config) if resuming else None
+    return config.fitted(default), newest
 
 
 def _resumed(arguments: Sequence[str]) -> "tuple[RunConfig, Path]":
     """What `train --resume FOLDER ...` asks for, and the folder."""
-    from amuse_lab import overrides, resume
+    from amuse_lab import resume
+    from amuse_lab.arguments import parse
+    from amuse_lab.config import RunConfig
 
-    given, rest = overrides.take_option(arguments, "--resume")
-    optimizer, rest = overrides.take_option(rest, "--optimizer")
+    given, rest = take_option(arguments, "--resume")
+    optimizer, rest = take_option(rest, "--optimizer")
+    from_here, rest = take_flag(rest, "--from-here")
     folder = Path(given or "")
     saved = resume.saved_config(folder)
     if optimizer not in (None, saved.optimizer.name):
         raise resume.must_stay("optimizer", saved.optimizer.name, optimizer)
-    config = overrides.apply(
-        saved,
+    config = parse(
+        RunConfig,
         rest,
+        default=saved,
         prog=f"amuse-lab train --resume {folder}",
-        description="Goes on with a run. Settings that decide how it goes on have to stay as they are.",
+        description="Goes on with a run. Settings that decide how it goes on have to stay as they are; with "
+        "`--from-here` the learning rate may change for the steps to come.",
+        others=("--optimizer", "--from-here", "--processes", "--data-root"),
     )
-    resume.check_changes(saved, config)
+    resume.check_changes(saved, config, from_here=from_here)
     return config, folder
 
 
 def _prepare(arguments: Sequence[str]) -> int:
-    from amuse_lab.prepare import parse, run
+    from amuse_lab.prepare import parse
 
-    run(parse(arguments))
+    parse(arguments).run()
     return 0
 
 
 def _export(arguments: Sequence[str]) -> int:
-    from amuse_lab.tasks.lm.export import parse, run
+    from amuse_lab.export import parse, run
 
     run(parse(arguments))
     return 0
@@ -192,3 +273,23 @@ def _list(arguments: Sequence[str]) -> int:
     content = catalogue()
     print(json.dumps(content, indent=2) if arguments else describe(content))
     return 0
+
+
+def _completion(arguments: Sequence[str]) -> int:
+    from amuse_lab.completion import SHELLS, script
+
+    shell = next(iter(arguments), "")
+    if shell not in SHELLS or len(arguments) > 1:
+        raise ConfigError(f"completion needs the name of a shell: {' or '.join(SHELLS)}")
+    print(script(shell))
+    return 0
+
+
+_COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "prepare": _prepare,
+    "export": _export,
+    "bench": _bench,
+    "list": _list,
+    "completion": _completion,
+}

@@ -4,10 +4,11 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -16,56 +17,27 @@ from torch import nn
 from amuse_lab.errors import ConfigError, require
 from amuse_lab.parallel import Mode, Precision
 from amuse_lab.protocols import Task, TrainingOptimizer
+from amuse_lab.ranges import Positive, check_ranges
 
 SinkName = Literal["tensorboard", "wandb"]
 Settings = TypeVar("Settings")
 
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "lr": (lambda value: 0 < value < math.inf, "positive and finite"),
-    "lr_rest": (lambda value: value is None or 0 < value < math.inf, "positive and finite"),
-    "warmup_steps": (lambda value: value >= 0, "at least 0"),
-    "c_warmup_steps": (lambda value: value >= 0, "at least 0"),
-    "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "auxiliary_momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "beta1": (lambda value: 0 < value < 1, "in (0, 1)"),
-    "beta2": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "beta3": (lambda value: 0 < value < 1, "in (0, 1)"),
-    "beta1_rest": (lambda value: 0 < value < 1, "in (0, 1)"),
-    "beta2_rest": (lambda value: 0 <= value < 1, "in [0, 1)"),
-    "ema": (lambda value: value is None or 0 < value < 1, "None or in (0, 1)"),
-    "eps": (lambda value: 0 < value < math.inf, "positive and finite"),
-    "alpha": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-    "gamma": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-    "slow_warmup_steps": (lambda value: value >= 0, "at least 0"),
-    "precondition_every": (lambda value: value >= 1, "at least 1"),
-    "max_precondition_dim": (lambda value: value >= 1, "at least 1"),
-    "curvature_every": (lambda value: value >= 1, "at least 1"),
-    "curvature_batch": (lambda value: value >= 1, "at least 1"),
-    "rho": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-    "r": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-    "weight_decay": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
-}
-"""What a setting of this name must be, in every optimizer that has it."""
-
 
 @dataclass(frozen=True)
 class OptimizerConfig(ABC):
-    """An optimizer and its settings. Subclasses add theirs; `_RANGES` checks them by name.
+    """An optimizer and its settings. Subclasses add theirs, with their ranges as types.
 
     Attributes:
-        lr: Peak learning rate.
+        lr: Peak learning rate, after the warm-up.
     """
 
     name: ClassVar[str]
     """What `--optimizer` calls it."""
 
-    lr: float
+    lr: Positive
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name in _RANGES:
-                within, constraint = _RANGES[name]
-                require(within(value), name, constraint, value)
+        check_ranges(self)
 
     @abstractmethod
     def build(self, model: nn.Module, *, steps: int) -> TrainingOptimizer:
@@ -77,12 +49,49 @@ class OptimizerConfig(ABC):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskConfig(ABC):
-    """A task and its settings. Subclasses add theirs."""
+    """A task and its settings. Subclasses add theirs.
+
+    Attributes:
+        data: Name of the data set.
+        batch: Sequences or images per step, over all processes.
+    """
 
     name: ClassVar[str]
     """What `amuse-lab list` calls it."""
+
+    free: ClassVar[frozenset[str]]
+    """Settings that change no training step, so that a run may go on with others."""
+
+    data: str
+    batch: int
+
+    @abstractmethod
+    def check(self, steps: int) -> None:
+        """Check that data and weights are there, without reading them: before a device is looked for.
+
+        Args:
+            steps: Training steps of the run.
+
+        Raises:
+            DataError: If something is missing; the message has the command that mends it.
+        """
+
+    @abstractmethod
+    def fitted(self, default: Self) -> Self:
+        """Return the config with the sizes of other data than the recipe's, where the user has not set them.
+
+        Args:
+            default: Config of the recipe, before the command line changed it.
+
+        Raises:
+            DataError: If the data is damaged. Data that is missing is left to `check`.
+        """
+
+    @abstractmethod
+    def reduced(self) -> Self:
+        """Return a config of the same kind, small and on data on board, for a try in a minute."""
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -94,7 +103,7 @@ class TaskConfig(ABC):
 
         Args:
             seed: Decides which batch each step sees.
-            device: Where batches go.
+            device: Device that batches are put on.
 
         Raises:
             DataError: If the data is missing or is not what it should be.
@@ -107,11 +116,11 @@ class RunConfig:
 
     Attributes:
         recipe: The recipe this config comes from; names the run folder.
-        task: What is trained.
-        optimizer: What trains it.
-        steps: Training steps.
+        task: Model, data and their settings.
+        optimizer: Optimizer and its settings.
+        steps: Training steps in all.
         seed: Of the initial weights, the batches and the sample.
-        eval_every: Steps between evaluations.
+        eval_every: Training steps from one evaluation to the next.
         log_every: Steps between lines of training loss.
         clip: Largest global norm of the gradient; None does not clip.
         micro_batch: Sequences or images of one forward pass on one device at most; None takes a device's
@@ -165,6 +174,10 @@ class RunConfig:
             self.clip is None or 0 < self.clip < math.inf, "clip", "None or positive and finite", self.clip
         )
 
+    def fitted(self, default: "RunConfig") -> "RunConfig":
+        """Return the config with the sizes of its data, see `TaskConfig.fitted`."""
+        return replace(self, task=self.task.fitted(default.task))
+
 
 def to_json(config: RunConfig) -> dict[str, Any]:
     """Return every field of a config, nested, in JSON's types; task and optimizer carry their names."""
@@ -177,8 +190,13 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 def short_hash(config: RunConfig) -> str:
     """Return eight hexadecimal digits that tell experiments apart; where runs are kept does not count."""
-    content = {name: value for name, value in to_json(config).items() if name != "runs"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return hash_of(to_json(config))
+
+
+def hash_of(content: Mapping[str, Any]) -> str:
+    """Return the `short_hash` of the config that `to_json` has written."""
+    settings = {name: value for name, value in content.items() if name != "runs"}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
@@ -194,6 +212,7 @@ def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
     """
     assert is_dataclass(default)
     assert not isinstance(default, type)
+    kinds = get_type_hints(type(default))
     known = {field.name for field in fields(default)}
     changes: dict[str, Any] = {}
     for name, value in content.items():
@@ -202,9 +221,38 @@ def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
         if name not in known:
             raise ConfigError(f"{type(default).__name__} has no setting {name!r}: another version wrote it")
         current = getattr(default, name)
-        require(is_dataclass(current) or not isinstance(value, Mapping), name, "a single value", value)
         if is_dataclass(current):
             require(isinstance(value, Mapping), name, "an object with settings", value)
-            value = from_json(current, value)
-        changes[name] = tuple(value) if isinstance(value, list) else value
+            changes[name] = from_json(current, value)
+        else:
+            require(_accepts(kinds[name], value), name, _in_words(kinds[name]), value)
+            changes[name] = tuple(value) if isinstance(value, list) else value
     return replace(default, **changes)
+
+
+def _accepts(kind: Any, value: object) -> bool:
+    """Whether a value out of JSON is one of a field's type."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in arguments
+    if get_origin(kind) in (Union, UnionType):
+        return any(_accepts(each, value) for each in arguments)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        each = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        return len(each) == len(value) and all(map(_accepts, each, value))
+    return type(value) in (int, float) if kind is float else type(value) is kind
+
+
+def _in_words(kind: Any) -> str:
+    """What `_accepts` takes."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_in_words(each) for each in arguments)
+    if get_origin(kind) is tuple:
+        return f"a list, each {_in_words(arguments[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return words.get(kind, getattr(kind, "__name__", str(kind)))

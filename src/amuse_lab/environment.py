@@ -31,9 +31,9 @@ def describe(*, device: torch.device, seed: int, world_size: int = 1) -> dict[st
     """Describe the environment of a run.
 
     Args:
-        device: Where it computes.
-        seed: Its seed.
-        world_size: Its processes.
+        device: Device that the run computes on.
+        seed: Seed of the run.
+        world_size: Number of processes of the run.
 
     Returns:
         JSON's types only.

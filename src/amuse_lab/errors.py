@@ -16,8 +16,16 @@ class DataError(RequestError):
     """The data is missing or is not what it should be."""
 
 
+class MissingError(DataError):
+    """Data or weights are not there: every process on this machine finds the same, so one line is enough."""
+
+
 class RecordError(RequestError):
     """The run folder cannot be written."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived outside of training, where nothing has to be saved."""
 
 
 class TrainingError(RuntimeError):
@@ -31,7 +39,7 @@ def require(condition: bool, name: str, constraint: str, value: object) -> None:
         condition: Whether the value is acceptable. A comparison with NaN is false, so NaN never passes one.
         name: The setting's name, as its owner spells it.
         constraint: What it must be; completes "must be ...".
-        value: What it is.
+        value: Value as given, for the message.
 
     Raises:
         ConfigError: If the condition does not hold.
@@ -46,9 +54,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     Args:
         kind: What the name should have named, such as "recipe".
         name: The name as given.
-        known: All valid names.
+        known: All names that are valid.
     """
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(names)}"
+    found = nearest(name, names)
+    hint = f"choose from {', '.join(names)}" if found is None else f"did you mean {found!r}?"
     return ConfigError(f"unknown {kind} {name!r}; {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the valid name that is most like a misspelled one; None if none is like it."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return found[0] if found else None

@@ -18,9 +18,9 @@ def draw_curve(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str, 
     """Draw the loss at x and at y against steps.
 
     Args:
-        metrics: Lines of metrics.jsonl.
+        metrics: Lines of metrics.jsonl, as dictionaries.
         path: The PNG file to write.
-        title: Above the picture.
+        title: Text above the picture.
         averages: Whether x and y differ; if not, one validation curve is drawn.
     """
     figure = Figure(figsize=(8, 4.8), layout="constrained")

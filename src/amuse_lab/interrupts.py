@@ -8,7 +8,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Inside, the first Ctrl-C or SIGTERM only sets `signal`, for a loop to read; the second acts as usual.
+    """Context manager: the first Ctrl-C or SIGTERM only sets `signal`, which a loop reads; the second acts.
 
     Args:
         patient: Whether the second one and all others do nothing either. torchrun passes on to its processes

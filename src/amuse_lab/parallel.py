@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from amuse_lab.errors import ConfigError
+from amuse_lab.errors import ConfigError, require
 
 Mode = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "amp-bf16", "bf16"]
@@ -27,45 +27,45 @@ class Processes:
     """The processes of a run, as one of them sees them.
 
     Attributes:
-        index: Which one this is; 0 leads, and alone writes and prints.
-        count: How many there are.
+        rank: Number of this process; 0 is the main one, which alone writes and prints.
+        world_size: Number of processes of the run.
     """
 
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this one writes and prints."""
-        return self.index == 0
+        return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the elementwise sum over all processes; every one of them must call it."""
-        if self.count > 1:
+        if self.world_size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """Return the largest of the processes' numbers; every one of them must call it."""
-        if self.count == 1:
+        if self.world_size == 1:
             return number
         value = torch.tensor(number)
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return the leading process's value; every one of them must call it."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         shared: list[Any] = [value]
         dist.broadcast_object_list(shared)
         received: T = shared[0]
         return received
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return once every process has called it."""
-        self.largest(0)
+        self.all_reduce_max(0)
 
     def rows(self, size: int, batch: int | None) -> Iterator[tuple[slice, float]]:
         """Divide one training batch: this process's microbatches, each with its weight.
@@ -74,15 +74,15 @@ class Processes:
         processes, is the mean loss of the whole batch. (DDP and FSDP divide by that number themselves.)
 
         Args:
-            size: Rows of the whole batch, a multiple of `count`.
+            size: Rows of the whole batch, a multiple of `world_size`.
             batch: Rows of a microbatch at most; None takes all of this process's rows at once.
         """
-        share = size // self.count
-        first = self.index * share
+        share = size // self.world_size
+        first = self.rank * share
         batch = batch or share
         for start in range(first, first + share, batch):
             stop = min(start + batch, first + share)
-            yield slice(start, stop), (stop - start) * self.count / size
+            yield slice(start, stop), (stop - start) * self.world_size / size
 
     def parts(self, size: int, batch: int) -> Iterator[tuple[slice, int]]:
         """Divide data that is read once: this process's batches, each with the number of rows that count.
@@ -91,13 +91,13 @@ class Processes:
         nothing left for one, its rows are the first row, which then counts 0.
 
         Args:
-            size: Rows in all.
+            size: Number of rows in all.
             batch: Rows of a batch at most.
         """
-        for start in range(0, size, batch * self.count):
-            stop = min(start + batch * self.count, size)
-            share = -(-(stop - start) // self.count)
-            mine = slice(start + self.index * share, min(start + (self.index + 1) * share, stop))
+        for start in range(0, size, batch * self.world_size):
+            stop = min(start + batch * self.world_size, size)
+            share = -(-(stop - start) // self.world_size)
+            mine = slice(start + self.rank * share, min(start + (self.rank + 1) * share, stop))
             counted = max(0, mine.stop - mine.start)
             yield (mine, counted) if counted else (slice(0, 1), 0)
 
@@ -107,7 +107,7 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined(device: str, *, sharded: bool) -> Iterator[tuple[Processes, torch.device]]:
+def init_distributed(device: str, *, sharded: bool) -> Iterator[tuple[Processes, torch.device]]:
     """Join the processes that torchrun, or whoever sets its variables, has started.
 
     Args:
@@ -150,6 +150,16 @@ def _begin(device: torch.device, *, launched: bool) -> None:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
+def check_threads(threads: int) -> None:
+    """Check a number of CPU threads.
+
+    Raises:
+        ConfigError: If it is more than this machine has cores: each would cost memory and none would help.
+    """
+    cores = os.cpu_count() or 1
+    require(1 <= threads <= cores, "threads", f"from 1 to the {cores} cores of this machine", threads)
+
+
 def usable(name: str) -> torch.device:
     """Check that a device exists and computes.
 
@@ -166,14 +176,14 @@ def usable(name: str) -> torch.device:
     return device
 
 
-def prepared(
+def parallelize(
     model: nn.Module, *, processes: Processes, mode: Mode, precision: Precision, compiled: bool
 ) -> nn.Module:
     """Convert, compile, shard or wrap a model.
 
     Args:
         model: On its device, before any optimizer holds its parameters; changed in place.
-        processes: Who trains it.
+        processes: Processes that train the model together.
         mode: "fsdp" shards its parameters, whatever the number of processes.
         precision: "bf16" converts it; "amp-bf16" gathers shards in bfloat16.
         compiled: Whether `torch.compile` translates it, or each of its units where it is sharded.
@@ -188,7 +198,7 @@ def prepared(
         return model
     if compiled:
         model.compile()
-    return DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.count > 1 else model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world_size > 1 else model
 
 
 def _shard(model: nn.Module, processes: Processes, precision: Precision, compiled: bool) -> None:
@@ -197,7 +207,7 @@ def _shard(model: nn.Module, processes: Processes, precision: Precision, compile
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     kind = next(model.parameters()).device.type
-    mesh = init_device_mesh(kind, (processes.count,))
+    mesh = init_device_mesh(kind, (processes.world_size,))
     mixed = precision == "amp-bf16"
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if mixed else None, reduce_dtype=torch.float32 if mixed else None
@@ -211,15 +221,15 @@ def _shard(model: nn.Module, processes: Processes, precision: Precision, compile
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
-def accumulating(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Inside, DDP leaves gradients on their process unless this is the last microbatch of the step."""
+def no_sync(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Context manager: DDP exchanges gradients in the last microbatch of a step alone."""
     if isinstance(model, DistributedDataParallel) and not last:
         waiting: AbstractContextManager[None] = model.no_sync()
         return waiting
     return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor; every process must call it. Others are returned as they are."""
     gather = getattr(tensor, "full_tensor", None)
     gathered: Tensor = tensor if gather is None else gather()

@@ -2,11 +2,16 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Never, Protocol
 
+from amuse_lab.arguments import take_option
 from amuse_lab.errors import ConfigError, require, unknown
+from amuse_lab.files import data_root
 from amuse_lab.tasks.image import command as image
+from amuse_lab.tasks.image.data.own import holds_images
 from amuse_lab.tasks.lm import command as text
 
 
@@ -28,16 +33,25 @@ class Preparation:
     Attributes:
         description: One line for people.
         parse: Reads the name and the options that follow it.
+        options: The dataclass of these options.
     """
 
     description: str
     parse: Callable[[str, Sequence[str]], Job]
+    options: type
 
 
 PREPARATIONS: Mapping[str, Preparation] = {
-    "fineweb": Preparation("FineWeb sample-100BT from the Hugging Face hub, tokenized", text.parse_fineweb),
-    "shakespeare": Preparation("38 plays of Shakespeare, tokenized", text.parse_shakespeare),
-    **{name: Preparation(description, image.parse_images) for name, description in image.PREPARED.items()},
+    "fineweb": Preparation(
+        "FineWeb sample-100BT from the Hugging Face hub, tokenized", text.parse_fineweb, text.FineWebOptions
+    ),
+    "shakespeare": Preparation(
+        "38 plays of Shakespeare, tokenized", text.parse_shakespeare, text.TextOptions
+    ),
+    **{
+        name: Preparation(description, image.parse_images, image.ImageOptions)
+        for name, description in image.PREPARED.items()
+    },
 }
 """Every data set that is prepared under a name of its own; any other name is for text of the user's."""
 
@@ -50,8 +64,10 @@ def usage() -> str:
             "usage: amuse-lab prepare NAME [--OPTION VALUE ...]",
             "",
             *(f"  {name:{width}}  {each.description}" for name, each in PREPARATIONS.items()),
-            f"  {'NAME':{width}}  text, JSON lines or Parquet of yours: --from PATH",
+            f"  {'NAME':{width}}  text of yours (plain, JSON, Parquet; also .gz and .zst): --from PATH",
+            f"  {'NAME':{width}}  images of yours, a folder for each class: --from FOLDER",
             "",
+            f"Everything goes to {data_root().absolute()}, which AMUSE_LAB_DATA or --data-root changes.",
             "Text goes on where it was interrupted; checks what is complete. `prepare NAME --help`: options.",
         ]
     )
@@ -79,16 +95,17 @@ def parse(arguments: Sequence[str]) -> Job:
         raise unknown("data set", name, PREPARATIONS)
     plain = re.fullmatch(r"\w[\w.-]*", name) is not None
     require(plain, "the name", "of letters, digits, dots and dashes, as it names a folder", name)
+    place, _ = take_option(rest, "--from") if "-h" not in rest and "--help" not in rest else (None, [])
+    if place is None:
+        _print_help_of_both(name)
+    if holds_images(Path(place or "")):
+        return image.parse_own_images(name, rest)
     return text.parse_local(name, rest)
 
 
-def run(job: Job) -> None:
-    """Do what was asked for.
-
-    Args:
-        job: From `parse`.
-
-    Raises:
-        RequestError: If it cannot be done.
-    """
-    job.run()
+def _print_help_of_both(name: str) -> Never:
+    for kind, parse_help in (("text", text.parse_local), ("images", image.parse_own_images)):
+        print(f"For {kind} of yours:\n")
+        with suppress(SystemExit):
+            parse_help(name, ["--help"])
+    raise SystemExit(0)

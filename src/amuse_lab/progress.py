@@ -21,11 +21,11 @@ class Status:
     """Where a run stands.
 
     Attributes:
-        step: Steps done.
-        steps: Steps in all.
+        step: Training steps done.
+        steps: Training steps in all.
         rate: Units per second of training, since the line of metrics before.
         unit: What `rate` counts, such as "tokens".
-        seconds_left: Estimated, evaluations included.
+        seconds_left: Estimated time to the end, evaluations included, in seconds.
         at_x: The latest evaluation at x; empty before the first one.
         at_y: The same at y.
         telemetry: The optimizer's, with "lr".
@@ -123,7 +123,7 @@ class LiveProgress:
         self._live.stop()
 
     def show(self, status: Status) -> None:
-        """Redraw."""
+        """Draw the bar and the readings again."""
         row = Table.grid(padding=(0, 1))
         bar = ProgressBar(status.steps, status.step, width=40)
         row.add_row(status.position(), bar, status.time_left())
@@ -151,8 +151,8 @@ def print_summary(
     """Print a finished run, beside the recorded results of its recipe.
 
     Args:
-        console: Where to.
-        summary: As in summary.json.
+        console: Terminal or file to print to.
+        summary: Content of the run's summary.json.
         measure: Which value of the summary the task is judged by, such as "bits_per_byte".
         unit: What the task counts, such as "tokens".
         lr: Peak learning rate of the run.

@@ -1,7 +1,7 @@
 """What the training loop asks of a task and of an optimizer. Neither knows the other."""
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -42,6 +42,9 @@ class Task(Protocol):
     def fingerprint(self) -> str:
         """Stands for the data, wherever it lies: a run goes on with no other."""
 
+    def note(self, steps: int) -> str | None:
+        """Return what people should know before a run of so many steps, in one line; None if nothing."""
+
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Return the training batch of a step, or some of its rows.
 
@@ -58,21 +61,21 @@ class Task(Protocol):
 
         Args:
             model: The model or what wraps it; called once, as a function.
-            batch: From `batch`.
+            batch: Inputs and targets, from `batch`.
         """
 
     def sampled_loss(self, model: nn.Module, batch: Batch, uniforms: Tensor) -> Tensor:
         """Return the mean loss of a batch on labels sampled from the model, which some optimizers ask for.
 
         Args:
-            model: As for `loss`.
+            model: Model or what wraps it, as for `loss`.
             batch: From `batch`, whose own labels play no part.
             uniforms: A number in [0, 1) for each label, which decides it; on the device of the run, shape
                 (rows, labels of a row). A row has `units_per_step / batch_size` labels.
         """
 
     def refreshed(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, what a model has besides its parameters belongs to them as they stand; then as it was.
+        """Context manager: buffers of the model, such as BatchNorm's, fit its parameters; then as before.
 
         Args:
             model: The model, in eval mode.
@@ -94,8 +97,8 @@ class Task(Protocol):
         """Measure the finished model on the test set, which nothing else looks at.
 
         Args:
-            model: As for `evaluate`.
-            processes: As for `evaluate`.
+            model: Model in eval mode, as for `evaluate`.
+            processes: Processes that share the work, as for `evaluate`.
 
         Returns:
             Values by names that begin with "test_"; none if there is no test set.
@@ -116,16 +119,6 @@ class TrainingOptimizer(Protocol):
     def averages(self) -> bool:
         """Whether x and y differ."""
 
-    @property
-    def wants_curvature(self) -> bool:
-        """Whether the next step needs `observe_curvature()` before it."""
-
-    def observe_curvature(self) -> None:
-        """Take in the gradients that are there as those of the mean loss on labels sampled from the model.
-
-        They are no step's gradients: drop them afterwards.
-        """
-
     def watch(self) -> None:
         """Gather in the next step what `telemetry()` is going to tell of it, where that takes time."""
 
@@ -136,7 +129,7 @@ class TrainingOptimizer(Protocol):
         """Drop the gradients."""
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the parameters hold x; afterwards y again, bit for bit."""
+        """Context manager: the parameters hold x; afterwards y again, bit for bit."""
 
     def telemetry(self) -> dict[str, float]:
         """Return what the last step used: "lr", and what else the optimizer tells, such as "beta"."""
@@ -157,4 +150,19 @@ class TrainingOptimizer(Protocol):
 
         Raises:
             ValueError: If it is that of another kind of optimizer, or does not fit the parameters.
+        """
+
+
+@runtime_checkable
+class NeedsCurvature(Protocol):
+    """What an optimizer has beside a `TrainingOptimizer` if it needs a second kind of gradient: Sophia."""
+
+    @property
+    def wants_curvature(self) -> bool:
+        """Whether the next step needs `observe_curvature()` before it."""
+
+    def observe_curvature(self) -> None:
+        """Take in the gradients that are there as those of the mean loss on labels sampled from the model.
+
+        They are no step's gradients: drop them afterwards.
         """

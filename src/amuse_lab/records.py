@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -15,48 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amuse_lab.config import RunConfig, short_hash, to_json
-from amuse_lab.errors import DataError, RecordError
+from amuse_lab.errors import RecordError
+from amuse_lab.files import check_is_file, replacing
 
 METRICS = "metrics.jsonl"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file atomically: a temporary path beside it takes its place if nothing is raised inside.
-
-    Args:
-        path: The file to create or to replace.
-
-    Yields:
-        The temporary path.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Force a file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def check_is_file(path: Path) -> None:
-    """Refuse what is there but is no regular file: a pipe would be waited for.
-
-    Raises:
-        DataError: If it is something else. What is missing is left to whoever opens it.
-    """
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path} must be a file")
 
 
 def _finite(value: Any) -> Any:
@@ -73,7 +34,7 @@ class RunFolder:
     it until `close()` or the end of the process, and keeps everybody else from doing the same.
 
     Attributes:
-        path: Where it is.
+        path: Path of the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,7 +47,7 @@ class RunFolder:
 
         Args:
             config: What will be run.
-            environment: From `amuse_lab.environment.describe`.
+            environment: Versions, machine and command, from `amuse_lab.environment.describe`.
 
         Raises:
             RecordError: If the folder cannot be written; nothing of it is left then.
@@ -180,10 +141,11 @@ class RunFolder:
         ends = [end for line, end in self._lines() if line["step"] <= step]
         os.ftruncate(self._metrics, max(ends, default=0))
 
-    def sync_metrics(self) -> None:
-        """Force what was logged to the disk."""
+    def sync_metrics(self) -> int:
+        """Force what was logged to the disk; returns the size of metrics.jsonl in bytes."""
         assert self._metrics is not None, "the folder is open"
         os.fsync(self._metrics)
+        return os.fstat(self._metrics).st_size
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one object as a file for people and programs."""

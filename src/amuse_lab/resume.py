@@ -1,24 +1,45 @@
-"""Going on with a run: which one, and with which config."""
+"""Going on with a run: which one, with which config, and what may have changed since."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from amuse_lab import recipes
-from amuse_lab.config import RunConfig, from_json, to_json
+from amuse_lab.config import RunConfig, TaskConfig, from_json, hash_of, to_json
 from amuse_lab.errors import ConfigError, DataError, RecordError, require
-from amuse_lab.records import check_is_file
+from amuse_lab.files import check_is_file
+
+HISTORY = "history"
+"""The key of config.json that lists changes in the middle of the run."""
 
 _FREE = (
-    *("steps", "micro_batch", "compile", "checkpoint_every", "keep_last", "keep_every"),
-    *("sinks", "threads", "device", "task.workers"),
+    *("steps", "micro_batch", "compile", "eval_every", "log_every", "checkpoint_every", "keep_last"),
+    *("keep_every", "sinks", "threads", "device"),
 )
-"""Settings that may change in the middle of a run; no other may."""
+"""Settings that change no step to come, beside those that the task declares."""
+
+_FROM_HERE = ("optimizer.lr", "optimizer.lr_rest")
+"""Settings that may change for the steps to come if the user says so."""
+
+_REASONS = {
+    "seed": "it decides what the steps to come see",
+    "precision": "weights and state are kept in it",
+    "parallel": "weights and state are divided by it",
+    "clip": "the steps so far were clipped by it",
+    "optimizer": "its state belongs to it",
+    "optimizer.": "the steps so far were taken with it",
+    "task.": "the steps so far were taken on it",
+}
+"""Why a setting, or every one that begins so, has to stay."""
 
 _ENDLESS = ("constant", "none")
 """Schedules that do not depend on how long the run is."""
+
+Changes = Mapping[str, tuple[Any, Any]]
+"""Old and new value by the dotted name of a setting."""
 
 
 def saved_config(folder: Path) -> RunConfig:
@@ -26,29 +47,84 @@ def saved_config(folder: Path) -> RunConfig:
 
     Raises:
         DataError: If its config.json is no file.
-        RecordError: If it is not a run folder, or its config is not one of this version's.
+        RecordError: If it is not a run folder, its config is not one of this version's, or the file has been
+            edited since the run began.
     """
     try:
-        check_is_file(folder / "config.json")
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = _content(folder)
         default = recipes.find(content["recipe"])(content["optimizer"]["name"])
-        return replace(from_json(default, content), runs=folder.parent.parent)
+        history = content.pop(HISTORY, [])
+        config = replace(from_json(default, content), runs=folder.parent.parent)
+        began = hash_of(_undone(content, history))
     except OSError as error:
         raise RecordError(f"{folder} is not a run folder: {error.strerror}: config.json") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RecordError(f"cannot go on with {folder}: config.json: {error}") from error
+    named = re.search(r"Z-([0-9a-f]{8})(-\d+)?$", folder.resolve().name)
+    if named and named[1] != began:
+        raise RecordError(
+            f"{folder / 'config.json'} has been edited: its settings are not those that the folder is named "
+            "for; undo that, and change settings on the command line or in a new run"
+        )
+    return config
 
 
-def check_changes(saved: RunConfig, wanted: RunConfig) -> None:
+def _content(folder: Path) -> dict[str, Any]:
+    check_is_file(folder / "config.json")
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _undone(content: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that a run began with."""
+    original: dict[str, Any] = json.loads(json.dumps(content))
+    for entry in reversed(history):
+        for name, (old, _) in entry["changes"].items():
+            *path, last = name.split(".")
+            place = original
+            for key in path:
+                place = place[key]
+            place[last] = old
+    return original
+
+
+def changes_of(folder: Path, config: RunConfig) -> Changes:
+    """Return the settings of a config that differ from those in a run folder."""
+    content = _content(folder)
+    content.pop(HISTORY, None)
+    wanted = json.loads(json.dumps(to_json(config)))
+    return {name: (old, new) for name, old, new in _differences(content, wanted) if name != "runs"}
+
+
+def with_history(folder: Path, config: RunConfig, step: int) -> dict[str, Any]:
+    """Return what config.json says from a step on: the config, and every change of it in the order made.
+
+    Args:
+        folder: The run folder, with the config so far.
+        config: Config of the steps to come.
+        step: Training steps done so far.
+    """
+    history = list(_content(folder).get(HISTORY, []))
+    changes = changes_of(folder, config)
+    if changes:
+        history.append({"from_step": step, "changes": {name: list(pair) for name, pair in changes.items()}})
+    return to_json(config) | ({HISTORY: history} if history else {})
+
+
+def check_changes(saved: RunConfig, wanted: RunConfig, *, from_here: bool = False) -> None:
     """Check that a run may go on with another config than it began with.
+
+    Args:
+        saved: The config so far.
+        wanted: The config from here on.
+        from_here: Whether the learning rate may change.
 
     Raises:
         ConfigError: For a setting that has to stay as it was, and for more steps where the learning-rate
             schedule was made for fewer.
     """
-    before, after = to_json(saved), to_json(wanted)
-    for name, old, new in _differences(before, after):
-        if name not in _FREE:
+    for name, old, new in _differences(to_json(saved), to_json(wanted)):
+        if not is_free(name, wanted.task) and not (from_here and name in _FROM_HERE):
             raise must_stay(name, old, new)
     schedule = getattr(wanted.optimizer, "schedule", None)
     if schedule is not None and schedule not in _ENDLESS:
@@ -57,16 +133,26 @@ def check_changes(saved: RunConfig, wanted: RunConfig) -> None:
         require(wanted.steps == steps, "steps", constraint, wanted.steps)
 
 
+def is_free(name: str, task: TaskConfig) -> bool:
+    """Return True if a setting, by its dotted name, changes no step to come."""
+    return name in _FREE or name.removeprefix("task.") in task.free
+
+
 def must_stay(name: str, old: object, new: object) -> ConfigError:
     """Return the error for a setting that may not change in the middle of a run."""
-    return ConfigError(f"{name} must stay {old!r} when a run goes on, got {new!r}; start a new run")
+    reason = next((why for begin, why in _REASONS.items() if name == begin), None) or next(
+        (why for begin, why in _REASONS.items() if begin.endswith(".") and name.startswith(begin)),
+        "the run is named for it",
+    )
+    hint = "--from-here changes it for the steps to come" if name in _FROM_HERE else "start a new run"
+    return ConfigError(f"{name} must stay {old!r} when a run goes on, got {new!r}: {reason}; {hint}")
 
 
 def _differences(
     before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    for name, old in before.items():
-        new = after[name]
+    for name, new in after.items():
+        old = before.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new, f"{prefix}{name}.")
         elif old != new:
@@ -94,9 +180,10 @@ def newest_unfinished(config: RunConfig) -> Path | None:
 
 def _experiment(content: Mapping[str, Any]) -> dict[str, Any]:
     """All settings but the place, as JSON has them: tuples are lists there."""
-    fields: dict[str, Any] = json.loads(json.dumps(content))
-    fields.pop("runs", None)
-    return fields
+    settings: dict[str, Any] = json.loads(json.dumps(content))
+    for name in ("runs", HISTORY):
+        settings.pop(name, None)
+    return settings
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def cosine(step: int, *, steps: int, warmup_steps: int, floor: float = FLOOR) ->
     so m(0) = floor, m(W) = 1 and m(N - 1) = floor. A run shorter than its warm-up ends inside it.
 
     Args:
-        step: t, from 0.
-        steps: N, the horizon.
+        step: t, the number of the step, from 0.
+        steps: N, the steps of the run.
         warmup_steps: W; 0 starts at the peak.
         floor: The multiplier at both ends.
 
@@ -66,8 +66,8 @@ def linear(step: int, *, steps: int, warmup_steps: int, floor: float = FLOOR) ->
     """`cosine` with straight lines: up from `floor` to 1 at W, down to `floor` at the last step.
 
     Args:
-        step: t, from 0.
-        steps: N, the horizon.
+        step: t, the number of the step, from 0.
+        steps: N, the steps of the run.
         warmup_steps: W; 0 starts at the peak.
         floor: The multiplier at both ends.
 
@@ -92,8 +92,8 @@ def wsd(step: int, *, steps: int, warmup_steps: int, floor: float = FLOOR, fract
     so m(0) = floor and m(N - 1) = 0: the last step moves nothing.
 
     Args:
-        step: t, from 0.
-        steps: N, the horizon.
+        step: t, the number of the step, from 0.
+        steps: N, the steps of the run.
         warmup_steps: W; 0 starts at the peak.
         floor: The multiplier at the start.
         fraction: How much of the horizon decays.
@@ -114,7 +114,7 @@ def constant(step: int, *, steps: int, warmup_steps: int, floor: float = FLOOR) 
     """Up in a line from `floor` to 1 at W, and 1 from there on.
 
     Args:
-        step: t, from 0.
+        step: t, the number of the step, from 0.
         steps: N, the horizon, which it does not need.
         warmup_steps: W; 0 starts at the peak.
         floor: The multiplier at the start.

@@ -34,8 +34,8 @@ class TensorBoard:
     """Event files in `tensorboard/` of the run folder.
 
     Args:
-        folder: Of the run.
-        config: Of the run.
+        folder: Path of the run folder.
+        config: Config of the run; not needed here.
         step: Steps done; what an earlier process wrote of later ones is hidden.
     """
 
@@ -59,7 +59,7 @@ class WeightsAndBiases:
 
     Args:
         folder: Of the run; local files go to `wandb/` in it.
-        config: Of the run.
+        config: Config of the run, which is shown beside it.
         step: Not needed: a point that was logged before has the same value.
     """
 
@@ -110,10 +110,10 @@ def opened(names: Sequence[SinkName], config: RunConfig, folder: Path, step: int
     """Open the sinks of a run and close them in the end.
 
     Args:
-        names: Which.
-        config: Of the run.
-        folder: Of the run.
-        step: Steps done.
+        names: Names of the sinks to open.
+        config: Config of the run.
+        folder: Path of the run folder.
+        step: Training steps done before.
     """
     with ExitStack() as stack:
         sinks: list[Sink] = []

@@ -9,6 +9,7 @@ written back in that of the storage.
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -139,28 +140,38 @@ class Bucket:
 
     def chunks(self) -> "Iterator[Chunk]":
         """All of it, cut into chunks."""
-        return self.cut([slot.row for slot in self.slots])
+        return self.cut([slot.row for slot in self.slots], self.names)
 
-    def cut(self, rows: Sequence[Row]) -> "Iterator[Chunk]":
-        """Cut rows into chunks of about `CHUNK_ENTRIES`; the tensors of a row have equal lengths."""
+    def cut(
+        self, rows: Sequence[Row], names: Sequence[str], updates: Sequence[Tensor] = ()
+    ) -> "Iterator[Chunk]":
+        """Cut rows into chunks of about `CHUNK_ENTRIES` entries.
+
+        Args:
+            rows: The tensors of a row have equal lengths.
+            names: Which of their tensors are wanted.
+            updates: A tensor beside each row, of its length, which is cut with it; may be left out.
+        """
         on_cpu = self.device.type == "cpu"
         bound = CHUNK_ENTRIES_ON_CPU * torch.get_num_threads() if on_cpu else CHUNK_ENTRIES
-        chunk: list[Row] = []
-        entries = 0
-        for row in rows:
-            size = next(iter(row.values())).numel()
-            if chunk and entries + size > bound:
-                yield Chunk(self, chunk)
-                chunk, entries = [], 0
+        chunk, entries = Chunk(self, [], []), 0
+        for row, update in zip_longest(rows, updates):
+            size = row[names[0]].numel()
+            if entries and entries + size > bound:
+                yield chunk
+                chunk, entries = Chunk(self, [], []), 0
             if size > bound:
-                most = max(1, bound * len(next(iter(row.values()))) // size)
-                pieces = zip(*(tensor.split(most) for tensor in row.values()), strict=True)
-                yield from (Chunk(self, [dict(zip(row, piece, strict=True))]) for piece in pieces)
+                most = max(1, bound * len(row[names[0]]) // size)
+                pieces = zip(*(row[name].split(most) for name in names), strict=True)
+                cut = [] if update is None else update.split(most)
+                for piece, part in zip_longest(pieces, cut):
+                    yield Chunk(self, [dict(zip(names, piece, strict=True))], [part])
             elif size:
-                chunk.append(row)
+                chunk.rows.append(row)
+                chunk.update.append(update)
                 entries += size
-        if chunk:
-            yield Chunk(self, chunk)
+        if entries:
+            yield chunk
 
     def numbers(self, now: Coefficients) -> StepNumbers:
         """What the equations of this step are told."""
@@ -193,10 +204,12 @@ class Chunk:
     Args:
         bucket: Whose.
         rows: The pieces, parameter by parameter.
+        update: A tensor beside each, if `Bucket.cut` was given some.
     """
 
     bucket: Bucket
     rows: list[Row]
+    update: list[Tensor]
 
     @property
     def group(self) -> Group:

@@ -7,7 +7,7 @@ transpose of theirs: the rows of their matrices are columns in memory.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -70,22 +70,25 @@ class Layout:
             return (sum(number * rows for number, rows, _ in self.blocks),)
         return self.shape[:-1] if self.stacked else self.shape[:1]
 
-    def places(self, bound: int) -> Iterator[tuple[tuple[int, int], Place]]:
+    @cache  # noqa: B019 - layouts are kept for good as well
+    def places(self, bound: int) -> tuple[tuple[tuple[int, int], Place], ...]:
         """The shapes of the matrices and where they lie, in order.
 
         Args:
             bound: Matrices that lie behind one another have one place, up to this many entries.
         """
         width = sum(number * rows for number, rows, _ in self.blocks) if self.columns else None
+        found = []
         start = row = 0
         for number, rows, cols in self.blocks:
             size = rows * cols
             most = 1 if self.columns or size == 0 else max(1, bound // size)
             for first in range(0, number if size else 0, most):
                 matrices = min(most, number - first)
-                yield (rows, cols), Place(matrices * size, start, row, width)
+                found.append(((rows, cols), Place(matrices * size, start, row, width)))
                 start += matrices * (rows if self.columns else size)
                 row += matrices * rows
+        return tuple(found)
 
 
 @cache

@@ -98,12 +98,17 @@ def working_dtype(matrices: Tensor) -> torch.dtype:
     (CUDA from compute capability 8.0; CPUs with AVX512-BF16 or AMX, oneDNN on, from 64 rows on),
     in float32 otherwise; never in float16, which overflows.
     """
-    if matrices.dtype == torch.float64:
+    return working_dtype_for(matrices.dtype, matrices.device, min(matrices.shape[-2:]))
+
+
+def working_dtype_for(dtype: torch.dtype, device: torch.device, short: int) -> torch.dtype:
+    """`working_dtype` of matrices that are not there yet; `short`: rows or columns, the fewer."""
+    if dtype == torch.float64:
         return torch.float64
-    if not _bfloat16_is_fast(matrices.device.type, matrices.device.index):
+    if not _bfloat16_is_fast(device.type, device.index):
         return torch.float32
-    if matrices.device.type == "cpu":
-        large = min(matrices.shape[-2:]) >= BFLOAT16_ROWS_ON_CPU
+    if device.type == "cpu":
+        large = short >= BFLOAT16_ROWS_ON_CPU
         return torch.bfloat16 if large and torch.backends.mkldnn.enabled else torch.float32
     return torch.bfloat16
 

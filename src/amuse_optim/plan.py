@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from .directions.base import Update
 from .measurement import Measurement
 from .options import describe
 from .sharding import is_sharded
-from .state import SEQUENCES, follow_parameter, kept_tensors_in
+from .state import SEQUENCES, follow_parameter, kept_names_in
 
 
 def buckets_of(
@@ -30,19 +29,19 @@ def buckets_of(
     if group["capturable"]:
         place_on_device(group, states)
     alike: dict[object, list[Slot]] = {}
-    kept_in_state = kept_tensors_in(group)
+    names_of = kept_names_in(group)
     for index, parameter in enumerate(group["params"]):
         if parameter.grad is None:
             continue
         state = states[parameter]
-        names = [name for name, kept in kept_in_state(parameter).items() if kept.shape == parameter.shape]
+        _, names = names_of(parameter)
         slot = Slot.of(group, index, state, names)
-        numbers: list[Any] = [state["step"], state["beta"]]
+        step, beta = state["step"], state["beta"]
         if group["capturable"]:  # on the device: alike where they are the same tensors
-            numbers = [id(number) for number in numbers]
+            step, beta = id(step), id(beta)
             _check_capturable(group, slot)
         dtypes = parameter.dtype, parameter.grad.dtype
-        key: object = (parameter.device, *dtypes, is_sharded(parameter), *names, *numbers)
+        key: object = (parameter.device, dtypes, is_sharded(parameter), names, step, beta)
         alike.setdefault(index if group["foreach"] is False else key, []).append(slot)
     return [Bucket(group, number, slots, measurement) for slots in alike.values()]
 

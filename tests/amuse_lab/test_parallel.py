@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError
-from amuse_lab.parallel import ALONE, Processes, joined, usable
+from amuse_lab.parallel import ALONE, Processes, init_distributed, usable
 from amuse_lab.progress import Silence
 from amuse_lab.records import RunFolder
-from amuse_lab.tasks.lm.data import DATASETS, Dataset
+from amuse_lab.tasks.lm.bundled import BUNDLED
 from amuse_lab.train import train
-from tests.amuse_lab import ranks
+from tests.amuse_lab.tiny_text import tiny_text
+from tests.programs import ranks
 
 Make = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -55,13 +56,13 @@ def test_rows_weigh_their_microbatches(size: int, count: int, batch: int | None)
 
 
 def test_one_process_alone_needs_nothing() -> None:
-    with joined("cpu", sharded=False) as (processes, device):
+    with init_distributed("cpu", sharded=False) as (processes, device):
         assert processes == ALONE
         assert device == torch.device("cpu")
         assert not dist.is_initialized()
-        assert processes.leads
-        assert processes.largest(3) == 3
-        assert processes.share("a") == "a"
+        assert processes.is_main
+        assert processes.all_reduce_max(3) == 3
+        assert processes.broadcast("a") == "a"
         assert processes.sum(torch.ones(2)).tolist() == [1, 1]
 
 
@@ -74,7 +75,7 @@ def test_a_numbered_gpu_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatc
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
     expected = "device must be cpu or cuda under torchrun, got 'cuda:1'"
-    with pytest.raises(ConfigError, match=expected), joined("cuda:1", sharded=False):
+    with pytest.raises(ConfigError, match=expected), init_distributed("cuda:1", sharded=False):
         pass
 
 
@@ -87,7 +88,7 @@ def test_optimizers_that_need_whole_parameters_are_not_given_shards(tiny: Make, 
 def launch(folder: Path, count: int, cases: list[str]) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     done = subprocess.run(
-        [*command, "-m", "tests.amuse_lab.ranks", str(folder), *cases],
+        [*command, "-m", "tests.programs.ranks", str(folder), *cases],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -122,7 +123,8 @@ def test_more_processes_train_as_one_does(
 
     The stopped one went on from four processes to two, its shards divided anew.
     """
-    monkeypatch.setitem(DATASETS, "tiny", Dataset("a line, repeated", lambda: ranks.TEXT))
+    monkeypatch.setitem(BUNDLED, "tiny", tiny_text())
+    monkeypatch.setenv("AMUSE_LAB_DATA", str(tmp_path / "data"))
     alone = replace(ranks.config(case, tmp_path), parallel="ddp", micro_batch=None)
     train(alone, Silence())
     expected, found = ended(tmp_path, case), ended(launched[0], case)
@@ -155,7 +157,8 @@ def test_shards_of_one_process_are_a_run_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without torchrun: fsdp on one process, then its checkpoint again."""
-    monkeypatch.setitem(DATASETS, "tiny", Dataset("a line, repeated", lambda: ranks.TEXT))
+    monkeypatch.setitem(BUNDLED, "tiny", tiny_text())
+    monkeypatch.setenv("AMUSE_LAB_DATA", str(tmp_path / "data"))
     config = ranks.config("adamw/fsdp", tmp_path)
     whole = train(replace(config, parallel="ddp"), Silence())
     sharded = train(config, Silence())

@@ -3,12 +3,13 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from amuse_lab.errors import RequestError
-from amuse_lab.prepare import PREPARATIONS, parse, run
+from amuse_lab.prepare import PREPARATIONS, parse
 from amuse_lab.tasks.lm import command, sources
 from amuse_lab.tasks.lm.loader import open_tokens
 
@@ -27,7 +28,7 @@ def lines(tmp_path: Path) -> str:
 
 def test_own_text_from_beginning_to_end(lines: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["mine", "--from", lines, "--tokenizer", "bytes", "--validation", "0.1", "--workers", "2"]
-    run(parse([*arguments, "--tokens", "5000"]))
+    parse([*arguments, "--tokens", "5000"]).run()
     printed = capsys.readouterr()
     train, validation = (open_tokens("mine", split) for split in ("train", "validation"))
     assert printed.out.splitlines() == [
@@ -36,42 +37,71 @@ def test_own_text_from_beginning_to_end(lines: str, capsys: pytest.CaptureFixtur
         f"{train.bytes / len(train):.3f} bytes a token",
         f"  validation: {len(validation)} tokens in {validation.documents} documents, "
         f"{validation.bytes / len(validation):.3f} bytes a token",
+        "train on it: amuse-lab train shakespeare --task.data mine",
     ]
     assert printed.err == ""
     assert 5000 <= len(train) < 5010
     assert validation.tokenizer.name == "bytes"
     with pytest.raises(RequestError, match="data/mine was prepared with tokens 5000, not None"):
-        run(parse(arguments))
-    run(parse([*arguments, "--out", "elsewhere"]))
+        parse(arguments).run()
+    parse([*arguments, "--out", "elsewhere"]).run()
     assert len(open_tokens("./elsewhere", "train")) > len(train)
 
 
 def test_plays(tmp_path: Path) -> None:
-    run(parse(["shakespeare", "--tokenizer", "bytes", "--workers", "1"]))
+    parse(["shakespeare", "--tokenizer", "bytes", "--workers", "1"]).run()
     assert open_tokens("shakespeare", "validation").bytes == 495_643
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["shakespeare"]
 
 
+class Hub(sources.HubText):
+    """60,000 documents."""
+
+    texts: ClassVar = [f"Document {number}. " * 20 for number in range(60_000)]
+
+    def documents(self, position: int | None) -> sources.Documents:
+        documents = [sources.Document(text, self.split(number)) for number, text in enumerate(self.texts)]
+        return sources._InMemory(documents, position)
+
+
 def test_fineweb_asks_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [f"Document {number}. " * 20 for number in range(60_000)]
     asked = []
 
-    class Found(sources.HubText):
-        def documents(self, position: int | None) -> sources.Documents:
-            return sources._InMemory(texts, position)
-
-    def find(*arguments: object) -> Found:
+    def find(*arguments: object) -> Hub:
         asked.append(arguments)
-        return Found("repository", "subset", "a1", sources.HashedSplit(0.0001))
+        return Hub("repository", "subset", "a1", sources.CountedSplit(50))
 
     monkeypatch.setattr(command.HubText, "find", find)
-    run(parse(["fineweb", "--tokens", "8000000", "--tokenizer", "bytes", "--workers", "1"]))
-    assert asked == [("HuggingFaceFW/fineweb", "sample-100BT", sources.HashedSplit(0.0001), None)]
+    arguments = ["fineweb", "--tokenizer", "bytes", "--workers", "1", "--validation", "50"]
+    parse([*arguments, "--tokens", "8000000"]).run()
+    assert asked == [("HuggingFaceFW/fineweb", "sample-100BT", sources.CountedSplit(50), None)]
     # 18 bytes and the digits of the number, twenty times, and the end.
     assert 8_000_000 <= len(open_tokens("fineweb", "train")) < 8_000_400
-    number = next(number for number in range(60_000) if sources.HashedSplit(0.0001)(number))
+    number = next(number for number in range(60_000) if sources.CountedSplit(50)(number))
     first = open_tokens("fineweb", "validation").windows(100).read(np.array([0]))[0]
-    assert bytes(first.tolist()) == texts[number].encode()[:101]
+    assert bytes(first.tolist()) == Hub.texts[number].encode()[:101]
+
+
+def test_the_validation_text_is_the_same_however_much_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published number of documents, also where far fewer would do for so many training tokens."""
+    split = sources.CountedSplit(500)
+    monkeypatch.setattr(command.HubText, "find", lambda *_: Hub("repository", "subset", "a1", split))
+    arguments = ["fineweb", "--tokenizer", "bytes", "--workers", "1", "--validation", "500"]
+    found = []
+    for tokens in ("1", "100000", "3000000"):
+        parse([*arguments, "--tokens", tokens, "--out", f"./{tokens}"]).run()
+        train, validation = (open_tokens(f"./{tokens}", part) for part in ("train", "validation"))
+        assert int(tokens) <= len(train) < int(tokens) + 420
+        assert validation.documents == 500
+        found.append(validation.windows(len(validation) - 1).read(np.array([0])).tolist())
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_published_fraction_of_the_whole_data_set_is_the_default() -> None:
+    job = parse(["fineweb", "--tokens", "9"])
+    assert isinstance(job, command.TextJob)
+    assert command.VALIDATION_DOCUMENTS == 14_700
+    assert command.FineWebOptions(tokens=9).validation == 14_700
 
 
 def test_progress_is_a_line_every_ten_seconds(
@@ -95,10 +125,14 @@ def test_progress_is_a_line_every_ten_seconds(
         ([], f"prepare needs the name of a data set: {', '.join(PREPARATIONS)}, or one of yours"),
         (["--from", "x"], "prepare needs the name of a data set"),
         (["finewb", "--tokens", "3"], "unknown data set 'finewb'; did you mean 'fineweb'?"),
-        (["fineweb"], "the following arguments are required: --tokens"),
-        (["fineweb", "--tokens", "many"], "--tokens: invalid int value: 'many'"),
+        (["fineweb"], "--tokens must be given; --help says more"),
+        (["fineweb", "--tokens", "many"], "--tokens must be a whole number, got 'many'"),
         (["fineweb", "--tokens", "0"], "--tokens must be at least 1, got 0"),
-        (["fineweb", "--tokens", "9", "--validation", "1"], "--validation must be in (0, 1), got 1.0"),
+        (
+            ["fineweb", "--tokens", "9", "--validation", "0"],
+            "--validation must be at least 1 document, got 0",
+        ),
+        (["mine", "--from", __file__, "--validation", "1"], "--validation must be in (0, 1), got 1.0"),
         (["fineweb", "--tokens", "9", "--from", "x"], "unknown option --from; --help lists the options"),
         (["shakespeare", "--tokens", "9"], "unknown option --tokens; did you mean --tokenizer?"),
         (["shakespeare", "--tokenizer", "gpt"], "unknown tokenizer 'gpt'; did you mean 'gpt2'?"),
@@ -111,7 +145,6 @@ def test_progress_is_a_line_every_ten_seconds(
         ),
         (["..", "--from", __file__], "the name must be of letters"),
         (["mine", "--from", __file__, "--out", f"{__file__}/out"], "cannot write"),
-        (["mine", "--from", __file__, "--tokenizer", "bytes"], "none of the 1 documents is for validation"),
         (["mine", "--from", ".", "--tokenizer", "bytes"], ". must hold text, but has no file that ends with"),
     ],
 )
@@ -119,7 +152,7 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError, match=f"^{re.escape(message)}") as caught:
-        run(parse(arguments))
+        parse(arguments).run()
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -127,7 +160,7 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
 def test_missing_packages_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RequestError, match=r"needs the package datasets, .*'amuse-optim\[data\]'$"):
-        run(parse(["fineweb", "--tokens", "9"]))
+        parse(["fineweb", "--tokens", "9"]).run()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,5 +170,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         parse([*arguments, "--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"usage: amuse-lab prepare {arguments[0] if arguments else 'NAME'} ")
-    assert all(name in printed for name in PREPARATIONS) or arguments
+    assert f"usage: amuse-lab prepare {arguments[0] if arguments else 'NAME'} " in printed
+    assert "images" in printed or arguments[:1] != ["mine"]
+    shown = PREPARATIONS if not arguments else ["--tokenizer", "--workers", "--out"]
+    assert [name for name in shown if name not in printed] == []

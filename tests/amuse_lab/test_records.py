@@ -10,35 +10,9 @@ from safetensors.torch import load_file
 
 from amuse_lab.config import RunConfig, short_hash
 from amuse_lab.errors import DataError, RecordError
-from amuse_lab.records import RunFolder, replacing
+from amuse_lab.records import RunFolder
 
 Make = Callable[..., RunConfig]
-
-
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    path.write_text("before")
-
-    def write() -> None:
-        with replacing(path) as partial:
-            partial.write_text("half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write()
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_write_is_synced_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    fsync, rename = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("sync"), fsync(descriptor))[1])
-    monkeypatch.setattr(Path, "replace", lambda *paths: (events.append("rename"), rename(*paths))[1])
-    with replacing(tmp_path / "file") as partial:
-        partial.write_text("content")
-    assert events == ["sync", "rename", "sync"]
-    assert (tmp_path / "file").read_text() == "content"
 
 
 def test_folder_is_named_by_recipe_time_and_hash(tiny: Make) -> None:

@@ -1,8 +1,10 @@
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from amuse_lab import checkpoint
+from amuse_lab.cli import main
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError, DataError, RecordError
 from amuse_lab.optimizers import Sophia
 from amuse_lab.progress import Silence, Status
 from amuse_lab.records import RunFolder
 from amuse_lab.resume import check_changes, newest_unfinished, saved_config
+from amuse_lab.schedules import SCHEDULES, ScheduleName
 from amuse_lab.train import Outcome, train
 
 Make = Callable[..., RunConfig]
@@ -127,7 +131,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(tiny: Make) -> No
     for path in checkpoint.finished(folder / "checkpoints"):
         (path / "manifest.json").unlink()
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
-    with pytest.raises(RecordError, match=r"every checkpoint in .* is damaged; start the run anew"):
+    with pytest.raises(RecordError, match=r"no checkpoint in .* can be used; start the run anew"):
         train(config, Silence(), resume=folder)
     assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
 
@@ -200,7 +204,7 @@ def test_the_saved_config_is_the_config(tiny: Make, optimizer: str) -> None:
         ),
         (
             '{"recipe": "shakespeare", "optimizer": {"name": "adamw"}, "steps": {}}',
-            "cannot go on with .*: config.json: steps must be a single value, got {}",
+            "cannot go on with .*: config.json: steps must be a whole number, got {}",
         ),
         (
             '{"recipe": "shakespeare", "optimizer": {"name": "adamw"}, "task": "x"}',
@@ -219,9 +223,13 @@ def test_a_folder_that_cannot_be_resumed_says_why(tmp_path: Path, content: str |
 @pytest.mark.parametrize(
     ("optimizer", "changes", "message"),
     [
-        ("amuse", {"seed": 3}, r"^seed must stay 0 when a run goes on, got 3; start a new run$"),
+        (
+            "amuse",
+            {"seed": 3},
+            r"^seed must stay 0 .*, got 3: it decides what .*; start a new run$",
+        ),
         ("amuse", {"precision": "bf16"}, "^precision must stay 'fp32'"),
-        ("amuse", {"log_every": 7}, "^log_every must stay 1"),
+        ("amuse", {"clip": 1.0}, "^clip must stay None .*: the steps so far were clipped by it"),
         (
             "adamw",
             {"steps": 8},
@@ -241,15 +249,186 @@ def test_what_decides_the_run_has_to_stay(
 def test_nested_settings_have_to_stay_and_free_ones_may_change(tiny: Make) -> None:
     config = tiny()
     other = replace(config, task=replace(config.task, batch=4))
-    with pytest.raises(ConfigError, match=r"^task.batch must stay 2"):
+    with pytest.raises(ConfigError, match=r"^task.batch must stay 2 .*: the steps so far were taken on it"):
         check_changes(config, other)
-    check_changes(config, replace(config, steps=9, micro_batch=1, threads=2, keep_last=5, sinks=("wandb",)))
+    free = {"eval_windows": 2, "prompt": "A", "sample_length": 3, "temperature": 1.0}
+    loop = {"eval_every": 3, "log_every": 2, "checkpoint_every": 7, "keep_last": 5, "keep_every": 2}
+    kept = {"steps": 9, "micro_batch": 1, "threads": 2, "sinks": ("wandb",), "device": "cuda"}
+    check_changes(config, replace(config, task=replace(config.task, **free), **loop, **kept))
 
 
-def test_a_schedule_without_an_end_can_be_made_longer(tiny: Make) -> None:
+def test_what_changed_on_the_way_is_recorded_and_the_run_can_still_go_on(tiny: Make) -> None:
+    config = tiny(steps=4)
+    folder = train(config, Silence()).folder
+    second = replace(saved_config(folder), steps=6, eval_every=3)
+    train(second, Silence(), resume=folder)
+    third = replace(saved_config(folder), steps=7)
+    train(third, Silence(), resume=folder)
+    assert saved_config(folder) == replace(third, runs=config.runs)
+    assert json.loads((folder / "config.json").read_text())["history"] == [
+        {"from_step": 4, "changes": {"steps": [4, 6], "eval_every": [2, 3]}},
+        {"from_step": 6, "changes": {"steps": [6, 7]}},
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["amuse", "sf-adamw", "adamw", "muon"])
+def test_the_learning_rate_changes_from_here_on(tiny: Make, optimizer: str) -> None:
+    """The steps are those of a run whose learning rate was set by hand in between."""
+    config = tiny(optimizer, steps=6)
+    config = replace(config, optimizer=replace(config.optimizer, warmup_steps=0))
+    if optimizer == "amuse":
+        config = replace(config, optimizer=replace(config.optimizer, t0_steps=2))
+    folder = train(config, Stopping(3)).folder
+    saved = saved_config(folder)
+    lower = replace(saved, optimizer=replace(saved.optimizer, lr=saved.optimizer.lr / 4))
+    with pytest.raises(ConfigError, match=r"^optimizer\.lr must stay .*; --from-here changes it"):
+        check_changes(saved, lower)
+    check_changes(saved, lower, from_here=True)
+    train(lower, Silence(), resume=folder)
+    rates = [line["lr"] for line in RunFolder(folder).metrics() if line["split"] == "train"]
+    undisturbed = train(replace(config, seed=1), Silence()).folder
+    usual = [line["lr"] for line in RunFolder(undisturbed).metrics() if line["split"] == "train"]
+    assert rates[:3] == usual[:3]
+    assert rates[3:] == pytest.approx([rate / 4 for rate in usual[3:]])
+    (entry,) = json.loads((folder / "config.json").read_text())["history"]
+    lr = config.optimizer.lr
+    assert entry == {"from_step": 3, "changes": {"optimizer.lr": [lr, lr / 4]}}
+    assert saved_config(folder).optimizer == lower.optimizer
+
+
+def test_the_learning_rate_changes_on_the_command_line(
+    tiny: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(tiny(steps=4), Silence()).folder
+    more = ["train", "--resume", str(folder), "--steps", "6", "--optimizer.lr", "0.001"]
+    assert main(more) == 2
+    assert "--from-here changes it" in capsys.readouterr().err
+    assert main([*more, "--from-here"]) == 0
+    assert [line["lr"] for line in RunFolder(folder).metrics() if line["split"] == "train"][-1] <= 0.001
+
+
+def test_an_edited_config_is_not_believed(tiny: Make) -> None:
+    folder = train(tiny(steps=4), Silence()).folder
+    file = folder / "config.json"
+    content = json.loads(file.read_text())
+    content["optimizer"]["lr"] = 0.5
+    file.write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=r"config\.json has been edited: .*; undo that"):
+        saved_config(folder)
+
+
+def test_an_edited_config_in_a_folder_of_another_name_is_not_believed_either(tiny: Make) -> None:
+    """What the checkpoint was trained with counts."""
+    config = tiny(steps=4)
+    folder = train(config, Silence()).folder
+    folder = folder.rename(folder.with_name("the-best-one"))
+    content = json.loads((folder / "config.json").read_text())
+    content["optimizer"]["lr"] = 0.5
+    (folder / "config.json").write_text(json.dumps(content))
+    edited = saved_config(folder)
+    message = r"^the checkpoint was trained with optimizer\.lr 0\.005, but config\.json says 0\.5: undo"
+    with pytest.raises(RecordError, match=message):
+        train(replace(edited, steps=6), Silence(), resume=folder)
+
+
+def test_lost_lines_of_metrics_are_noticed(tiny: Make) -> None:
+    config = tiny(steps=4)
+    folder = train(config, Silence()).folder
+    metrics = folder / "metrics.jsonl"
+    size = metrics.stat().st_size
+    *kept, _ = metrics.read_text().splitlines(keepends=True)
+    for text in ("".join(kept), None):
+        if text is None:
+            metrics.unlink()
+        else:
+            metrics.write_text(text)
+        progress = Notes()
+        train(config, progress, resume=folder)
+        (note,) = [note for note in progress.notes if "has lost lines" in note]
+        assert f": {len(text or ''):,} of the {size:,} bytes up to step 4 are left" in note
+    undamaged = train(replace(config, seed=1), Silence()).folder
+    progress = Notes()
+    train(replace(config, seed=1), progress, resume=undamaged)
+    assert len(progress.notes) == 1
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("executed",)
+
+
+def hostile(path: Path) -> None:
+    torch.save(Harmful(), path / "outline.pt")
+
+
+def foreign(path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {}}, path / "outline.pt")
+
+
+def without_part(path: Path) -> None:
+    state = load_file(path / "whole.safetensors")
+    state.pop(sorted(state)[0])
+    save_file(state, path / "whole.safetensors")
+
+
+def of_another_model(path: Path) -> None:
+    outline = torch.load(path / "outline.pt", weights_only=True)
+    model = outline["trainer"]["model"]
+    model["unheard.of"] = model.pop(next(iter(model)))
+    torch.save(outline, path / "outline.pt")
+
+
+def resealed(path: Path) -> None:
+    """The manifest of what is there now."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name in manifest["files"]:
+        content = (path / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("change", [hostile, foreign, without_part, of_another_model])
+def test_a_checkpoint_that_cannot_be_loaded_is_one_line_and_the_one_before_is_used(
+    tiny: Make, change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its manifest is right."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny(steps=6, checkpoint_every=2, keep_last=9)
+    expected = remains(train(config, Silence()).folder)
+    folder = train(replace(config, runs=tmp_path / "others"), Stopping(5)).folder
+    newest = checkpoint.finished(folder / "checkpoints")[-1]
+    assert checkpoint.step_of(newest) == 5
+    change(newest)
+    resealed(newest)
+    progress = Notes()
+    train(replace(config, runs=tmp_path / "others"), progress, resume=folder)
+    first, last = progress.notes
+    assert first.startswith(f"checkpoint {newest} cannot be loaded and is not used: ")
+    assert "\n" not in first
+    assert "weights_only" not in first
+    assert "trust" not in first
+    assert last == f"going on with {folder} after step 4"
+    assert not (tmp_path / "executed").exists()
+    assert_same(remains(folder), expected)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_can_be_made_longer_if_its_schedule_has_no_end(tiny: Make, schedule: ScheduleName) -> None:
     config = tiny("adamw")
-    config = replace(config, optimizer=replace(config.optimizer, schedule="constant"))
-    check_changes(config, replace(config, steps=8))
+    warmup = 0 if schedule == "none" else 1
+    config = replace(config, optimizer=replace(config.optimizer, schedule=schedule, warmup_steps=warmup))
+    endless = config.optimizer.build(config.task.build_model(), steps=4)
+    longer = config.optimizer.build(config.task.build_model(), steps=8)
+    rates = []
+    for optimizer in (endless, longer):
+        for _ in range(4):
+            optimizer.step()
+            rates.append(optimizer.telemetry()["lr"])
+    if rates[:4] == rates[4:]:  # the steps so far are those of the longer run
+        check_changes(config, replace(config, steps=8))
+    else:
+        with pytest.raises(ConfigError, match=f"^steps must be the 4 that the {schedule} schedule of adamw"):
+            check_changes(config, replace(config, steps=8))
 
 
 def test_the_newest_unfinished_run_of_a_config_is_found(tiny: Make) -> None:
@@ -323,7 +502,8 @@ def test_a_command_that_is_stopped_can_be_given_again(tmp_path: Path) -> None:
         assert process.returncode == status
         *before, last = error.splitlines()
         assert last.startswith("amuse-lab: interrupted after step ")
-        assert len(before) == notes
+        assert sum("going on with" in line for line in before) == notes
+        assert sum(" steps read it " in line for line in before) == 1
     (folder,) = tmp_path.glob("runs/shakespeare/*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
     assert (folder / "model.safetensors").exists()
@@ -331,10 +511,27 @@ def test_a_command_that_is_stopped_can_be_given_again(tmp_path: Path) -> None:
     assert steps == list(range(10, steps[-1] + 1, 10))
 
 
-def test_kills_at_any_moment_leave_no_trace(tmp_path: Path) -> None:
+def test_two_that_resume_at_once_start_one_run(tmp_path: Path) -> None:
+    small = ["--task.model.n-embd", "8", "--task.model.n-head", "1", "--task.model.n-layer", "1"]
+    command = [sys.executable, "-m", "amuse_lab", "train", "shakespeare", "--resume", *small]
+    command += ["--task.batch", "1", "--steps", "1000000", "--eval-every", "1000000"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    while all(process.poll() is None for process in both):
+        time.sleep(0.05)
+    refused, running = sorted(both, key=lambda process: process.poll() is None)
+    _, error = refused.communicate()
+    assert refused.returncode == 2
+    assert error.splitlines()[-1].endswith(" is in use: another process is running it")
+    running.terminate()
+    running.communicate(timeout=60)
+    assert len(list(tmp_path.glob("runs/shakespeare/*/config.json"))) == 1
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_any_moment_leave_no_trace(tmp_path: Path, kills: int) -> None:
     """Real processes, really killed; `benchmarks/fault_test.py --kills 50` is the long form."""
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "fault_test.py", "--kills", "5", "--steps", "40"],
+        [sys.executable, ROOT / "benchmarks" / "fault_test.py", "--kills", str(kills), "--steps", "40"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -342,6 +539,6 @@ def test_kills_at_any_moment_leave_no_trace(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["kills"] == 5
+    assert report["kills"] == kills
     assert report["inside checkpoint writes"] >= 1
     assert report["different"] == []

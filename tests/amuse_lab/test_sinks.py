@@ -14,8 +14,8 @@ from amuse_lab.progress import Silence
 from amuse_lab.records import RunFolder
 from amuse_lab.sinks import check_installed
 from amuse_lab.train import train
-from tests.amuse_lab import ranks
 from tests.amuse_lab.test_resume import Stopping
+from tests.programs import ranks
 
 Make = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -55,12 +55,14 @@ def test_wandb_takes_the_run_offline(tmp_path: Path) -> None:
     program = f"""
 import sys
 from amuse_lab import cli
-from amuse_lab.tasks.lm.data import DATASETS, Dataset
-DATASETS["tiny"] = Dataset("a line, repeated", lambda: {ranks.TEXT!r})
+from amuse_lab.tasks.lm.bundled import BUNDLED
+from tests.amuse_lab.tiny_text import tiny_text
+BUNDLED["tiny"] = tiny_text()
 sys.exit(cli.main({arguments!r}))
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

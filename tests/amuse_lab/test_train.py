@@ -4,6 +4,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amuse_lab import train as train_module
+from amuse_lab import run as run_module
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError, DataError, RecordError, TrainingError
 from amuse_lab.progress import PlainProgress, Status
 from amuse_lab.records import RunFolder
-from amuse_lab.tasks.lm.data import DATASETS, Dataset
+from amuse_lab.run import title_of
+from amuse_lab.tasks.lm.bundled import BUNDLED
 from amuse_lab.tasks.lm.task import LanguageModelTask
 from amuse_lab.train import Outcome, train
+from tests.amuse_lab.tiny_text import tiny_text
 
 Make = Callable[..., RunConfig]
 OPTIMIZERS = ["amuse", "sf-adamw", "muon", "adamw"]
@@ -98,7 +101,7 @@ def test_run_folder_is_complete(tiny: Make, optimizer: str) -> None:
     assert summary["status"] == "finished"
     assert (summary["recipe"], summary["optimizer"], summary["seed"]) == ("shakespeare", optimizer, 0)
     assert (summary["steps"], summary["tokens"]) == (5, 160)
-    assert summary["bits_per_byte"] == summary["val_loss"] / math.log(2)
+    assert summary["bits_per_byte"] == pytest.approx(summary["val_loss"] / math.log(2) * 421 / 420)
     assert summary["tokens_per_second"] == 160 / summary["seconds"]
     assert summary["peak_memory_bytes"] > 0
     assert read_json(outcome, "config.json")["optimizer"]["name"] == optimizer
@@ -252,7 +255,7 @@ def test_any_other_error_is_recorded_and_raised(tiny: Make, monkeypatch: pytest.
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of ideas")
 
-    monkeypatch.setattr(train_module, "draw_curve", broken)
+    monkeypatch.setattr(run_module, "draw_curve", broken)
     config = tiny()
     with pytest.raises(RuntimeError, match="out of ideas"):
         run(config)
@@ -266,11 +269,11 @@ def test_nothing_is_created_for_a_request_that_cannot_be_met(
     with pytest.raises(ConfigError, match="device must be one that torch can use here, got 'abacus'"):
         run(tiny(device="abacus"))
 
-    def missing() -> bytes:
+    def missing() -> None:
         raise DataError("no text")
 
     config = tiny()
-    monkeypatch.setitem(DATASETS, "tiny", Dataset("missing", missing))
+    monkeypatch.setitem(BUNDLED, "tiny", replace(tiny_text(), check=missing))
     with pytest.raises(DataError, match="no text"):
         run(config)
     assert list(tmp_path.iterdir()) == []
@@ -279,3 +282,21 @@ def test_nothing_is_created_for_a_request_that_cannot_be_met(
 def test_threads_are_set(tiny: Make) -> None:
     outcome = run(tiny(threads=2))
     assert read_json(outcome, "env.json")["threads"] == 2
+
+
+def test_the_title_of_the_picture_names_the_data(tiny: Make) -> None:
+    config = tiny("adamw", seed=3)
+    assert title_of(config) == "shakespeare on tiny with adamw, seed 3"
+    own = replace(config, task=replace(config.task, data="shakespeare"))
+    assert title_of(own) == "shakespeare on shakespeare with adamw, seed 3"
+
+
+def test_a_run_that_reads_its_text_more_than_once_says_so_once(
+    tiny: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """236 windows of 16, two a step."""
+    run(tiny(steps=118))
+    assert capsys.readouterr().err == ""
+    run(tiny(steps=236))
+    error = capsys.readouterr().err
+    assert error == "amuse-lab: the training text has 3,776 tokens: 236 steps read it 2.0 times\n"

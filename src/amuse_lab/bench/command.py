@@ -1,21 +1,23 @@
 """`amuse-lab bench`: the command line, and the order of things."""
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, TypeVar
 
 import torch
+import tyro
 
-from amuse_lab.arguments import Parser
+from amuse_lab.arguments import parse as parse_options
 from amuse_lab.bench import record
 from amuse_lab.bench.contestants import CONTESTANTS, Contestant
 from amuse_lab.bench.measure import Bench, Result, machine_set
 from amuse_lab.bench.sizes import LARGE, SIZES, USUAL, ParameterSet
 from amuse_lab.errors import ConfigError, RequestError, require, unknown
+from amuse_lab.parallel import check_threads
 
 Named = TypeVar("Named")
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -32,14 +34,14 @@ class Request:
     """What to measure, checked.
 
     Attributes:
-        sizes: The parameter sets.
-        contestants: Who steps.
+        sizes: Sets of parameters that are stepped, one after the other.
+        contestants: Optimizers that are timed, in the order of the table.
         missing: Usual contestants that are not installed.
         against: Whose times the ratios refer to; one of the contestants.
         rounds: Rounds that count; None for each set's own.
-        threads: None keeps torch's.
+        threads: CPU threads of torch; None keeps torch's own choice.
         device: Where the parameters are.
-        dtype: Their dtype.
+        dtype: Type of the parameters and their gradients.
         onednn: Whether oneDNN may be used.
         out: Where the record goes, if anywhere.
     """
@@ -56,34 +58,45 @@ class Request:
     out: Path | None
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="amuse-lab bench",
-        description=_DESCRIPTION,
-        epilog="\n".join(
-            [
-                "parameter sets:",
-                *(f"  {size.name:18} {size.description}" for size in SIZES.values()),
-                "optimizers:",
-                *(f"  {each.name:18} {each.description}{_note(each)}" for each in CONTESTANTS.values()),
-            ]
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+@dataclass(frozen=True)
+class Options:
+    """The command line.
+
+    Attributes:
+        sizes: Parameter sets, by the names below.
+        large: Measure the largest set as well.
+        only: These optimizers alone, by the names below; by default the usual ones that are installed.
+        against: The optimizer whose time is 1; by default amuse, or the first of `only` without it.
+        rounds: Rounds that count; by default 10 to 40, by size.
+        threads: Threads of torch on the CPU; by default as many as torch chooses.
+        device: Where the parameters are: cpu, cuda, cuda:1.
+        dtype: Type of the parameters: float32 or bfloat16.
+        no_onednn: Measure as on a CPU without fast bfloat16 products.
+        out: A folder to write the record and the table to.
+    """
+
+    sizes: tuple[str, ...] = USUAL
+    large: Flag = False
+    only: tuple[str, ...] = ()
+    against: str | None = None
+    rounds: int | None = None
+    threads: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    no_onednn: Flag = False
+    out: Path | None = None
+
+
+def _names() -> str:
+    """What the help says about the names of parameter sets and optimizers."""
+    return "\n".join(
+        [
+            "parameter sets:",
+            *(f"  {size.name:18} {size.description}" for size in SIZES.values()),
+            "optimizers:",
+            *(f"  {each.name:18} {each.description}{_note(each)}" for each in CONTESTANTS.values()),
+        ]
     )
-    add: Callable[..., Any] = parser.add_argument
-    usual = " ".join(USUAL)
-    add("--sizes", nargs="+", metavar="NAME", help=f"parameter sets, below; {usual} by default")
-    add("--large", action="store_true", help=f"measure {LARGE} as well")
-    add("--only", nargs="+", metavar="NAME", help="these optimizers alone, below")
-    add("--against", metavar="NAME", help="whose time is 1; amuse, or the first of --only without it")
-    add("--rounds", type=int, metavar="N", help="rounds that count; by default 10 to 40, by size")
-    add("--threads", type=int, metavar="N", help="torch's threads on the CPU; as torch finds by default")
-    add("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1")
-    add("--dtype", default="float32", metavar="NAME", help=f"of the parameters: {' or '.join(DTYPES)}")
-    add("--no-onednn", action="store_true", help="as on a CPU without fast bfloat16 products")
-    add("--out", type=Path, metavar="FOLDER", help=f"write {record.RECORD} and {record.TABLE} there")
-    return parser
 
 
 def _note(contestant: Contestant) -> str:
@@ -102,8 +115,10 @@ def parse(arguments: Sequence[str]) -> Request:
         RequestError: For whatever cannot be done as asked.
         SystemExit: With status 0, after printing the help.
     """
-    given = _parser().parse(arguments)
-    sizes = _chosen("parameter set", given.sizes or USUAL, SIZES)
+    given = parse_options(
+        Options, arguments, prog="amuse-lab bench", description=f"{_DESCRIPTION}\n\n{_names()}"
+    )
+    sizes = _chosen("parameter set", given.sizes, SIZES)
     if given.large and SIZES[LARGE] not in sizes:
         sizes.append(SIZES[LARGE])
     if given.only:
@@ -127,6 +142,8 @@ def parse(arguments: Sequence[str]) -> Request:
         require(value is None or value >= 1, f"--{option}", "at least 1", value)
     if given.dtype not in DTYPES:
         raise unknown("dtype", given.dtype, DTYPES)
+    if given.threads is not None:
+        check_threads(given.threads)
     device = _usable(given.device)
     if given.out is not None:
         record.claim(given.out)
@@ -168,7 +185,7 @@ def run(request: Request) -> None:
     """Measure, print a table for each parameter set, and keep the record complete after each.
 
     Args:
-        request: What to measure.
+        request: Checked command line, from `parse`.
 
     Raises:
         RequestError: If a contestant cannot step.

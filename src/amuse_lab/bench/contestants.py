@@ -27,7 +27,7 @@ class Contestant:
 
     Attributes:
         name: As `--only` spells it.
-        description: One line.
+        description: One line about it for the help.
         build: Makes the optimizers of a model; they are stepped one after the other.
         module: What must be importable; None where nothing beyond the laboratory is needed.
         requirement: What `pip install` gets it from.

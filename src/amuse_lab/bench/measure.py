@@ -31,10 +31,10 @@ class Footprint:
         extra_bytes: The most bytes held during a step beside parameters, gradients and state; what an
             optimizer keeps between steps outside its state is among them.
         operations: From `OperationCounter`, and so are the others.
-        views: Of these, views.
-        products: Matrix products.
-        flops: Operations in them.
-        elements: Elements moved.
+        views: Those of the operations that move no data.
+        products: Number of matrix products.
+        flops: Floating-point operations of the matrix products.
+        elements: Elements read and written by all operations but views.
     """
 
     parameters: int
@@ -81,8 +81,8 @@ def interleaved(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
     """Yield who steps when: every name once a round, each round beginning one name later.
 
     Args:
-        names: The contestants.
-        rounds: How many rounds.
+        names: Names of the contestants, in any order.
+        rounds: Number of rounds; each contestant steps once in each.
 
     Yields:
         The round, 0 for the first, and a name.
@@ -97,9 +97,9 @@ class Bench:
     """One parameter set with gradients that all contestants share.
 
     Args:
-        size: The parameters.
-        device: Where they are.
-        dtype: Their dtype.
+        size: Shapes of the parameters.
+        device: Device that the parameters are on.
+        dtype: Type of the parameters.
     """
 
     def __init__(self, size: ParameterSet, device: torch.device, dtype: torch.dtype) -> None:
@@ -246,7 +246,7 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
 
 @contextmanager
 def machine_set(*, threads: int | None, onednn: bool) -> Iterator[None]:
-    """Inside, torch computes on so many threads, with or without oneDNN.
+    """Context manager: torch computes on so many threads, with or without oneDNN.
 
     Args:
         threads: None keeps what there is.

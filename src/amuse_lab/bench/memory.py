@@ -65,7 +65,7 @@ class PeakMemory:
 
     @contextmanager
     def window(self) -> Iterator[None]:
-        """Inside, the peak counts; once per measurement."""
+        """Context manager: allocations count towards the peak; once per measurement."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)

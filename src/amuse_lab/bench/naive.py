@@ -31,12 +31,12 @@ class Naive(torch.optim.Optimizer):
     """The unfused form of the step.
 
     Args:
-        groups: From `amuse_optim.param_groups`.
-        lr: Learning rate.
-        weight_decay: Decoupled, at z.
+        groups: Parameter groups from `amuse_optim.param_groups`.
+        lr: Learning rate, without warm-up.
+        weight_decay: Decoupled weight decay, taken at z.
         beta1: Interpolation coefficient before it rises.
         rho: How fast it rises.
-        momentum: Of Muon, Nesterov.
+        momentum: Nesterov momentum of Muon.
         beta2: Decay of the second moment.
         eps: Added to its root.
     """

@@ -14,7 +14,7 @@ from amuse_lab.bench.contestants import CONTESTANTS
 from amuse_lab.bench.measure import SEED, WARMUP_ROUNDS, Result, ratio
 from amuse_lab.bench.sizes import SIZES
 from amuse_lab.errors import RecordError
-from amuse_lab.records import replacing
+from amuse_lab.files import replacing
 
 RECORD = "bench.json"
 TABLE = "bench.md"
@@ -41,11 +41,11 @@ def to_json(
     """Return the whole record in JSON's types.
 
     Args:
-        results: What was measured.
+        results: Measurements by parameter set and contestant.
         missing: Contestants that are not installed.
         against: Whose times the ratios refer to.
         device: Where the steps ran.
-        dtype: Of the parameters.
+        dtype: Type of the parameters.
         complete: Whether all that was asked for is in it.
     """
     return {
@@ -85,8 +85,8 @@ def table(size: str, results: Mapping[str, Result], missing: Sequence[str], agai
     """Lay out one parameter set in Markdown.
 
     Args:
-        size: Its name.
-        results: By contestant.
+        size: Name of the parameter set.
+        results: Measurements by the name of the contestant.
         missing: Contestants that are not installed.
         against: Whose times the ratios refer to.
     """

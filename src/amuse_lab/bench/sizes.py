@@ -19,7 +19,7 @@ class ParameterSet:
 
     Attributes:
         name: As `--sizes` spells it.
-        description: What they are.
+        description: One line about it for the help.
         rounds: How many rounds are timed unless told otherwise.
         build: Makes a model that has them.
     """

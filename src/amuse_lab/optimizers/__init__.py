@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from amuse_lab.config import OptimizerConfig
 from amuse_lab.optimizers.adaptive import AdamW, AdEMAMix, Adopt, Mars, Prodigy, Soap
-from amuse_lab.optimizers.anytime import Amuse, ScheduleFreeAdamW, ScheduleFreeSGD
 from amuse_lab.optimizers.momentum import SGD, Lion, Signum
 from amuse_lab.optimizers.muon import DMuon, Muon, MuonSGD
+from amuse_lab.optimizers.schedule_free import Amuse, ScheduleFreeAdamW, ScheduleFreeSGD
 from amuse_lab.optimizers.sophia import Sophia
 
 __all__ = [

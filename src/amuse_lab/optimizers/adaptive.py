@@ -10,6 +10,7 @@ from amuse_lab.optimizers.configs import ScheduledConfig
 from amuse_lab.optimizers.groups import decay_split
 from amuse_lab.optimizers.wrappers import Scheduled
 from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.ranges import Count, Decay, NotNegative, Positive, PositiveDecay, Steps
 
 # `pytorch_optimizer` takes seconds to load: only those who build one of its optimizers wait for it.
 
@@ -26,9 +27,9 @@ class AdamW(ScheduledConfig):
 
     name: ClassVar[str] = "adamw"
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.0
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         groups = decay_split(model, self.weight_decay)
@@ -51,12 +52,12 @@ class AdEMAMix(ScheduledConfig):
 
     name: ClassVar[str] = "ademamix"
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    beta3: float = 0.999
-    alpha: float = 8.0
-    slow_warmup_steps: int
-    weight_decay: float = 0.0
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    beta3: PositiveDecay = 0.999
+    alpha: NotNegative = 8.0
+    slow_warmup_steps: Steps
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         import pytorch_optimizer
@@ -88,10 +89,10 @@ class Adopt(ScheduledConfig):
 
     name: ClassVar[str] = "adopt"
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-6
-    weight_decay: float = 0.0
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-6
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         import pytorch_optimizer
@@ -128,13 +129,13 @@ class Mars(ScheduledConfig):
 
     name: ClassVar[str] = "mars"
 
-    lr_rest: float
-    beta1: float = 0.95
-    beta2: float = 0.99
-    beta1_rest: float = 0.8
-    beta2_rest: float = 0.999
-    gamma: float = 0.025
-    weight_decay: float = 0.0
+    lr_rest: Positive
+    beta1: PositiveDecay = 0.95
+    beta2: Decay = 0.99
+    beta1_rest: PositiveDecay = 0.8
+    beta2_rest: Decay = 0.999
+    gamma: NotNegative = 0.025
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         import pytorch_optimizer
@@ -166,10 +167,10 @@ class Prodigy(ScheduledConfig):
 
     name: ClassVar[str] = "prodigy"
 
-    lr: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.0
+    lr: Positive = 1.0
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         import pytorch_optimizer
@@ -200,11 +201,11 @@ class Soap(ScheduledConfig):
 
     name: ClassVar[str] = "soap"
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    precondition_every: int = 10
-    max_precondition_dim: int = 10_000
-    weight_decay: float = 0.0
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    precondition_every: Count = 10
+    max_precondition_dim: Count = 10_000
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         import pytorch_optimizer

@@ -1,17 +1,18 @@
 """What the configs of the optimizers have in common."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from amuse_lab.config import OptimizerConfig
 from amuse_lab.errors import ConfigError, require
 from amuse_lab.optimizers.groups import trainable
 from amuse_lab.optimizers.wrappers import WithEMA
 from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.ranges import PositiveDecay, Steps
 from amuse_lab.schedules import SCHEDULES, ScheduleName
 
 
@@ -24,7 +25,7 @@ class AveragedConfig(OptimizerConfig):
             shipped; None keeps none.
     """
 
-    ema: float | None = None
+    ema: PositiveDecay | None = None
 
     def build(self, model: nn.Module, *, steps: int) -> TrainingOptimizer:
         """Build the optimizer, and the average around it.
@@ -36,7 +37,13 @@ class AveragedConfig(OptimizerConfig):
             optimizer = self._optimizer(model, steps)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return optimizer if self.ema is None else WithEMA(optimizer, trainable(model), decay=self.ema)
+        return optimizer if self.ema is None else self._averaged(optimizer, trainable(model), self.ema)
+
+    def _averaged(
+        self, optimizer: TrainingOptimizer, parameters: Sequence[Tensor], decay: float
+    ) -> TrainingOptimizer:
+        """Put the average around the optimizer."""
+        return WithEMA(optimizer, parameters, decay=decay)
 
     @abstractmethod
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
@@ -54,7 +61,7 @@ class ScheduledConfig(AveragedConfig):
             warm-up either.
     """
 
-    warmup_steps: int
+    warmup_steps: Steps
     schedule: ScheduleName = "cosine"
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from amuse_lab.optimizers.configs import ScheduledConfig
 from amuse_lab.optimizers.groups import decay_split, trainable
 from amuse_lab.optimizers.wrappers import Scheduled
 from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.ranges import Decay, NotNegative, PositiveDecay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +18,14 @@ class SGD(ScheduledConfig):
     """SGD with Nesterov's momentum under a schedule; from torch.
 
     Attributes:
-        momentum: Positive.
+        momentum: Nesterov momentum, positive.
         weight_decay: Added to the gradient of every parameter.
     """
 
     name: ClassVar[str] = "sgd"
 
-    momentum: float = 0.9
-    weight_decay: float = 0.0
+    momentum: Decay = 0.9
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         optimizer = torch.optim.SGD(
@@ -49,9 +50,9 @@ class Lion(ScheduledConfig):
 
     name: ClassVar[str] = "lion"
 
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.0
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.99
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         import pytorch_optimizer  # takes seconds to load
@@ -72,8 +73,8 @@ class Signum(ScheduledConfig):
 
     name: ClassVar[str] = "signum"
 
-    momentum: float = 0.95
-    weight_decay: float = 0.0
+    momentum: Decay = 0.95
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         import pytorch_optimizer  # takes seconds to load

@@ -10,6 +10,7 @@ from amuse_lab.optimizers.configs import ScheduledConfig
 from amuse_lab.optimizers.groups import decay_split, routed
 from amuse_lab.optimizers.wrappers import Scheduled
 from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.ranges import Decay, NotNegative, Positive, PositiveDecay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class Muon(ScheduledConfig):
 
     Attributes:
         lr_rest: Peak learning rate of AdamW; `lr` is Muon's, times sqrt(max(1, rows / columns)).
-        momentum: Of Muon, Nesterov.
+        momentum: Nesterov momentum of Muon.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
         weight_decay: Of AdamW, on the rest only.
@@ -26,11 +27,11 @@ class Muon(ScheduledConfig):
 
     name: ClassVar[str] = "muon"
 
-    lr_rest: float
-    momentum: float = 0.95
-    beta1: float = 0.8
-    beta2: float = 0.999
-    weight_decay: float = 0.0
+    lr_rest: Positive
+    momentum: Decay = 0.95
+    beta1: PositiveDecay = 0.8
+    beta2: Decay = 0.999
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         """Build both parts, with the matrices that AMUSE would choose."""
@@ -52,7 +53,7 @@ class DMuon(ScheduledConfig):
     0.2 sqrt(max(r, c)), as in arXiv 2502.16982.
 
     Attributes:
-        momentum: Of Muon, Nesterov.
+        momentum: Nesterov momentum of Muon.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
         weight_decay: Decoupled, of both parts; not on norms and embeddings.
@@ -60,10 +61,10 @@ class DMuon(ScheduledConfig):
 
     name: ClassVar[str] = "d-muon"
 
-    momentum: float = 0.95
-    beta1: float = 0.8
-    beta2: float = 0.999
-    weight_decay: float = 0.0
+    momentum: Decay = 0.95
+    beta1: PositiveDecay = 0.8
+    beta2: Decay = 0.999
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         """Build both parts, with the matrices that AMUSE would choose."""
@@ -98,9 +99,9 @@ class MuonSGD(ScheduledConfig):
 
     name: ClassVar[str] = "muon-sgd"
 
-    lr_rest: float
-    momentum: float = 0.9
-    weight_decay: float = 0.0
+    lr_rest: Positive
+    momentum: Decay = 0.9
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         """Build both parts, with the matrices that AMUSE would choose."""

@@ -1,6 +1,6 @@
 """Sophia, the one optimizer that wants a second kind of gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from amuse_lab.optimizers.configs import ScheduledConfig
 from amuse_lab.optimizers.groups import decay_split
-from amuse_lab.optimizers.wrappers import Scheduled
+from amuse_lab.optimizers.wrappers import Scheduled, WithEMA
 from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.ranges import Count, Decay, NotNegative, PositiveDecay
 
 if TYPE_CHECKING:
     from pytorch_optimizer import SophiaH
@@ -38,18 +39,18 @@ class Sophia(ScheduledConfig):
         rho: How much curvature it takes to leave the clipped regime: less takes larger steps.
         curvature_batch: B, labels sampled; for language models tokens. Published runs take 480 sequences of
             512, whatever their batch is.
-        curvature_every: k.
+        curvature_every: k, the steps from one estimate of the curvature to the next.
         weight_decay: Decoupled; not on norms and embeddings.
     """
 
     name: ClassVar[str] = "sophia"
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    rho: float = 0.04
-    curvature_batch: int
-    curvature_every: int = 10
-    weight_decay: float = 0.0
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    rho: NotNegative = 0.04
+    curvature_batch: Count
+    curvature_every: Count = 10
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
         import pytorch_optimizer  # takes seconds to load
@@ -69,13 +70,20 @@ class Sophia(ScheduledConfig):
             scale=self.rho * self.curvature_batch,
         )
 
+    def _averaged(
+        self, optimizer: TrainingOptimizer, parameters: Sequence[Tensor], decay: float
+    ) -> TrainingOptimizer:
+        """Put an average around the optimizer that hands the curvature on to it."""
+        assert isinstance(optimizer, Curved)
+        return CurvedWithEMA(optimizer, parameters, decay=decay)
+
 
 class Curved(Scheduled):
     """Sophia with estimates of the curvature from outside.
 
     Args:
-        optimizer: Of the package.
-        schedule: As for `Scheduled`.
+        optimizer: SophiaH of the package `pytorch_optimizer`.
+        schedule: Multiplier of the peak learning rate by step, as for `Scheduled`.
         every: Steps between estimates; the package's `update_period`.
         scale: What squared gradients are multiplied by.
     """
@@ -126,3 +134,26 @@ class Curved(Scheduled):
         """Continue from `state_dict()`."""
         super().load_state_dict(state)
         self._estimate = None
+
+
+class CurvedWithEMA(WithEMA):
+    """Sophia with an exponential moving average of its weights as x.
+
+    Args:
+        optimizer: Sophia with estimates from outside.
+        parameters: Parameters that the optimizer trains.
+        decay: Of the average, in (0, 1).
+    """
+
+    def __init__(self, optimizer: Curved, parameters: Sequence[Tensor], *, decay: float) -> None:
+        super().__init__(optimizer, parameters, decay=decay)
+        self._curved = optimizer
+
+    @property
+    def wants_curvature(self) -> bool:
+        """Whether Sophia needs `observe_curvature()` before its next step."""
+        return self._curved.wants_curvature
+
+    def observe_curvature(self) -> None:
+        """Pass the gradients on to Sophia."""
+        self._curved.observe_curvature()

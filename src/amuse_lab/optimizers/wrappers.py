@@ -44,7 +44,7 @@ class Packaged:
     Subclasses add what theirs have beyond a step: a schedule, an average, a second kind of gradient.
 
     Args:
-        optimizers: From any package.
+        optimizers: Optimizers of torch's interface, from any package.
     """
 
     averages = False
@@ -53,13 +53,8 @@ class Packaged:
         self._optimizers = optimizers
         self._kind = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
 
-    @property
-    def wants_curvature(self) -> bool:
-        """Never."""
-        return False
-
     def watch(self) -> None:
-        """Nothing has to be known before."""
+        """Do nothing: what telemetry tells costs nothing to keep."""
 
     def step(self) -> None:
         """Take one step."""
@@ -70,9 +65,6 @@ class Packaged:
         """Drop the gradients."""
         for optimizer in self._optimizers:
             optimizer.zero_grad()
-
-    def observe_curvature(self) -> None:
-        """Take in nothing: it is never wanted."""
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -89,13 +81,16 @@ class Packaged:
         return {"kind": self._kind, "optimizers": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Continue from `state_dict()`, with the learning rates that this optimizer was built with."""
         check_kind(state, self._kind)
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            configured = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, lr in zip(optimizer.param_groups, configured, strict=True):
+                group["lr"] = lr
 
 
-class Anytime(Packaged):
+class AveragedAmuse(Packaged):
     """AMUSE: no schedule, x and y."""
 
     averages = True
@@ -106,7 +101,7 @@ class Anytime(Packaged):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the parameters hold x."""
+        """Context manager: the parameters hold x."""
         with averaged(self._amuse):
             yield
 
@@ -146,7 +141,7 @@ class ScheduleFree(Packaged):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the parameters hold x; y is kept aside, because the package's way back to it rounds."""
+        """Context manager: the parameters hold x; y is kept, because the package's way back rounds."""
         with restored([p for group in self._optimizer.param_groups for p in group["params"]]):
             self._optimizer.eval()
             try:
@@ -227,8 +222,8 @@ class WithEMA:
     the optimizer itself keeps is not used.
 
     Args:
-        optimizer: Trains the parameters.
-        parameters: Those it trains.
+        optimizer: Optimizer that trains the parameters.
+        parameters: Parameters that the optimizer trains.
         decay: d, in (0, 1).
     """
 
@@ -244,17 +239,8 @@ class WithEMA:
         self._step = 0
         self._at_x = False
 
-    @property
-    def wants_curvature(self) -> bool:
-        """Whether the optimizer does."""
-        return self._optimizer.wants_curvature
-
-    def observe_curvature(self) -> None:
-        """Hand it to the optimizer."""
-        self._optimizer.observe_curvature()
-
     def watch(self) -> None:
-        """Tell the optimizer."""
+        """Pass the request on to the optimizer."""
         self._optimizer.watch()
 
     def step(self) -> None:
@@ -273,7 +259,7 @@ class WithEMA:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the parameters hold x."""
+        """Context manager: the parameters hold x."""
         with restored(self._parameters):
             with torch.no_grad():
                 for average, parameter in zip(self._average, self._parameters, strict=True):

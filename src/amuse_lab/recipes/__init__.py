@@ -23,11 +23,6 @@ RECIPES: Mapping[str, Recipe] = {
 """Every recipe by its name."""
 
 
-def remark(config: RunConfig) -> str | None:
-    """What people should know about a run before it starts, if anything."""
-    return pretraining.remark(config) if config.recipe in pretraining.RECIPES else None
-
-
 def find(name: str) -> Recipe:
     """Look a recipe up.
 

@@ -7,7 +7,7 @@ are starting points that nobody has tried.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amuse_lab.config import OptimizerConfig, RunConfig
 from amuse_lab.errors import ConfigError, unknown
@@ -23,6 +23,7 @@ from amuse_lab.tasks.image.task import FineTuningConfig, ImageConfig
 
 RESNET_50 = ResNetConfig((3, 4, 6, 3), (64, 128, 256, 512), bottleneck=True, large_stem=True)
 RESNET_3_96 = ResNetConfig((3, 3, 3, 3), (96, 192, 384, 768))
+RESNET_20 = ResNetConfig((3, 3, 3), (16, 32, 64))
 RESNET_8 = ResNetConfig((1, 1, 1), (16, 32, 64))
 VIT_B_16 = ViTConfig(patch=16, width=768, depth=12, heads=12)
 VIT_SMALL = ViTConfig(patch=4, width=64, depth=4, heads=4)
@@ -34,15 +35,15 @@ class Run:
 
     Attributes:
         data: Name of the data set.
-        model: The classifier.
-        batch: Images per step.
+        model: Size and shape of the classifier.
+        batch: Images of one training step.
         epochs: How often each training image was seen.
-        steps: Training steps.
-        warmup_steps: Of every method.
+        steps: Training steps in all.
+        warmup_steps: Warm-up steps of every method.
         amuse: Learning rate, decay, beta1 and rho.
         muon_sgd: Learning rate of matrices and of the rest, and decay.
         sf_sgd: Learning rate and decay.
-        sgd: The same.
+        sgd: Learning rate and decay of SGD.
     """
 
     data: str
@@ -217,6 +218,22 @@ def mnist_resnet8(optimizer: str = "amuse") -> RunConfig:
     )
 
 
+def resnet20(optimizer: str = "amuse") -> RunConfig:
+    """A ResNet-20 on images of your own, `--task.data NAME`; on the digits on board without that.
+
+    The settings are those of `mnist-resnet8` and untested on any other data.
+
+    Args:
+        optimizer: One of those that `mnist-resnet8` has settings for.
+
+    Raises:
+        ConfigError: If there are none for this optimizer.
+    """
+    config = mnist_resnet8(optimizer)
+    task = ImageConfig(model=RESNET_20, data="mnist-5k", batch=32, refresh_batches=20)
+    return replace(config, recipe="resnet20", task=task)
+
+
 def mnist_vit(optimizer: str = "amuse") -> RunConfig:
     """A small vision transformer on 5,000 digits of MNIST, a minute or two on two cores.
 
@@ -256,6 +273,7 @@ def _recipe(config: RunConfig, summary: str) -> Callable[..., RunConfig]:
 RECIPES: Mapping[str, Callable[..., RunConfig]] = {
     "mnist-resnet8": mnist_resnet8,
     "mnist-vit": mnist_vit,
+    "resnet20": resnet20,
     **{config.recipe: _recipe(config, summary) for config, summary in (*_published(), *_fine_tuning())},
 }
 """All recipes by name."""

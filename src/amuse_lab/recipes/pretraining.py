@@ -26,11 +26,12 @@ from amuse_lab.optimizers import (
 )
 from amuse_lab.tasks.lm.model import ModelConfig
 from amuse_lab.tasks.lm.task import LanguageModelConfig
-from amuse_lab.tasks.lm.text import is_prepared
+from amuse_lab.tasks.lm.text import FINEWEB
 
-FINEWEB = "fineweb"
-SUBSTITUTE = "shakespeare-gpt2"
 CONTEXT = 512
+EVALUATION_SEQUENCES = 64 * 64
+"""Sequences of an evaluation during training: 64 batches of 64 in the released scripts."""
+
 VOCABULARY = 50_304
 """GPT-2's 50,257 tokens, padded to a multiple of 64."""
 
@@ -40,11 +41,11 @@ class Size:
     """What all published runs of one size share.
 
     Attributes:
-        model: The decoder.
-        batch: Sequences per step.
-        steps: Training steps.
+        model: Size and shape of the decoder.
+        batch: Sequences of one training step.
+        steps: Training steps in all.
         clip: Largest global norm of the gradient.
-        eval_every: Steps between evaluations.
+        eval_every: Training steps from one evaluation to the next.
         micro_batch: Sequences of one forward pass; ours, by estimate what an 80 GB GPU holds.
         methods: The optimizers by the names of their scripts.
     """
@@ -159,17 +160,6 @@ SIZES: Mapping[str, Size] = {
 """The published sizes by their names."""
 
 
-def remark(config: RunConfig) -> str | None:
-    """Say so where a published run is not what it says, because its text is not there."""
-    assert isinstance(config.task, LanguageModelConfig)
-    if config.task.data != SUBSTITUTE:
-        return None
-    return (
-        "FineWeb is not prepared here, so this trains on the plays of Shakespeare; "
-        f"for FineWeb: amuse-lab prepare {FINEWEB} --tokens N"
-    )
-
-
 def _recipe(size: str, method: str) -> Callable[..., RunConfig]:
     """The recipe of one published run."""
     shared = SIZES[size]
@@ -186,9 +176,9 @@ def _recipe(size: str, method: str) -> Callable[..., RunConfig]:
             recipe=name,
             task=LanguageModelConfig(
                 model=shared.model,
-                # Where FineWeb is not prepared, a run can at least be tried on what is on board.
-                data=FINEWEB if is_prepared(FINEWEB) else SUBSTITUTE,
+                data=FINEWEB,
                 batch=shared.batch,
+                eval_windows=EVALUATION_SEQUENCES,
                 prompt="The",
             ),
             optimizer=published,

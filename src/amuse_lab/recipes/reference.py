@@ -3,6 +3,10 @@
 import json
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
+
+from amuse_lab.config import RunConfig, to_json
+from amuse_lab.recipes import find
 
 
 @dataclass(frozen=True)
@@ -10,11 +14,11 @@ class Result:
     """What one optimizer came to.
 
     Attributes:
-        optimizer: Its name.
-        lr: Peak learning rate.
+        optimizer: Name of the optimizer, as on the command line.
+        lr: Peak learning rate of the runs.
         mean: Of the recipe's measure over seeds, at x, on all validation data.
         spread: Standard deviation over seeds.
-        seeds: Which.
+        seeds: Seeds of the runs that mean and spread are of.
     """
 
     optimizer: str
@@ -67,3 +71,27 @@ def load_reference(recipe: str, measure: str) -> Reference | None:
         for result in content["results"]
     )
     return Reference(steps=content["steps"], machine=content["machine"], results=results)
+
+
+def comparable_results(config: RunConfig, measure: str) -> Reference | None:
+    """Return the recorded results that stand for the same task and the same length as a run.
+
+    Args:
+        config: Config of the run that they are to stand beside.
+        measure: What its task is judged by.
+
+    Returns:
+        None where there are none: the run has other data, another model or batch, another number of steps,
+        another precision or clipping than the recipe.
+    """
+    reference = load_reference(config.recipe, measure)
+    if reference is None or config.steps != reference.steps:
+        return None
+    alike = _decisive(config) == _decisive(find(config.recipe)())
+    return reference if alike else None
+
+
+def _decisive(config: RunConfig) -> dict[str, Any]:
+    """What two runs must have in common for their results to be compared."""
+    task = {name: value for name, value in to_json(config)["task"].items() if name not in config.task.free}
+    return {"task": task, "precision": config.precision, "clip": config.clip}

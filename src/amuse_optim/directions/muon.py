@@ -1,6 +1,6 @@
 """Muon: orthogonalized momentum (https://kellerjordan.github.io/posts/muon/)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from amuse_optim import matrices
 from amuse_optim.averaging import Tensors
-from amuse_optim.buckets import Bucket, Row, Slot
+from amuse_optim.buckets import Bucket, Chunk, Row, Slot
 from amuse_optim.checks import Option, count, flag, fraction
 from amuse_optim.matrices import Place, layout_of, update_scale
 from amuse_optim.orthogonalize import (
@@ -17,7 +17,7 @@ from amuse_optim.orthogonalize import (
     batch_entries,
     batches,
     orthogonalize_stack,
-    working_dtype,
+    working_dtype_for,
 )
 from amuse_optim.schedule import Number
 from amuse_optim.sharding import gathered, local, own_part
@@ -53,12 +53,12 @@ class Matrices(NamedTuple):
     slot: Slot
     place: Place
 
-    def row(self, names: Iterable[str], update: Tensor) -> Row:
-        """Their pieces of some of the parameter's buffers, beside a flat tensor "update"."""
-        row = {name: self.place.of(self.slot.row[name]) for name in names}
-        if self.place.width is not None:
-            update = update.view_as(next(iter(row.values())))
-        return {"update": update, **row}
+    def row(self) -> Row:
+        """Their pieces of the parameter's buffers."""
+        row = self.slot.row
+        if self.place.entries == row["y"].numel():
+            return row
+        return {name: self.place.of(buffer) for name, buffer in row.items()}
 
 
 def _method(name: str, value: object) -> None:
@@ -117,16 +117,14 @@ class Muon(Direction):
             yield from self._sharded_updates(bucket)
             return
         for pieces, parts, scale in self._orthogonalized(bucket, bucket.slots):
-            rows = [piece.row(bucket.sequences, part) for piece, part in zip(pieces, parts, strict=True)]
-            for chunk in bucket.cut(rows):
-                yield chunk, chunk.stored("update"), scale
+            for chunk in _cut(bucket, pieces, bucket.sequences, parts):
+                yield chunk, chunk.update, scale
 
     def _momentum(self, bucket: Bucket, pieces: Sequence[Matrices], parts: Sequence[Tensor]) -> None:
         """Move the momentum of matrices and write what is to be orthogonalized into `parts`."""
-        names = ("gradient", "momentum_buffer")
-        for chunk in bucket.cut([piece.row(names, part) for piece, part in zip(pieces, parts, strict=True)]):
-            m, g, u = chunk.read("momentum_buffer"), chunk.read("gradient"), chunk.stored("update")
-            momentum_average_(m, g, u, bucket.group["momentum"], bucket.group["nesterov"])
+        for chunk in _cut(bucket, pieces, ("gradient", "momentum_buffer"), parts):
+            m, g = chunk.read("momentum_buffer"), chunk.read("gradient")
+            momentum_average_(m, g, chunk.update, bucket.group["momentum"], bucket.group["nesterov"])
             chunk.write("momentum_buffer", m)
 
     def _orthogonalized(
@@ -143,17 +141,18 @@ class Muon(Direction):
         method, steps = group["orthogonalize"], group["orthogonalize_steps"]
         for (rows, cols), found in _by_shape(bucket, slots).items():
             entries = [piece.place.entries for piece in found]
+            wanted = group["orthogonalize_dtype"]
+            dtype = wanted or working_dtype_for(bucket.dtype, bucket.device, min(rows, cols))
             for pieces in batches(found, entries, bucket.device):
                 sizes = [piece.place.entries for piece in pieces]
                 shape = (sum(sizes) // (rows * cols), rows, cols)
-                like = torch.empty((0, rows, cols), dtype=bucket.dtype, device=bucket.device)
-                dtype = group["orthogonalize_dtype"] or working_dtype(like)
-                stack = like.new_empty(sum(sizes), dtype=dtype if method in ITERATIONS else None)
-                parts = stack.split(sizes)
+                kept = dtype if method in ITERATIONS else bucket.dtype
+                stack = torch.empty(sum(sizes), dtype=kept, device=bucket.device)
                 if whole is None:
-                    self._momentum(bucket, pieces, parts)
+                    self._momentum(bucket, pieces, stack.split(sizes))
                 else:
-                    torch._foreach_copy_(parts, [piece.place.of(whole).reshape(-1) for piece in pieces])
+                    given = [piece.place.of(whole).reshape(-1) for piece in pieces]
+                    torch._foreach_copy_(stack.split(sizes), given)
                 stack = stack.view(-1, cols, rows).mT if group["transposed"] else stack.view(shape)
                 stack = orthogonalize_stack(stack, method, steps, dtype)
                 if bucket.measurement is not None:
@@ -174,8 +173,18 @@ class Muon(Direction):
                     target = piece.place.of(update)
                     target.copy_((source * scale).view_as(target))
             own = own_part(update.view(slot.param.shape), slot.param).reshape(-1)
-            for chunk in bucket.cut([{**slot.row, "update": own}]):
-                yield chunk, chunk.stored("update"), 1.0
+            for chunk in bucket.cut([slot.row], bucket.sequences, [own]):
+                yield chunk, chunk.update, 1.0
+
+
+def _cut(
+    bucket: Bucket, pieces: Sequence[Matrices], names: Sequence[str], parts: Sequence[Tensor]
+) -> Iterator[Chunk]:
+    """The buffers of matrices in chunks, with a flat tensor for each of them, shaped as its buffers are."""
+    rows = [piece.row() for piece in pieces]
+    if bucket.group["transposed"]:
+        parts = [part.view_as(row[names[0]]) for part, row in zip(parts, rows, strict=True)]
+    return bucket.cut(rows, names, parts)
 
 
 def _by_shape(bucket: Bucket, slots: Sequence[Slot]) -> dict[tuple[int, int], list[Matrices]]:

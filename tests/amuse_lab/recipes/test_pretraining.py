@@ -1,17 +1,17 @@
 """The recipes of the published runs against the published table, written down a second time."""
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from amuse_lab import recipes
-from amuse_lab.config import to_json
+from amuse_lab.arguments import parse
+from amuse_lab.cli import main
+from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError
-from amuse_lab.overrides import apply
-from amuse_lab.recipes import pretraining
+from amuse_lab.protocols import NeedsCurvature
 from amuse_lab.recipes.pretraining import RECIPES
 
 COSINE = {"warmup_steps": 2000, "weight_decay": 0.1, "schedule": "cosine"}
@@ -78,18 +78,26 @@ TINY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def fineweb(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where FineWeb is prepared; no test here reads it."""
-    monkeypatch.setattr(pretraining, "is_prepared", lambda _: True)
+@pytest.mark.parametrize("run", PUBLISHED)
+def test_without_its_text_a_published_run_is_refused_with_the_command_that_prepares_it(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does it look for a GPU before: nobody rents one to find out that the data is not there."""
+    monkeypatch.chdir(tmp_path)
+    _, tokens, steps, *_ = SIZES[run.partition("-")[0]]
+    assert main(["train", f"llama-{run}"]) == 2
+    assert capsys.readouterr().err == (
+        f"amuse-lab: {tmp_path}/data/fineweb holds no prepared text: amuse-lab prepare fineweb --tokens "
+        f"{tokens * steps + 1}, or name other data with --task.data, another place with --data-root\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_without_fineweb_the_plays_take_its_place_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert recipes.remark(RECIPES["llama-124m-amuse"]()) is None
-    monkeypatch.setattr(pretraining, "is_prepared", lambda _: False)
+def test_other_text_is_trained_on_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     config = RECIPES["llama-124m-amuse"]()
-    assert to_json(config)["task"]["data"] == "shakespeare-gpt2"
-    assert "FineWeb is not prepared here" in str(recipes.remark(config))
+    replace(config.task, data="shakespeare").check(config.steps)
+    replace(config.task, data="shakespeare-gpt2").check(config.steps)
 
 
 def test_every_published_run_has_a_recipe_and_a_command() -> None:
@@ -121,6 +129,7 @@ def test_runs_have_the_published_length_and_size(run: str) -> None:
     assert config.task.model.context == 512
     assert (config.steps, config.clip, config.eval_every, config.seed) == (steps, clip, eval_every, 0)
     assert config.precision == "amp-bf16"
+    assert config.task.eval_windows == 4096
     assert config.task.batch % config.micro_batch == 0
     with torch.device("meta"):
         model = config.task.build_model()
@@ -129,13 +138,13 @@ def test_runs_have_the_published_length_and_size(run: str) -> None:
 
 @pytest.mark.parametrize("run", PUBLISHED)
 def test_at_a_reduced_width_a_recipe_takes_a_step(run: str) -> None:
-    config = apply(RECIPES[f"llama-{run}"](), TINY, prog="", description="")
+    config = parse(RunConfig, TINY, default=RECIPES[f"llama-{run}"](), prog="", description="")
     torch.manual_seed(0)
     model = config.task.build_model()
     optimizer = config.optimizer.build(model, steps=config.steps)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     tokens = torch.randint(256, (2, 9))
-    if optimizer.wants_curvature:
+    if isinstance(optimizer, NeedsCurvature) and optimizer.wants_curvature:
         model(tokens[:, :-1], tokens[:, 1:]).backward()
         optimizer.observe_curvature()
         optimizer.zero_grad()

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from amuse_lab.errors import ConfigError
 from amuse_lab.recipes import RECIPES, find, reference
-from amuse_lab.recipes.reference import load_reference
+from amuse_lab.recipes.reference import comparable_results, load_reference
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,3 +67,25 @@ def test_shipped_references_are_the_recorded_ones_and_the_recipes_have_their_set
         settings = result.keys() & optimizer.keys()
         assert settings >= {"lr"}
         assert {setting: optimizer[setting] for setting in settings} == {k: result[k] for k in settings}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_results_stand_beside_runs_of_the_same_task_and_length_alone(name: str) -> None:
+    measure, _ = RECORDED[name]
+    config = find(name)()
+    assert comparable_results(config, measure) == load_reference(name, measure)
+    assert comparable_results(replace(config, seed=9, runs=Path("elsewhere")), measure) is not None
+    free = {"sample_length": 7} if name == "shakespeare" else {"workers": 7}
+    assert comparable_results(replace(config, task=replace(config.task, **free)), measure) is not None
+    model = {"context": 64} if name == "shakespeare" else {"depths": (3, 3, 3)}
+    if name == "mnist-vit":
+        model = {"depth": 1}
+    for others in (
+        {"steps": config.steps + 1},
+        {"precision": "bf16"},
+        {"clip": 1.0},
+        {"task": replace(config.task, data="shakespeare-gpt2")},
+        {"task": replace(config.task, batch=8)},
+        {"task": replace(config.task, model=replace(config.task.model, **model))},
+    ):
+        assert comparable_results(replace(config, **others), measure) is None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amuse_lab.tasks.lm.permutation import permute
+from amuse_lab.tasks.permutation import permute
 
 _HOLD_OUT = "validation"  # keys the permutation: the same images are held out whatever a run's seed
 
@@ -20,7 +20,7 @@ class Visits:
 
     Attributes:
         stream: Names the purpose and the seed; another stream has other random numbers.
-        epochs: Shape (images,).
+        epochs: Number of the epoch of each visit, shape (images,).
         images: Their numbers in the file, shape (images,).
     """
 
@@ -39,7 +39,7 @@ class Order:
     Attributes:
         images: Numbers of the n images, shape (n,).
         batch: Images per step, over all processes.
-        stream: See `Visits`.
+        stream: Name of the purpose and the seed, see `Visits`.
     """
 
     images: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Order:
         """Return what a step sees, or some of its rows; equally fast for every step.
 
         Args:
-            step: From 0.
+            step: Number of the training step, from 0.
             rows: Which of the `batch` images.
         """
         count = len(self.images)
@@ -65,8 +65,8 @@ def uniforms(visits: Visits, count: int) -> NDArray[np.float64]:
     """Return random numbers for each visit, which depend on nothing but its stream, epoch and image.
 
     Args:
-        visits: Whose numbers.
-        count: For each.
+        visits: Visits that the numbers are for.
+        count: Numbers for each visit.
 
     Returns:
         Uniform in [0, 1), multiples of 2^-53, shape (visits, count).

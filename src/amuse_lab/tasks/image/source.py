@@ -27,7 +27,7 @@ class Source(Protocol):
         """Return images as training sees them: a pure function of the visits.
 
         Args:
-            visits: Which images, when.
+            visits: Images that are asked for, each with its epoch.
             upcoming: What will be asked for next, most likely.
 
         Raises:
@@ -38,7 +38,7 @@ class Source(Protocol):
         """Return images as evaluations see them.
 
         Args:
-            images: Which.
+            images: Numbers of the images that are asked for.
             upcoming: What will be asked for next, most likely.
 
         Raises:
@@ -50,7 +50,7 @@ class InMemory:
     """Images in the memory of the device, shifted and perhaps flipped for training.
 
     Args:
-        held: The images.
+        held: Images and labels as they come out of the files.
         padding: Largest shift, in pixels; what is shifted in is reflected.
         flip: Whether half of them are flipped, left to right.
         device: Where they are kept.

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from amuse_lab.config import TaskConfig
-from amuse_lab.errors import require, unknown
+from amuse_lab.errors import DataError, require
 from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.protocols import Batch, Task
 from amuse_lab.tasks.image.augmentation import normalized
+from amuse_lab.tasks.image.data.dataset import Dataset
 from amuse_lab.tasks.image.data.decoding import available_workers
-from amuse_lab.tasks.image.data.sets import DATASETS, Dataset
+from amuse_lab.tasks.image.data.sets import find_dataset
 from amuse_lab.tasks.image.models import ImageModelConfig
 from amuse_lab.tasks.image.models.loading import load_weights
 from amuse_lab.tasks.image.order import Order, hold_out
@@ -34,15 +35,17 @@ _EVALUATION_BATCH = 256  # images; bounds memory, changes no result beyond round
 _AHEAD = 2  # batches that are decoded before they are asked for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageConfig(TaskConfig):
     """Classification of the images of one data set, by cross-entropy.
 
     Attributes:
-        model: The classifier.
+        model: Size and shape of the classifier.
         data: Name of the data set, see `amuse-lab list`.
         batch: Images per step over all processes.
-        folder: Where `amuse-lab prepare` has put it; None means `data/NAME`.
+        folder: Where `amuse-lab prepare` has put it; None means the folder NAME in the data root.
+        eval_images: Held-out images that evaluations during training use at most, always the same; the final
+            evaluation uses all of them.
         refresh_batches: Training batches from which the statistics of BatchNorm are computed anew for an
             evaluation.
         workers: Processes that decode, for data sets of photographs; None takes as many as there are cores.
@@ -52,22 +55,60 @@ class ImageConfig(TaskConfig):
     """
 
     name: ClassVar[str] = "image"
+    free: ClassVar[frozenset[str]] = frozenset(("folder", "workers", "eval_images", "refresh_batches"))
 
     model: ImageModelConfig
-    data: str
-    batch: int
     folder: str | None = None
+    eval_images: int = 1000
     refresh_batches: int = 50
     workers: int | None = None
     init_from: str | None = None
     new_head: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch", "refresh_batches"):
+        for name in ("batch", "eval_images", "refresh_batches"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.workers is None or self.workers >= 1, "workers", "None or at least 1", self.workers)
-        if self.data not in DATASETS:
-            raise unknown("data set", self.data, DATASETS)
+
+    def check(self, steps: int) -> None:  # noqa: ARG002 - images are seen again and again
+        """Check that images and weights are there."""
+        self.dataset().check(self._folder())
+        if self.init_from is not None and not Path(self.init_from).is_file():
+            raise DataError(f"init_from: {self.init_from} must be a safetensors file, but is not there")
+
+    def _folder(self) -> Path | None:
+        return None if self.folder is None else Path(self.folder)
+
+    def dataset(self) -> Dataset:
+        """Look the data set up.
+
+        Raises:
+            DataError: If there is none of this name.
+        """
+        return find_dataset(self.data, self._folder())
+
+    def untrained(self) -> nn.Module:
+        """Build the classifier from torch's global generator, whatever `init_from` says."""
+        dataset = self.dataset()
+        return self.model.build(dataset.shape, dataset.classes)
+
+    def fitted(self, default: Self) -> Self:  # noqa: ARG002 - the model takes its sizes from the data set
+        """Return the same."""
+        return self
+
+    def reduced(self) -> Self:
+        """Return a small model of the same kind on the 5,000 digits on board, from random weights."""
+        return replace(
+            self,
+            model=self.model.reduced(),
+            data="mnist-5k",
+            folder=None,
+            batch=16,
+            eval_images=100,
+            refresh_batches=2,
+            init_from=None,
+            new_head=False,
+        )
 
     def build_model(self) -> nn.Module:
         """Build the classifier, with the weights of `init_from` if there are any.
@@ -75,8 +116,7 @@ class ImageConfig(TaskConfig):
         Raises:
             RequestError: If they cannot be read or do not fit.
         """
-        dataset = DATASETS[self.data]
-        model = self.model.build(dataset.shape, dataset.classes)
+        model = self.untrained()
         if self.init_from is not None:
             load_weights(model, Path(self.init_from), new_head=self.new_head)
         return model
@@ -85,26 +125,26 @@ class ImageConfig(TaskConfig):
         """Load and check the images."""
         given = self.init_from is not None or not self.new_head
         require(given, "new_head", "given together with init_from", self.new_head)
-        dataset = DATASETS[self.data]
-        folder = None if self.folder is None else Path(self.folder)
+        dataset = self.dataset()
         workers = self.workers or available_workers()
-        training, test = dataset.load(folder, device=device, workers=workers)
+        training, test = dataset.load(self._folder(), device=device, workers=workers)
         return ImageTask(self, dataset, training, test, seed=seed, device=device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FineTuningConfig(ImageConfig):
     """The same, which makes sense from pretrained weights only."""
 
-    def build(self, *, seed: int, device: torch.device) -> Task:
-        """Load and check the images.
+    def check(self, steps: int) -> None:
+        """Check that images and weights are there.
 
         Raises:
             ConfigError: If there is nothing to start from.
         """
-        given = self.init_from is not None
+        # On the digits on board it is a try, `reduced`.
+        given = self.init_from is not None or self.data == "mnist-5k"
         require(given, "init_from", "a safetensors file with the weights to start from", self.init_from)
-        return super().build(seed=seed, device=device)
+        super().check(steps)
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
@@ -118,12 +158,12 @@ class ImageTask:
     """The task over opened images.
 
     Args:
-        config: Its settings.
+        config: Settings of the task.
         dataset: What the images are of.
         training: The training set, of which a part is held out for validation.
         test: The test set, if there is one.
         seed: Decides which images each step sees, and how.
-        device: Where batches go.
+        device: Device that batches are put on.
     """
 
     unit = "images"
@@ -156,6 +196,7 @@ class ImageTask:
         self._refresh_order = Order(trained_on, config.batch, f"statistics {seed}")
         self.batch_size = config.batch
         self.units_per_step = config.batch
+        self._remembered: list[tuple[list[Tensor], list[Tensor]]] = []  # parameters and their statistics
 
     @cached_property
     def fingerprint(self) -> str:
@@ -198,34 +239,49 @@ class ImageTask:
 
     @contextmanager
     def refreshed(self, model: nn.Module) -> Iterator[None]:
-        """Inside, BatchNorm has statistics of the model's parameters as they stand; then the old ones again.
+        """Context manager: BatchNorm has statistics of the parameters as they stand, then the old ones again.
 
         What it gathers in training belongs to earlier values of y. The statistics are the mean over training
         batches that have an order and an augmentation of their own, the same at every call, so that neither
-        an evaluation nor the training after it depends on when the others were.
+        an evaluation nor the training after it depends on when the others were. Those of the last two sets of
+        parameters, usually x and y, are remembered: the evaluation after the last step needs them twice.
 
         Args:
             model: Does nothing for one without BatchNorm.
         """
         layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        kept = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
-        batches = (self._augmented(self._refresh_order, n) for n in range(self._config.refresh_batches))
+        buffers = [buffer for layer in layers for buffer in layer.buffers()]
+        kept = [buffer.clone() for buffer in buffers]
         try:
-            refresh_batch_norm(model, batches, forward=lambda batch: _logits(model, batch[0]))
+            self._refresh(model, buffers)
             yield
         finally:
-            for buffer, value in kept:
+            for buffer, value in zip(buffers, kept, strict=True):
                 buffer.copy_(value)
 
-    def evaluate(
-        self,
-        model: nn.Module,
-        *,
-        full: bool,  # noqa: ARG002 - the held-out images are few enough to take them all
-        processes: Processes = ALONE,
-    ) -> dict[str, float]:
+    def _refresh(self, model: nn.Module, buffers: list[Tensor]) -> None:
+        """Put the statistics of the parameters into the buffers of BatchNorm, computed or remembered."""
+        parameters = [parameter.detach() for parameter in model.parameters()]
+        for known, values in self._remembered:
+            if all(map(torch.equal, known, parameters)):
+                for buffer, value in zip(buffers, values, strict=True):
+                    buffer.copy_(value)
+                return
+        batches = (self._augmented(self._refresh_order, n) for n in range(self._config.refresh_batches))
+        refresh_batch_norm(model, batches, forward=lambda batch: _logits(model, batch[0]))
+        if buffers and not any(hasattr(parameter, "placements") for parameter in parameters):  # not sharded
+            latest = [p.clone() for p in parameters], [buffer.clone() for buffer in buffers]
+            self._remembered = [*self._remembered[-1:], latest]
+
+    def note(self, steps: int) -> None:
+        """Return nothing."""
+
+    def evaluate(self, model: nn.Module, *, full: bool, processes: Processes = ALONE) -> dict[str, float]:
         """Return the mean loss (nats per image) and the accuracy on the held-out images."""
-        return self._measured(model, self._training, self._held_out, processes)
+        images = len(self._held_out)
+        count = images if full else min(images, self._config.eval_images)
+        chosen = self._held_out[np.arange(count) * images // count]
+        return self._measured(model, self._training, chosen, processes)
 
     def test(self, model: nn.Module, *, processes: Processes = ALONE) -> dict[str, float]:
         """Return "test_loss" and "test_accuracy"; nothing if there is no test set."""

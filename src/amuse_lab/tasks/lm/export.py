@@ -1,10 +1,8 @@
-"""`amuse-lab export`: a trained model as a folder that the package `transformers` loads as its own Llama."""
+"""A trained language model as a folder that the package `transformers` loads as its own Llama."""
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +11,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from amuse_lab.arguments import Parser
 from amuse_lab.errors import DataError, RecordError, require
-from amuse_lab.records import check_is_file, sync
-from amuse_lab.tasks.lm.data import DATASETS
-from amuse_lab.tasks.lm.index import DATA, Index
+from amuse_lab.files import check_is_file, new_folder
+from amuse_lab.tasks.lm.bundled import BUNDLED, parse_bundled
+from amuse_lab.tasks.lm.index import Index
 from amuse_lab.tasks.lm.model import INIT_STD, NORM_EPS, Llama, ModelConfig
+from amuse_lab.tasks.lm.text import text_folder
 from amuse_lab.tasks.lm.tokenizer import END_OF_TEXT, BytePairTokenizer, read_tokenizer
 
 MODEL = "model.safetensors"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to export.
-
-    Attributes:
-        run: The run folder.
-        out: The folder to create.
-        data: The folder of prepared text whose tokenizer goes with the model; None looks for the run's.
-    """
-
-    run: Path
-    out: Path
-    data: Path | None
-
-
-def parse(arguments: Sequence[str]) -> Request:
-    """Read and check the command line.
+def export_run(run: Path, out: Path, data: Path | None) -> str:
+    """Write the model of a run for transformers.
 
     Args:
-        arguments: What follows `amuse-lab export`.
+        run: Path of the run folder.
+        out: The folder to create.
+        data: The folder of prepared text whose tokenizer goes with the model; None looks for the run's.
 
-    Raises:
-        ConfigError: For whatever cannot be done as asked.
-        SystemExit: With status 0, after printing the help.
-    """
-    parser = Parser(
-        prog="amuse-lab export",
-        description="Writes a run's model as a folder that transformers loads: "
-        "AutoModelForCausalLM.from_pretrained(FOLDER).",
-        allow_abbrev=False,
-    )
-    add: Callable[..., Any] = parser.add_argument
-    add("run", type=Path, metavar="RUN_FOLDER", help="what `amuse-lab train` has left")
-    add("--out", type=Path, metavar="FOLDER", help="to be created; RUN_FOLDER/transformers by default")
-    add(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help=f"prepared text whose tokenizer goes with the model; the run's in {DATA} by default",
-    )
-    given = parser.parse(arguments)
-    return Request(given.run, given.out or given.run / "transformers", given.data)
-
-
-def run(request: Request) -> None:
-    """Export, and say where to.
+    Returns:
+        What the folder holds, in words.
 
     Raises:
         DataError: If the run folder holds no finished language model, or the tokenizer is not its own.
         RecordError: If the folder is there already or cannot be written.
     """
-    model, data = read_config(request.run)
-    tokenizer, note = _tokenizer(data, request.data)
-    export(request.run / MODEL, model, request.out, tokenizer)
-    print(f"{request.out}: {MODEL}, config.json, {note}")
+    model, name = read_config(run)
+    tokenizer, note = _tokenizer(name, data)
+    export(run / MODEL, model, out, tokenizer)
+    return f"{MODEL}, config.json, {note}"
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, str]:
@@ -91,8 +53,6 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     try:
         check_is_file(path)
         task = json.loads(path.read_text(encoding="utf-8"))["task"]
-        if task["name"] != "lm":
-            raise DataError(f"only language models can be exported; {folder} is a run of {task['name']!r}")
         return ModelConfig(**task["model"]), str(task["data"])
     except OSError as error:
         raise DataError(f"{folder} is not a run folder: {error.strerror}: config.json") from error
@@ -102,9 +62,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
 
 def _tokenizer(data: str, folder: Path | None) -> tuple[BytePairTokenizer | None, str]:
     """The tokenizer of prepared text, if there is one, and what to say about it."""
-    if folder is None and data in DATASETS:
+    if folder is None and parse_bundled(data) in [(name, "bytes") for name in BUNDLED]:
         return None, "no tokenizer: tokens are bytes"
-    wanted = folder or (Path(data) if "/" in data else DATA / data)
+    wanted = folder or text_folder(data)
     index = Index.read(wanted)
     if index is None and folder is None:
         return None, f"no tokenizer: {wanted} is not here, name its place with --data"
@@ -138,7 +98,7 @@ def export(weights: Path, config: ModelConfig, out: Path, tokenizer: BytePairTok
     state = _read(weights, config)
     dtype = str(state["norm.weight"].dtype).removeprefix("torch.")
     try:
-        with _appearing(out) as partial:
+        with new_folder(out) as partial:
             _write_json(partial / "config.json", llama_config(config, tokenizer) | {"dtype": dtype})
             save_file(to_transformers(state, config), partial / MODEL, metadata={"format": "pt"})
             shutil.copymode(partial / "config.json", partial / MODEL)  # safetensors lets only the owner read
@@ -173,7 +133,7 @@ def to_transformers(state: Mapping[str, Tensor], config: ModelConfig) -> dict[st
     and keys change places, which no product of the two notices.
 
     Args:
-        state: Of a `Llama`.
+        state: State dict of a `Llama`.
         config: Its size and shape.
 
     Returns:
@@ -207,7 +167,7 @@ def llama_config(config: ModelConfig, tokenizer: BytePairTokenizer | None) -> di
     """Return the config.json of the same model in transformers.
 
     Args:
-        config: Size and shape.
+        config: Size and shape of the model.
         tokenizer: Whose end of text ends and begins documents, if any does.
     """
     end = None if tokenizer is None else tokenizer.end_of_text
@@ -241,19 +201,3 @@ def _tokenizer_config(config: ModelConfig) -> dict[str, Any]:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes its name, its files on the disk, if nothing is raised inside."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in (*partial.iterdir(), partial):
-            sync(path)
-        partial.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -13,9 +13,9 @@ def generate(
     """Continue a prompt, one sampled token at a time, each seeing at most `context` before it.
 
     Args:
-        model: In eval mode.
+        model: Language model in eval mode.
         prompt: Tokens, shape (time,), time at least 1.
-        length: Tokens to add.
+        length: Number of tokens to add.
         temperature: Divides the logits; positive. Below 1 prefers likely tokens.
         generator: On the CPU, where the sampling happens on every device.
 

@@ -13,7 +13,7 @@ SHA256 = (
     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 )
-"""Of encoder.json and vocab.bpe as published with GPT-2; vocab.json and merges.txt are the same files."""
+"""Checksums of encoder.json and vocab.bpe as published; vocab.json and merges.txt are the same files."""
 
 _PUBLISHED = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _FILES = ("encoder.json", "vocab.bpe")
@@ -51,7 +51,7 @@ def read_gpt2(files: tuple[Path, Path]) -> tuple[bytes, bytes]:
     """Read both files and check them.
 
     Args:
-        files: Tokens and merges.
+        files: Paths of the file of tokens and of the file of merges.
 
     Raises:
         DataError: If one cannot be read or is not GPT-2's.

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from amuse_lab.errors import DataError
-from amuse_lab.records import check_is_file, replacing
+from amuse_lab.files import check_is_file, replacing
 from amuse_lab.tasks.lm.shards import Shard
-
-DATA = Path("data")
-"""The folder that holds the folders of prepared text."""
 
 NAME = "index.json"
 VERSION = 1
@@ -61,10 +58,11 @@ class Index:
 
     Attributes:
         request: What was asked for.
-        sha256: Of the tokenizer.
-        vocabulary: Its different tokens.
+        sha256: Checksum of the tokenizer, hexadecimal.
+        vocabulary: Number of different tokens of the tokenizer.
         complete: Whether the request is fulfilled.
         position: Where the source goes on, while it is not.
+        skipped: Entries that were passed over because they are not what they should be.
         train: The shards of the training text, in order.
         validation: Those of the validation text.
     """
@@ -74,6 +72,7 @@ class Index:
     vocabulary: int
     complete: bool
     position: Any
+    skipped: int = 0
     train: tuple[ShardEntry, ...] = ()
     validation: tuple[ShardEntry, ...] = ()
 
@@ -118,6 +117,7 @@ class Index:
                 raise ValueError(f"{split} must have text")
         if bool(self.train) != bool(self.validation) and self.complete:
             raise ValueError("both splits must have text")
+        numbers.append(self.skipped + 1)
         if not all(type(number) is int and number >= 1 for number in numbers):
             raise ValueError("numbers must be whole and positive")
         if len(bytes.fromhex(self.sha256)) != 32:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amuse_lab.errors import DataError, require, unknown
-from amuse_lab.tasks.lm.index import DATA, SPLITS, Index
-from amuse_lab.tasks.lm.permutation import permute
+from amuse_lab.files import data_folder
+from amuse_lab.tasks.lm.index import SPLITS, Index
 from amuse_lab.tasks.lm.tokenizer import Tokenizer, read_tokenizer
+from amuse_lab.tasks.permutation import permute
 
 
 def open_tokens(source: str | Path, split: str) -> "TokenData":
@@ -29,8 +30,8 @@ def open_tokens(source: str | Path, split: str) -> "TokenData":
     read, so that opening takes no longer for a large data set and nothing damaged is ever returned.
 
     Args:
-        source: Name of a folder in `data`, or a path.
-        split: "train" or "validation".
+        source: Name of a folder in the data root, or a path.
+        split: Part to open, "train" or "validation".
 
     Raises:
         ConfigError: For another split.
@@ -38,27 +39,44 @@ def open_tokens(source: str | Path, split: str) -> "TokenData":
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    folder = DATA / source if isinstance(source, str) and "/" not in source else Path(source)
+    folder = data_folder(source) if isinstance(source, str) else source
+    return TokenData(folder, split, complete_index(folder))
+
+
+def complete_index(folder: Path, options: str = "--from PATH") -> Index:
+    """Read the index of a folder whose preparation is complete.
+
+    Args:
+        folder: Folder of prepared text.
+        options: Options of the command that would prepare it.
+
+    Raises:
+        DataError: If there is none, or it is not complete; the message has the command that mends it.
+    """
     index = Index.read(folder)
     if index is None:
-        raise DataError(f"{folder} holds no prepared text: amuse-lab prepare {folder.name}")
+        command = f"amuse-lab prepare {folder.name} {options}".strip()
+        raise DataError(
+            f"{folder.absolute()} holds no prepared text: {command}, or name other data with --task.data, "
+            "another place with --data-root"
+        )
     if not index.complete:
         raise DataError(
             f"the preparation of {folder} is not complete: run the same command again to continue"
         )
-    return TokenData(folder, split, index)
+    return index
 
 
 class TokenData:
     """One split of prepared text: a row of tokens, document after document.
 
     Args:
-        folder: Where it is.
-        split: "train" or "validation".
-        index: Of the folder.
+        folder: Folder of prepared text.
+        split: Part of it, "train" or "validation".
+        index: Index of the folder.
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of prepared text.
         vocabulary: How many different tokens there are; a model may have more.
         documents: How many there are.
         bytes: Of the text in UTF-8, the ends of documents not counted.
@@ -119,8 +137,8 @@ class Windows:
     So the targets of all windows tile the text, but for its first token and what is left at its end.
 
     Attributes:
-        tokens: What is cut.
-        context: Targets per window.
+        tokens: Row of tokens that is cut.
+        context: Targets of each window.
     """
 
     tokens: TokenData
@@ -133,7 +151,7 @@ class Windows:
         """Return windows by their numbers.
 
         Args:
-            indices: Shape (windows,).
+            indices: Numbers of the windows, shape (windows,).
 
         Returns:
             Shape (windows, context + 1), int64.
@@ -163,7 +181,7 @@ class Batches:
     Attributes:
         windows: What is drawn from.
         batch: Sequences per step, over all ranks.
-        seed: Of the order.
+        seed: Seed of the order of the windows.
     """
 
     windows: Windows
@@ -177,7 +195,7 @@ class Batches:
         """Return the numbers of the windows of a step: a pure function, equally fast for every step.
 
         Args:
-            step: From 0.
+            step: Number of the training step, from 0.
             rows: Which of the `batch` sequences.
         """
         places = step * self.batch + np.arange(self.batch)[rows]

@@ -44,9 +44,9 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ch
     where that is on, everything else in at least float32.
 
     Args:
-        hidden: Shape (tokens, width).
-        weight: Shape (vocabulary, width).
-        targets: Shape (tokens,), int64.
+        hidden: Input of the head, shape (tokens, width).
+        weight: Matrix of the head, shape (vocabulary, width).
+        targets: Tokens to predict, shape (tokens,), int64.
         chunk: Tokens in a chunk, at least 1.
 
     Returns:

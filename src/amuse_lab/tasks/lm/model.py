@@ -27,7 +27,7 @@ class ModelConfig:
     Attributes:
         n_embd: Width of the residual stream.
         n_head: Attention heads; divides n_embd into heads of an even width.
-        n_layer: Blocks.
+        n_layer: Number of blocks.
         context: Longest sequence, in tokens.
         vocabulary: Number of different tokens; 256 for bytes.
         mlp_multiple: The hidden width of SwiGLU is 8/3 n_embd, rounded up to a multiple of this.
@@ -187,7 +187,7 @@ class Llama(nn.Module):
     N(0, 0.02 / sqrt(2 n_layer)), drawn from torch's global generator; norm weights are 1.
 
     Args:
-        config: Size and shape.
+        config: Size and shape of the model.
 
     Example:
         >>> model = Llama(ModelConfig(n_embd=64, n_head=2, n_layer=2, context=128))

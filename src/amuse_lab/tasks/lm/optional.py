@@ -12,7 +12,7 @@ def load(module: str, purpose: str) -> Any:
     """Import a module of an optional package.
 
     Args:
-        module: Its full name.
+        module: Full name of the module, with dots.
         purpose: What needs it; begins the message.
 
     Raises:

@@ -1,8 +1,9 @@
-"""Text to shards, in rounds: what a kill interrupts is done again from the last complete round, the same.
+"""Text to shards, in rounds: what a kill interrupts goes on from what was saved last, to the same bytes.
 
 A round is one shard of training text and one of validation text, or one of them where the other got nothing.
-Both are written, then the index that names them and says where the source goes on. Everything in a shard
-follows from the request alone, so that repeating part of a round writes the same bytes again.
+Both are written, then the index that names them and says where the source goes on; within a round the tokens
+are saved beside them every few million. Everything in a shard follows from the request alone, so that
+repeating part of a round writes the same bytes again.
 """
 
 import fcntl
@@ -17,19 +18,20 @@ from typing import Any
 import numpy as np
 
 from amuse_lab.errors import DataError, require
-from amuse_lab.records import replacing
-from amuse_lab.tasks.lm.index import SPLITS, Index, Request, ShardEntry
-from amuse_lab.tasks.lm.shards import write_shard
-from amuse_lab.tasks.lm.sources import Documents, Source
-from amuse_lab.tasks.lm.tokenizer import MERGES, VOCAB, Tokenizer, TokenizerChoice, Tokens, read_tokenizer
-from amuse_lab.tasks.lm.workers import Chunk, Tokenized, tokenize_all
+from amuse_lab.tasks.lm.index import SPLITS, Index, Request
+from amuse_lab.tasks.lm.rounds import Round, discard
+from amuse_lab.tasks.lm.sources import Document, Documents, Source
+from amuse_lab.tasks.lm.tokenizer import MERGES, VOCAB, Tokenizer, TokenizerChoice, read_tokenizer
+from amuse_lab.tasks.lm.workers import Chunk, tokenize_all
 
-SHARD_TOKENS = 2**26  # 128 MiB of GPT-2's; the most a kill can cost
+SHARD_TOKENS = 2**26  # 128 MiB of GPT-2's
+_SAVE_TOKENS = 2**22  # within a round; the most a kill can cost, a minute on one core
 
 _CHUNK_CHARACTERS = 2**20
 _LOCK = ".lock"
 _LEFTOVER = re.compile(
-    rf"{re.escape(_LOCK)}|\..*\.partial|{re.escape(VOCAB)}|{re.escape(MERGES)}|({'|'.join(SPLITS)})-\d{{5}}\.bin"
+    rf"{re.escape(_LOCK)}|\..*\.(partial|tokens)|{re.escape(VOCAB)}|{re.escape(MERGES)}"
+    rf"|({'|'.join(SPLITS)})-\d{{5}}\.bin"
 )
 
 
@@ -39,7 +41,7 @@ class Plan:
 
     Attributes:
         source: Opens the source; gets the identity of the one an unfinished folder began with.
-        tokenizer: Which.
+        tokenizer: Tokenizer as asked for.
         tokens: Training tokens to stop after, at the end of a document; None takes all there are.
         workers: Processes that tokenize; changes nothing in the result.
         shard_tokens: Tokens after which a round of shards is written.
@@ -64,8 +66,8 @@ def prepare(plan: Plan, folder: Path, *, wait: bool = False, report: Report = la
     """Prepare a folder, or go on where an earlier call was interrupted, or check what is complete.
 
     Args:
-        plan: What to prepare.
-        folder: Where.
+        plan: Source, tokenizer and amount.
+        folder: Folder that the shards are written to.
         wait: Whether to wait for another process that prepares the same folder.
         report: Is called after every chunk of documents.
 
@@ -104,35 +106,39 @@ def _prepare(plan: Plan, folder: Path, report: Report) -> Index:
             for shard in index.open(folder, split):
                 shard.verify()
     if index.complete:
+        discard(folder)
         return index
 
+    current = Round.begun(folder, index)
     done = sum(index.count(split, "documents") for split in SPLITS)
-    chunks = _chunks(source.documents(index.position), source, done)
-    current = _Round()
-    with closing(tokenize_all(chunks, tokenizer, plan.workers)) as stream:
+    documents = source.documents(index.position if current.position is None else current.position)
+    with closing(tokenize_all(_chunks(documents), tokenizer, plan.workers)) as stream:
         for chunk, tokenized in stream:
             before = index.count("train", "tokens")
             room = None if plan.tokens is None else plan.tokens - before - current.tokens[0]
-            enough = current.add(chunk, tokenized, room)
-            report(done + current.documents, before + current.tokens[0])
+            awaited = source.validation_documents - index.count("validation", "documents")
+            enough = current.add(chunk, tokenized, room, awaited)
+            report(done + sum(current.documents), before + current.tokens[0])
             if enough:
                 break
             if sum(current.tokens) >= plan.shard_tokens:
-                index = current.write(folder, index, tokenizer, chunk.position)
-                done, current = done + current.documents, _Round()
+                index = current.write(folder, index, tokenizer)
+                done, current = done + sum(current.documents), Round()
+            elif current.unsaved >= _SAVE_TOKENS:
+                current.save(folder, index, tokenizer)
     return _finish(folder, index, tokenizer, current)
 
 
-def _finish(folder: Path, index: Index, tokenizer: Tokenizer, last: "_Round") -> Index:
+def _finish(folder: Path, index: Index, tokenizer: Tokenizer, last: Round) -> Index:
     """Write the last round, unless a split would be left without any text."""
-    for split, tokens, size in zip(SPLITS, last.tokens, last.bytes, strict=True):
+    for number, split in enumerate(SPLITS):
         advice = "take more text or another --validation"
-        if not tokens and not index.entries(split):
-            documents = last.documents + sum(index.count(each, "documents") for each in SPLITS)
+        if not last.tokens[number] and not index.entries(split):
+            documents = sum(last.documents) + sum(index.count(each, "documents") for each in SPLITS)
             raise DataError(f"none of the {documents} documents is for {split}: {advice}")
-        if not size and not index.count(split, "bytes"):
+        if not last.bytes[number] and not index.count(split, "bytes"):
             raise DataError(f"all documents for {split} are empty: {advice}")
-    return last.write(folder, replace(index, complete=True), tokenizer, None)
+    return last.write(folder, replace(index, complete=True), tokenizer)
 
 
 def _require_ours(folder: Path) -> None:
@@ -153,96 +159,30 @@ def _require_same(request: Request, earlier: Request, folder: Path) -> None:
 
 
 def _training_texts(source: Source) -> Iterator[str]:
-    for number, text in enumerate(source.documents(None)):
-        if not source.is_validation(number):
-            yield text
+    for document in source.documents(None):
+        if not document.validation:
+            yield document.text
 
 
-def _chunks(documents: Documents, source: Source, number: int) -> Iterator[Chunk]:
+def _chunks(documents: Documents) -> Iterator[Chunk]:
     """Group documents. Where a group ends follows from the documents since the last position alone."""
-    texts: list[str] = []
-    validation: list[bool] = []
+    group: list[Document] = []
     characters = 0
-    for text in documents:
-        texts.append(text)
-        validation.append(source.is_validation(number))
-        number += 1
-        characters += len(text) + 1
+
+    def chunk() -> Chunk:
+        validation = np.array([document.validation for document in group])
+        return Chunk(
+            [document.text for document in group], validation, documents.position(), documents.skipped
+        )
+
+    for document in documents:
+        group.append(document)
+        characters += len(document.text) + 1
         if characters >= _CHUNK_CHARACTERS:
-            yield Chunk(texts, np.array(validation), documents.position())
-            texts, validation, characters = [], [], 0
-    if texts:
-        yield Chunk(texts, np.array(validation), documents.position())
-
-
-class _Round:
-    """What has been tokenized since shards were last written; lists hold training, then validation.
-
-    Attributes:
-        tokens: How many.
-        bytes: How long the documents are in UTF-8.
-        documents: How many in all.
-    """
-
-    def __init__(self) -> None:
-        self.tokens = [0, 0]
-        self.bytes = [0, 0]
-        self.documents = 0
-        self._parts: list[list[Tokens]] = [[], []]
-        self._documents = [0, 0]
-
-    def add(self, chunk: Chunk, tokenized: Tokenized, room: int | None) -> bool:
-        """Take in a chunk.
-
-        Args:
-            chunk: The documents.
-            tokenized: Their tokens.
-            room: Training tokens that are wanted still; None wants all.
-
-        Returns:
-            Whether that many are here: later documents are left out.
-        """
-        training = np.cumsum(np.where(chunk.validation, 0, tokenized.lengths))
-        enough, taken = False, len(training)
-        if room is not None and training[-1] >= room:
-            enough, taken = True, int(np.searchsorted(training, room)) + 1
-        lengths, sizes = tokenized.lengths[:taken], tokenized.bytes[:taken]
-        tokens = tokenized.tokens[: lengths.sum()]
-        for split, chosen in enumerate((~chunk.validation[:taken], chunk.validation[:taken])):
-            self._parts[split].append(tokens[np.repeat(chosen, lengths)])
-            self.tokens[split] += int(lengths[chosen].sum())
-            self._documents[split] += int(chosen.sum())
-            self.bytes[split] += int(sizes[chosen].sum())
-        self.documents += taken
-        return enough
-
-    def write(self, folder: Path, index: Index, tokenizer: Tokenizer, position: Any) -> Index:
-        """Write the shards, then the index with them in it, and return that.
-
-        Args:
-            folder: Where.
-            index: Of everything before.
-            tokenizer: Made the tokens.
-            position: Where the source goes on.
-        """
-        if not index.train and not index.validation:
-            for name, content in tokenizer.files.items():
-                with replacing(folder / name) as partial:
-                    partial.write_bytes(content)
-        entries: dict[str, tuple[ShardEntry, ...]] = {}
-        for number, split in enumerate(SPLITS):
-            entries[split] = index.entries(split)
-            if self.tokens[number]:
-                name = f"{split}-{len(entries[split]):05}.bin"
-                checksum = write_shard(folder / name, self._parts[number], index.sha256)
-                entries[split] += (
-                    ShardEntry(
-                        name, self.tokens[number], self._documents[number], self.bytes[number], checksum
-                    ),
-                )
-        index = replace(index, position=position, train=entries["train"], validation=entries["validation"])
-        index.write(folder)
-        return index
+            yield chunk()
+            group, characters = [], 0
+    if group:
+        yield chunk()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from amuse_lab.errors import DataError
-from amuse_lab.records import check_is_file, replacing
+from amuse_lab.files import check_is_file, replacing
 from amuse_lab.tasks.lm.tokenizer import Tokens
 
 MAGIC = b"AMUSETOK"
@@ -41,7 +41,7 @@ def write_shard(path: Path, tokens: Sequence[Tokens], tokenizer: str) -> int:
     """Write a shard; it appears whole or not at all.
 
     Args:
-        path: Of the file.
+        path: Path of the file to write.
         tokens: What it holds, in pieces of the same type.
         tokenizer: SHA-256 of the tokenizer, hexadecimal.
 
@@ -71,7 +71,7 @@ class Shard:
     """A shard on disk, mapped into memory. Its structure is checked when it is opened, its tokens when read.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         tokens: How many it must hold.
         tokenizer: SHA-256 of the tokenizer it must be made with, hexadecimal.
         checksum: That it must have, from `write_shard`.

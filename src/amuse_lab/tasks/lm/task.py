@@ -2,8 +2,8 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +14,21 @@ from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.protocols import Batch, Task
 from amuse_lab.tasks.lm.generate import generate
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
-from amuse_lab.tasks.lm.text import Text, open_text
+from amuse_lab.tasks.lm.text import Text, check_text, vocabulary_of
 from amuse_lab.tasks.sampling import sampled_cross_entropy
 
 _EVALUATION_BATCH = 32  # windows; bounds memory, changes no result beyond rounding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig(TaskConfig):
     """A language model.
 
     Attributes:
         model: Size and shape of the decoder.
-        data: A text in bytes by name, see `amuse-lab list`; or what `amuse-lab prepare` has tokenized: the
-            name of a folder in data/, a path, or a text on board with a tokenizer, such as
-            "shakespeare-gpt2".
+        data: A text that a package carries, in bytes or with a tokenizer, such as "shakespeare" and
+            "shakespeare-gpt2"; or what `amuse-lab prepare` has tokenized: the name of a folder in the data
+            root, or a path.
         batch: Sequences per step over all processes, each as long as the model's context.
         eval_windows: Sequences of the validation text that evaluations during training use, evenly spread
             over it and always the same; the final evaluation uses all of it.
@@ -38,10 +38,9 @@ class LanguageModelConfig(TaskConfig):
     """
 
     name: ClassVar[str] = "lm"
+    free: ClassVar[frozenset[str]] = frozenset(("eval_windows", "prompt", "sample_length", "temperature"))
 
     model: ModelConfig
-    data: str
-    batch: int
     eval_windows: int = 256
     prompt: str = "HAMLET\n"
     sample_length: int = 400
@@ -54,13 +53,31 @@ class LanguageModelConfig(TaskConfig):
         require(0 < self.temperature < math.inf, "temperature", "positive and finite", self.temperature)
         require(self.model.vocabulary >= 256, "vocabulary", "at least 256", self.model.vocabulary)
 
+    def check(self, steps: int) -> None:
+        """Check that the text is there."""
+        check_text(self.data, steps * self.batch * self.model.context + 1)
+
+    def fitted(self, default: Self) -> Self:
+        """Return the config with the vocabulary of other text than the recipe's, unless one is set."""
+        if self.data == default.data or self.model.vocabulary != default.model.vocabulary:
+            return self
+        vocabulary = vocabulary_of(self.data)
+        return self if vocabulary is None else replace(self, model=replace(self.model, vocabulary=vocabulary))
+
+    def reduced(self) -> Self:
+        """Return a model of 0.1 M parameters on the bytes of Shakespeare's plays."""
+        small = replace(
+            self.model, n_embd=64, n_head=2, n_layer=2, context=64, vocabulary=256, mlp_multiple=32
+        )
+        return replace(self, model=small, data="shakespeare", batch=8, eval_windows=16, sample_length=40)
+
     def build_model(self) -> Llama:
         """Build the untrained decoder."""
         return Llama(self.model)
 
     def build(self, *, seed: int, device: torch.device) -> Task:
         """Open and check the text."""
-        text = open_text(
+        text = Text(
             self.data,
             vocabulary=self.model.vocabulary,
             context=self.model.context,
@@ -88,10 +105,10 @@ class LanguageModelTask:
     """The task over an open text.
 
     Args:
-        config: Its settings.
+        config: Settings of the task.
         text: What to train and to measure on.
-        seed: Of the sample.
-        device: Where batches go.
+        seed: Seed of the text sample.
+        device: Device that batches are put on.
     """
 
     unit = "tokens"
@@ -107,6 +124,15 @@ class LanguageModelTask:
         self.units_per_step = config.batch * config.model.context
         self.flops_per_unit = flops_per_token(config.model)
         self.fingerprint = text.fingerprint
+
+    def note(self, steps: int) -> str | None:
+        """Say so if the run reads the training text more than once."""
+        sequences = self._text.sequences
+        times = steps * self.batch_size / sequences
+        if times <= 1:
+            return None
+        tokens = sequences * self._config.model.context
+        return f"the training text has {tokens:,} tokens: {steps:,} steps read it {times:.1f} times"
 
     def _inputs_and_targets(self, windows: Tensor) -> Batch:
         windows = windows.to(self._device, torch.long)

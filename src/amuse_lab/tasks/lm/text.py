@@ -1,108 +1,38 @@
-"""What a language model is trained and measured on: bytes held in memory, or prepared tokens on disk."""
+"""What a language model is trained and measured on: prepared tokens on disk."""
 
 import hashlib
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from amuse_lab.errors import require
-from amuse_lab.tasks.lm.data import DATASETS, Corpus, training_windows, validation_windows
-from amuse_lab.tasks.lm.index import DATA, SPLITS, Index
-from amuse_lab.tasks.lm.loader import Batches, open_tokens
-from amuse_lab.tasks.lm.on_board import ON_BOARD, on_board
+from amuse_lab.files import data_folder
+from amuse_lab.tasks.lm.bundled import BUNDLED, bundled_folder, parse_bundled, prepare_bundled
+from amuse_lab.tasks.lm.index import SPLITS, Index
+from amuse_lab.tasks.lm.loader import Batches, complete_index, open_tokens
+from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
+
+FINEWEB = "fineweb"
+"""The name of the published experiments' text."""
 
 
-class Text(Protocol):
-    """Windows of tokens, each one longer than the context.
+class Text:
+    """Prepared tokens in windows, each one longer than the context; every window comes once in an epoch.
+
+    Args:
+        source: A text that a package carries, in bytes or with a tokenizer, such as "shakespeare" and
+            "shakespeare-gpt2", which is prepared when it is first used; else a folder's name in the data root
+            or a path.
+        vocabulary: How many tokens the model has.
+        context: Targets of each window.
+        batch: Windows of one training step.
+        seed: Decides which windows each step sees.
 
     Attributes:
         fingerprint: Stands for all of the tokens, and what they stand for.
-    """
-
-    fingerprint: str
-
-    def batch(self, step: int, rows: slice) -> Tensor:
-        """Return windows of a training step, shape (rows, context + 1): a pure function."""
-
-    def validation(self, limit: int | None) -> int:
-        """Return how many windows an evaluation has: at most `limit`, or all."""
-
-    def validation_windows(self, limit: int | None, rows: slice) -> Tensor:
-        """Return some of the windows of an evaluation, which are evenly spread and always the same."""
-
-    def bits_per_byte(self, loss: float) -> float:
-        """Convert a mean validation loss in nats per token."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text."""
-
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text of tokens."""
-
-
-class Bytes:
-    """A text in memory whose tokens are its bytes; training windows start anywhere.
-
-    Args:
-        corpus: Both parts of it.
-        context: Targets per window.
-        batch: Windows per step.
-        seed: Decides which windows each step sees.
-    """
-
-    def __init__(self, corpus: Corpus, *, context: int, batch: int, seed: int) -> None:
-        shortest = min(len(corpus.train), len(corpus.validation))
-        require(context < shortest, "context", f"shorter than each text, here {shortest} bytes", context)
-        self._corpus = corpus
-        text = torch.cat((corpus.train, corpus.validation))
-        self.fingerprint = hashlib.sha256(text.numpy().tobytes()).hexdigest()
-        self._length = context + 1
-        self._batch = batch
-        self._seed = seed
-
-    def batch(self, step: int, rows: slice) -> Tensor:
-        """Return windows of a training step."""
-        windows = training_windows(
-            self._corpus.train, seed=self._seed, step=step, batch=self._batch, length=self._length
-        )
-        return windows[rows]
-
-    def validation(self, limit: int | None) -> int:
-        """Return how many windows an evaluation has."""
-        return len(validation_windows(self._corpus.validation, length=self._length, limit=limit))
-
-    def validation_windows(self, limit: int | None, rows: slice) -> Tensor:
-        """Return some of the windows of an evaluation."""
-        return validation_windows(self._corpus.validation, length=self._length, limit=limit)[rows]
-
-    def bits_per_byte(self, loss: float) -> float:
-        """Convert a mean validation loss in nats per byte."""
-        return loss / math.log(2)
-
-    def encode(self, text: str) -> list[int]:
-        """Return the bytes of a text."""
-        return list(text.encode())
-
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text of bytes."""
-        return bytes(tokens).decode(errors="replace")
-
-
-class Prepared:
-    """Text that `amuse-lab prepare` has tokenized; every window comes once in an epoch.
-
-    Args:
-        source: Name of a folder in `data`, or a path; a text on board and a tokenizer, such as
-            "shakespeare-gpt2", are prepared when they are first used.
-        vocabulary: How many tokens the model has.
-        context: Targets per window.
-        batch: Windows per step.
-        seed: Decides which windows each step sees.
+        sequences: Training windows of an epoch.
 
     Raises:
         DataError: If the folder is not there, not complete, or damaged.
@@ -110,26 +40,28 @@ class Prepared:
     """
 
     def __init__(self, source: str, *, vocabulary: int, context: int, batch: int, seed: int) -> None:
-        name, _, tokenizer = source.partition("-")
-        folder = on_board(name, tokenizer) if name in ON_BOARD and tokenizer else source
+        carried = parse_bundled(source)
+        folder = data_folder(source) if carried is None else prepare_bundled(*carried)
         train, self._validation = open_tokens(folder, "train"), open_tokens(folder, "validation")
         self.fingerprint = _fingerprint(train.folder)
         least = train.vocabulary
         require(vocabulary >= least, "vocabulary", f"at least the {least} of {source}", vocabulary)
-        self._batches = Batches(train.windows(context), batch=batch, seed=seed)
-        self._windows = self._validation.windows(context)
+        windows = train.windows(context)
+        self.sequences = len(windows)
+        self._batches = Batches(windows, batch=batch, seed=seed)
+        self._windows = self._validation.windows(min(context, len(self._validation) - 1))
         self._tokenizer = train.tokenizer
 
     def batch(self, step: int, rows: slice) -> Tensor:
-        """Return windows of a training step."""
+        """Return windows of a training step, shape (rows, context + 1): a pure function."""
         return self._batches(step, rows)
 
     def validation(self, limit: int | None) -> int:
-        """Return how many windows an evaluation has."""
+        """Return how many windows an evaluation has: at most `limit`, or all."""
         return len(self._windows.spread(limit))
 
     def validation_windows(self, limit: int | None, rows: slice) -> Tensor:
-        """Return some of the windows of an evaluation."""
+        """Return some of the windows of an evaluation, which are evenly spread and always the same."""
         return self._windows.read(self._windows.spread(limit)[rows])
 
     def bits_per_byte(self, loss: float) -> float:
@@ -153,18 +85,40 @@ def _fingerprint(folder: Path) -> str:
     return hashlib.sha256(json.dumps([index.sha256, index.vocabulary, shards]).encode()).hexdigest()
 
 
-def open_text(source: str, *, vocabulary: int, context: int, batch: int, seed: int) -> Text:
-    """Open what a config calls its data: a text by name, else a prepared folder.
+def text_folder(source: str) -> Path:
+    """Return the folder that the tokens of what a config calls its data are in, or are going to be."""
+    carried = parse_bundled(source)
+    return data_folder(source) if carried is None else bundled_folder(*carried)
+
+
+def vocabulary_of(source: str) -> int | None:
+    """Return how many different tokens a text has; None if it is not there.
+
+    Args:
+        source: What a config calls its data, as for `Text`.
 
     Raises:
-        DataError: If it is missing or is not what it should be.
-        ConfigError: If model and text do not fit.
+        DataError: If its index is damaged.
     """
-    if source in DATASETS:
-        return Bytes(Corpus.of(DATASETS[source].load()), context=context, batch=batch, seed=seed)
-    return Prepared(source, vocabulary=vocabulary, context=context, batch=batch, seed=seed)
+    carried = parse_bundled(source)
+    index = Index.read(text_folder(source))
+    if index is None and carried is not None:
+        return TokenizerChoice(carried[1]).vocabulary
+    return None if index is None else index.vocabulary
 
 
-def is_prepared(name: str) -> bool:
-    """Whether a folder of prepared text of this name lies in `data`."""
-    return (DATA / name).is_dir()
+def check_text(source: str, tokens: int) -> None:
+    """Check that a text is there, without reading it.
+
+    Args:
+        source: What a config calls its data, as for `Text`.
+        tokens: How many a run takes, for the command in the message.
+
+    Raises:
+        DataError: If it is not; the message has the command that prepares it.
+    """
+    carried = parse_bundled(source)
+    if carried is not None:
+        BUNDLED[carried[0]].check()
+    else:
+        complete_index(data_folder(source), *([f"--tokens {tokens}"] if source == FINEWEB else []))

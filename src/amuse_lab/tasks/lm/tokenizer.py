@@ -75,12 +75,12 @@ class ByteTokenizer:
 
     @property
     def sha256(self) -> str:
-        """Of the name: there is nothing else to it."""
+        """Checksum of the name, which is all that there is to this tokenizer."""
         return hashlib.sha256(b"bytes").hexdigest()
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """None."""
+        """Return no files: the name is enough."""
         return {}
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
@@ -137,12 +137,12 @@ class BytePairTokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Of both files."""
+        """Checksum of both files."""
         return hashlib.sha256(self.vocab + self.merges).hexdigest()
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """Both files."""
+        """Return both files by name."""
         return {VOCAB: self.vocab, MERGES: self.merges}
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
@@ -160,12 +160,12 @@ def train_byte_pairs(name: str, vocabulary: int, texts: Iterable[str]) -> BytePa
     """Train byte pairs on the beginning of a text, up to 2^26 characters.
 
     Args:
-        name: Of the tokenizer.
-        vocabulary: Tokens, the end of a document among them.
+        name: Name of the tokenizer.
+        vocabulary: Tokens, the end of a document among them; fewer where the text gives no more.
         texts: Documents to train on.
 
     Raises:
-        DataError: If the text is too short for so many tokens, or the package `tokenizers` is missing.
+        DataError: If the package `tokenizers` is missing.
     """
     package = optional.load("tokenizers", f"the tokenizer {name}")
     model = package.Tokenizer(package.models.BPE())
@@ -178,11 +178,6 @@ def train_byte_pairs(name: str, vocabulary: int, texts: Iterable[str]) -> BytePa
     model.train_from_iterator(_beginning(texts), trainer)
     trained = json.loads(model.to_str())["model"]
     numbers = dict(sorted(trained["vocab"].items(), key=lambda entry: entry[1]))
-    found = len(numbers) + 1
-    if found < vocabulary:
-        raise DataError(
-            f"the training text gives {found} tokens, too few for {name}: choose bpe-{found} or less"
-        )
     numbers[END_OF_TEXT] = len(numbers)
     merges = "".join(f"{left} {right}\n" for left, right in trained["merges"])
     return BytePairTokenizer(name, json.dumps(numbers).encode(), f"#version: 0.2\n{merges}".encode())
@@ -202,7 +197,7 @@ class TokenizerChoice:
     """A tokenizer as asked for.
 
     Attributes:
-        name: "bytes", "gpt2" or "bpe-N" with N tokens.
+        name: "bytes", "gpt2" or "bpe-N" with at most N tokens.
         files: GPT-2's two files, tokens and merges; None looks for them where packages keep them.
     """
 
@@ -222,6 +217,11 @@ class TokenizerChoice:
         found = re.fullmatch(r"bpe-([1-9]\d{0,6})", self.name)
         return int(found[1]) if found else None
 
+    @property
+    def vocabulary(self) -> int:
+        """The most tokens that it can have."""
+        return {"bytes": 256, "gpt2": 50_257}.get(self.name) or self._trained or 0
+
     def make(self, training_texts: Callable[[], Iterable[str]]) -> Tokenizer:
         """Find or train the tokenizer.
 
@@ -229,7 +229,7 @@ class TokenizerChoice:
             training_texts: Begins to read the training documents; called only to train on them.
 
         Raises:
-            DataError: If files or packages are missing, files differ from GPT-2's, or the text is too short.
+            DataError: If files or packages are missing, or files differ from GPT-2's.
         """
         if self.name == "bytes":
             return ByteTokenizer()
@@ -242,7 +242,7 @@ def read_tokenizer(name: str, sha256: str, folder: Path) -> Tokenizer:
     """Read the tokenizer of a folder of prepared data.
 
     Args:
-        name: Of the tokenizer.
+        name: Name of the tokenizer, as on the command line.
         sha256: What it must have.
         folder: Where its files are.
 

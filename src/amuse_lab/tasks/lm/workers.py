@@ -28,14 +28,16 @@ class Chunk:
     """Some documents in a row.
 
     Attributes:
-        texts: The documents.
+        texts: Texts of the documents.
         validation: Which of them are for validation, shape (documents,), bool.
         position: Where the source goes on after them.
+        skipped: Entries that the source has passed over since its beginning.
     """
 
     texts: Sequence[str]
     validation: NDArray[np.bool_]
     position: Any
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenized:
     """Tokenize documents and end each.
 
     Args:
-        tokenizer: Makes the tokens.
+        tokenizer: Tokenizer to use.
         texts: At least one document.
     """
     end = np.array([tokenizer.end_of_text], storage(tokenizer.vocabulary))
@@ -75,8 +77,8 @@ def tokenize_all(
     """Tokenize chunks, which are read only as far ahead as the processes need.
 
     Args:
-        chunks: What to tokenize.
-        tokenizer: Makes the tokens.
+        chunks: Documents in groups, in order.
+        tokenizer: Tokenizer to use in every process.
         workers: Processes; 1 tokenizes in this one.
 
     Yields:
@@ -111,7 +113,7 @@ def tokenize_all(
 
 
 _tokenizer: Tokenizer
-"""Of a tokenizing process, from its beginning."""
+"""Tokenizer of a tokenizing process, set when it starts."""
 
 
 def _begin(tokenizer: Tokenizer) -> None:

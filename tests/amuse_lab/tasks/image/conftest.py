@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from amuse_lab.tasks.image.data import sets
-from amuse_lab.tasks.image.data.sets import DATASETS, Dataset
+from amuse_lab.tasks.image.data.dataset import Dataset, FileSet, FolderSet
+from amuse_lab.tasks.image.data.sets import DATASETS
 from tests.amuse_lab.tasks.image import originals
 from tests.amuse_lab.tasks.image.originals import cycling, original, random_images
 
@@ -55,7 +55,7 @@ def small(
     monkeypatch.chdir(tmp_path)
     changed: dict[str, Dataset] = {}
     for name, dataset in DATASETS.items():
-        if isinstance(dataset, sets.FileSet):
+        if isinstance(dataset, FileSet):
             held = files[name]
             archive = dataset.archive
             if archive is not None:
@@ -65,7 +65,7 @@ def small(
                 archive = original(archive.name, packed)
             known = tuple(original(file, content) for file, content in held.items())
             changed[name] = replace(dataset, originals=known, archive=archive, validation=20)
-        elif isinstance(dataset, sets.FolderSet):
+        elif isinstance(dataset, FolderSet):
             changed[name] = replace(dataset, classes=4, images=None, shape=(3, 32, 32), validation=4)
     for name, dataset in changed.items():
         monkeypatch.setitem(DATASETS, name, dataset)
@@ -77,8 +77,8 @@ def prepared(small: Mapping[str, Dataset], files: Mapping[str, Mapping[str, byte
     """The same, each where `amuse-lab prepare` puts it."""
     originals.write_photographs(Path("photographs"), classes=4, training=4, testing=2)
     for name, dataset in small.items():
-        folder = sets.DATA / name
-        if isinstance(dataset, sets.FolderSet):
+        folder = Path("data") / name
+        if isinstance(dataset, FolderSet):
             dataset.prepare(Path("photographs"), folder)
             continue
         folder.mkdir(parents=True)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from amuse_lab.arguments import parse
 from amuse_lab.config import RunConfig, from_json, to_json
 from amuse_lab.errors import ConfigError
-from amuse_lab.overrides import apply
 from amuse_lab.progress import Silence
 from amuse_lab.recipes.image import RECIPES
 from amuse_lab.records import RunFolder
-from amuse_lab.tasks.image.data import sets
+from amuse_lab.tasks.image.data import dataset as kinds
 from amuse_lab.tasks.image.data.decoding import Job, Pixels, decode
 from amuse_lab.tasks.image.models import (
     DenseNetConfig,
@@ -68,6 +68,7 @@ SETTINGS = {
 ON_BOARD = {
     "mnist-resnet8": ("amuse", "muon-sgd", "sf-sgd", "sgd", "adamw"),
     "mnist-vit": ("amuse", "adamw"),
+    "resnet20": ("amuse", "muon-sgd", "sf-sgd", "sgd", "adamw"),
 }
 """The recipes on MNIST, and the optimizers that they have settings for."""
 
@@ -103,7 +104,7 @@ def test_recipes_have_the_published_settings(name: str) -> None:
         epoch,
     )
     assert (config.seed, config.clip, config.precision, config.micro_batch) == (0, None, "fp32", None)
-    assert config.task.refresh_batches == 50
+    assert (config.task.refresh_batches, config.task.eval_images) == (50, 1000)
     with torch.device("meta"):
         model = config.task.build_model()
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
@@ -151,7 +152,7 @@ class AtOnce:
 def test_at_a_reduced_width_a_recipe_runs(
     name: str, optimizer: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets, "Decoder", AtOnce)
+    monkeypatch.setattr(kinds, "Decoder", AtOnce)
     published = RECIPES[name](optimizer) if optimizer else RECIPES[name]()
     tiny = TINY[type(published.task.model)]
     changes: dict[str, object] = {"model": tiny, "batch": 4, "refresh_batches": 2, "workers": 1}
@@ -205,7 +206,7 @@ def test_settings_change_on_the_command_line_and_survive_a_file(name: str) -> No
     overrides = ["--task.batch", "7", "--task.refresh-batches", "3", "--task.workers", "2", "--steps", "9"]
     overrides += ["--task.init-from", "weights.safetensors", "--task.new-head", "--task.folder", "elsewhere"]
     size = ["--task.model.width", "2"] if "wrn" in name else ["--task.model.depth", "2"]
-    config = apply(RECIPES[name](), [*overrides, *size], prog="", description="")
+    config = parse(RunConfig, [*overrides, *size], default=RECIPES[name](), prog="", description="")
     assert (config.task.batch, config.task.workers, config.task.init_from) == (7, 2, "weights.safetensors")
     assert type(config.task) is type(RECIPES[name]().task)
     content = to_json(config)

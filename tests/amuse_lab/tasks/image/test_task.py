@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError, DataError
-from amuse_lab.learner import Learner
 from amuse_lab.optimizers import SGD, Amuse
 from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.progress import Silence
 from amuse_lab.resume import check_changes
-from amuse_lab.tasks.image.data import sets
+from amuse_lab.tasks.image.data import dataset as kinds
+from amuse_lab.tasks.image.data.dataset import Dataset
 from amuse_lab.tasks.image.data.decoding import Job, Pixels
-from amuse_lab.tasks.image.data.sets import DATASETS, Dataset
+from amuse_lab.tasks.image.data.sets import DATASETS
 from amuse_lab.tasks.image.models import ResNetConfig, ViTConfig, WideResNetConfig
 from amuse_lab.tasks.image.task import FineTuningConfig, ImageConfig, ImageTask
 from amuse_lab.train import train
+from amuse_lab.trainer import Trainer
 from tests.amuse_lab.tasks.image.originals import random_images
 
 Sets = Mapping[str, Dataset]
@@ -286,13 +287,71 @@ def test_operations_are_counted() -> None:
     [
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"refresh_batches": 0}, "refresh_batches must be at least 1, got 0"),
+        ({"eval_images": 0}, "eval_images must be at least 1, got 0"),
         ({"workers": 0}, "workers must be None or at least 1, got 0"),
-        ({"data": "cifar"}, "unknown data set 'cifar'; did you mean 'cifar10'"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         image_config(**changes)
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    config = image_config(data="cifar", folder=str(tmp_path))
+    for act in (lambda: config.check(1), config.build_model, lambda: build(config)):
+        with pytest.raises(DataError, match=f"unknown data set 'cifar', and {tmp_path} holds no.*'cifar10'"):
+            act()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_statistics_are_computed_once_for_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last two sets of parameters are remembered, to the bit; a change of one number is noticed."""
+    task, fresh = build(image_config()), build(image_config())
+    model = task._config.build_model().eval()
+    weight = next(model.parameters())
+    asked: list[int] = []
+    usual = task._training.augmented
+    monkeypatch.setattr(task._training, "augmented", lambda *given: (asked.append(1), usual(*given))[1])
+
+    def statistics(of: ImageTask) -> dict[str, Tensor]:
+        with torch.no_grad(), of.refreshed(model):
+            return bits(model)
+
+    def set_to(value: float) -> None:
+        with torch.no_grad():
+            weight.view(-1)[0] = value
+
+    computed = []
+    for value in (0.5, 0.25, 0.5, 0.25, 0.125, 0.5):
+        set_to(value)
+        before = bits(model)
+        asked.clear()
+        assert same(statistics(task), statistics(fresh))
+        assert same(bits(model), before)
+        computed.append(len(asked))
+        fresh = build(image_config())
+    assert computed == [3, 3, 0, 0, 3, 3]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_evaluations_during_training_have_a_limit_and_the_final_one_has_none() -> None:
+    """The same images at every call, evenly spread; all of them are what the mean over all of them is of."""
+    seen: list[int] = []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            return torch.zeros(len(images), 10)
+
+    task = build(image_config(eval_images=7))
+    for full, count in ((False, 7), (True, 20)):
+        seen.clear()
+        assert task.evaluate(Counting(), full=full)["loss"] == pytest.approx(math.log(10))
+        assert sum(seen) == count
 
 
 def test_too_few_images_to_hold_some_out_are_refused(prepared: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,8 +379,10 @@ def test_a_model_starts_from_given_weights(tmp_path: Path) -> None:
 def test_fine_tuning_needs_weights() -> None:
     config = FineTuningConfig(model=MODEL, data="cifar10", batch=8)
     with pytest.raises(ConfigError, match=r"init_from must be a safetensors file .*, got None"):
-        config.build(seed=0, device=CPU)
+        config.check(1)
     missing = replace(config, init_from="nowhere.safetensors")
+    with pytest.raises(DataError, match=r"init_from: nowhere\.safetensors must be .*, but is not there"):
+        missing.check(1)
     with pytest.raises(DataError, match=r"init_from: cannot read nowhere\.safetensors"):
         missing.build_model()
 
@@ -338,13 +399,13 @@ def test_an_evaluation_in_the_loop_changes_nothing(tmp_path: Path) -> None:
     )
 
     def run(evaluating: bool) -> Iterator[dict[str, Tensor]]:
-        learner = Learner.build(config, ALONE, CPU)
+        trainer = Trainer.build(config, ALONE, CPU)
         for _ in range(5):
-            learner.advance(look=False)
+            trainer.advance(look=False)
             if evaluating:
-                at_x, at_y = learner.evaluate(full=False)
-                assert learner.step == 1 or at_x != at_y  # x is y in the first step
-            yield bits(learner.model)
+                at_x, at_y = trainer.evaluate()
+                assert trainer.step == 1 or at_x != at_y  # x is y in the first step
+            yield bits(trainer.model)
 
     for plain, evaluated in zip(run(False), run(True), strict=True):
         assert same(plain, evaluated)
@@ -417,7 +478,7 @@ class Announced:
 
 @pytest.mark.usefixtures("prepared")
 def test_what_a_process_is_going_to_ask_for_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "Decoder", Announced)
+    monkeypatch.setattr(kinds, "Decoder", Announced)
     monkeypatch.setattr("amuse_lab.tasks.image.task._EVALUATION_BATCH", 2)
     task = build(image_config("imagenet", batch=4))
     decoder = task._training._decoder

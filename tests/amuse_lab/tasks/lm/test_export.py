@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import ConfigError, DataError, RecordError
+from amuse_lab.export import Request, parse, run
 from amuse_lab.records import RunFolder
 from amuse_lab.tasks.lm import export as module
-from amuse_lab.tasks.lm.export import Request, export, parse, run
+from amuse_lab.tasks.lm.export import export
 from amuse_lab.tasks.lm.index import Index
 from amuse_lab.tasks.lm.index import Request as Preparation
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
@@ -87,7 +88,7 @@ def test_the_tokenizer_gives_the_same_tokens(tmp_path: Path, tokenizer: BytePair
 
 def test_a_run_is_exported_into_its_folder(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(parse([str(run_folder)]))
-    out = run_folder / "transformers"
+    out = run_folder / "export"
     assert (
         capsys.readouterr().out == f"{out}: model.safetensors, config.json, no tokenizer: tokens are bytes\n"
     )
@@ -110,11 +111,11 @@ def test_prepared_text_gives_its_tokenizer(
     saved(runs)
     content = {"task": {"name": "lm", "model": asdict(CONFIG), "data": "plays"}}
     (runs / "config.json").write_text(json.dumps(content))
-    monkeypatch.setattr(module, "DATA", data)
-    run(Request(runs, tmp_path / "without", None))
+    monkeypatch.setenv("AMUSE_LAB_DATA", str(data))
+    run(Request(run=runs, out=tmp_path / "without", data=None))
     assert "no tokenizer: " in capsys.readouterr().out
     with pytest.raises(DataError, match="plays holds no prepared text"):
-        run(Request(runs, tmp_path / "out", data / "plays"))
+        run(Request(run=runs, out=tmp_path / "out", data=data / "plays"))
 
     (data / "plays").mkdir(parents=True)
     preparation = Preparation({}, tokenizer=tokenizer.name, tokens=None, shard_tokens=1)
@@ -122,7 +123,7 @@ def test_prepared_text_gives_its_tokenizer(
     for name, file in tokenizer.files.items():
         (data / "plays" / name).write_bytes(file)
     for out, place in (("found", None), ("named", data / "plays")):
-        run(Request(runs, tmp_path / out, place))
+        run(Request(run=runs, out=tmp_path / out, data=place))
         assert "tokenizer bpe-270" in capsys.readouterr().out
         assert (tmp_path / out / "merges.txt").read_bytes() == tokenizer.merges
 
@@ -172,11 +173,11 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, tokenizer: BytePai
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_only_runs_of_language_models_are_exported(run_folder: Path, tmp_path: Path) -> None:
+def test_folders_that_are_no_runs_are_refused(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is not a run folder: No such file or directory: config\.json"):
         run(parse([str(tmp_path)]))
     for content, message in (
-        ({"task": {"name": "image"}}, "only language models can be exported; .* is a run of 'image'"),
+        ({"task": {"name": "sound"}}, "is a run of 'sound', which cannot be exported"),
         ({"task": {"name": "lm"}}, r"cannot use .*config\.json: 'model'"),
         ({"task": {"name": "lm", "model": {"depth": 3}}}, r"cannot use .*config\.json: .*depth"),
         ([], r"cannot use .*config\.json"),
@@ -184,7 +185,7 @@ def test_only_runs_of_language_models_are_exported(run_folder: Path, tmp_path: P
         (run_folder / "config.json").write_text(json.dumps(content))
         with pytest.raises(DataError, match=message):
             run(parse([str(run_folder)]))
-    assert not (run_folder / "transformers").exists()
+    assert not (run_folder / "export").exists()
 
 
 def test_a_run_without_weights_is_refused(run_folder: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_pipe_in_the_run_folder_is_not_waited_for(run_folder: Path, name: str,
     (run_folder / name).unlink()
     os.mkfifo(run_folder / name)
     with pytest.raises(DataError, match=f"^{run_folder / name} must be a file$"):
-        run(Request(run_folder, tmp_path / "out", None))
+        run(Request(run=run_folder, out=tmp_path / "out", data=None))
 
 
 def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

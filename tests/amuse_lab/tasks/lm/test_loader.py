@@ -11,25 +11,25 @@ import torch
 
 from amuse_lab.errors import ConfigError, DataError
 from amuse_lab.tasks.lm import preparation
+from amuse_lab.tasks.lm.bundled import prepare_bundled
 from amuse_lab.tasks.lm.loader import Batches, TokenData, Windows, open_tokens
 from amuse_lab.tasks.lm.local import LocalText
-from amuse_lab.tasks.lm.on_board import on_board
-from amuse_lab.tasks.lm.plays import plays
 from amuse_lab.tasks.lm.preparation import Plan, prepare
-from amuse_lab.tasks.lm.sources import HashedSplit
+from amuse_lab.tasks.lm.shakespeare import plays
 from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
+from tests.amuse_lab.tasks.lm.splits import parts
 
 
 def prepared(folder: Path, texts: list[str], tokenizer: str = "bytes", **options: Any) -> Path:
     source = folder.with_suffix(".jsonl")
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    find = LocalText.find(source, HashedSplit(0.1))
+    find = LocalText.find(source, 0.1)
     prepare(Plan(lambda _: find, TokenizerChoice(tokenizer), **options), folder)
     return folder
 
 
 def training(texts: list[str]) -> list[str]:
-    return [text for number, text in enumerate(texts) if not HashedSplit(0.1)(number)]
+    return parts(texts, 0.1)["train"]
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +216,8 @@ def test_batch_is_positive(many_shards: Path) -> None:
 
 
 def test_plays_in_gpt2_tokens_need_no_preparation(tmp_path: Path) -> None:
-    train = open_tokens(on_board("shakespeare", "gpt2", tmp_path), "train")
-    validation = open_tokens(on_board("shakespeare", "gpt2", tmp_path), "validation")
+    train = open_tokens(prepare_bundled("shakespeare", "gpt2", tmp_path), "train")
+    validation = open_tokens(prepare_bundled("shakespeare", "gpt2", tmp_path), "validation")
     assert (train.bytes, validation.bytes) == (4_460_787, 495_643)
     # 35 and 4 documents; all of the text without their ends has 1,500,169 tokens, and the cut adds none.
     assert len(train) + len(validation) == 1_500_169 + 39

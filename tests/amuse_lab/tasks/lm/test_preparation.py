@@ -6,25 +6,25 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from amuse_lab.errors import ConfigError, DataError
-from amuse_lab.tasks.lm import on_board as on_board_module
 from amuse_lab.tasks.lm import preparation, shards
-from amuse_lab.tasks.lm.data import Corpus
+from amuse_lab.tasks.lm.bundled import BUNDLED, prepare_bundled
 from amuse_lab.tasks.lm.index import SPLITS, Index
 from amuse_lab.tasks.lm.local import LocalText
-from amuse_lab.tasks.lm.on_board import on_board
-from amuse_lab.tasks.lm.plays import plays
 from amuse_lab.tasks.lm.preparation import Plan, prepare
-from amuse_lab.tasks.lm.sources import Documents, HashedSplit, Plays
-from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
-from tests.amuse_lab.tasks.lm import kill_prepare
+from amuse_lab.tasks.lm.shakespeare import plays
+from amuse_lab.tasks.lm.sources import Document, Documents, _InMemory
+from amuse_lab.tasks.lm.sources import plays as plays_source
+from amuse_lab.tasks.lm.tokenizer import TokenizerChoice, train_byte_pairs
+from tests.amuse_lab.tasks.lm.splits import parts
+from tests.programs import kill_prepare
 
-SPLIT = HashedSplit(0.2)
+FRACTION = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,13 @@ def source(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(source: Path, tokenizer: str = "bytes", **options: Any) -> Plan:
-    return Plan(lambda _: LocalText.find(source, SPLIT), TokenizerChoice(tokenizer), **options)
+    return Plan(lambda _: LocalText.find(source, FRACTION), TokenizerChoice(tokenizer), **options)
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "_CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(preparation, "_SAVE_TOKENS", 2**22)  # what a test changes is restored
 
 
 def tokens_of(folder: Path, split: str) -> list[int]:
@@ -61,20 +62,12 @@ def tokens_of(folder: Path, split: str) -> list[int]:
     return tokens
 
 
-def parts(texts: list[str]) -> dict[str, list[str]]:
-    chosen = [SPLIT(number) for number in range(len(texts))]
-    return {
-        "train": [text for text, validation in zip(texts, chosen, strict=True) if not validation],
-        "validation": [text for text, validation in zip(texts, chosen, strict=True) if validation],
-    }
-
-
 def test_every_document_is_there_once_in_order_and_ends(
     source: Path, texts: list[str], tmp_path: Path
 ) -> None:
     index = prepare(plan(source, shard_tokens=9000), tmp_path / "out")
     assert len(index.train) > 4
-    for split, expected in parts(texts).items():
+    for split, expected in parts(texts, FRACTION).items():
         content = bytes(tokens_of(tmp_path / "out", split))
         assert content == b"".join(text.encode() + b"\0" for text in expected)
         assert index.count(split, "tokens") == len(content)
@@ -88,22 +81,25 @@ def test_byte_pairs_are_trained_on_the_training_part_alone(
     source: Path, texts: list[str], tmp_path: Path
 ) -> None:
     prepare(plan(source, "bpe-300"), tmp_path / "out")
-    training = TokenizerChoice("bpe-300").make(lambda: parts(texts)["train"])
+    training = TokenizerChoice("bpe-300").make(lambda: parts(texts, FRACTION)["train"])
     assert {name: (tmp_path / "out" / name).read_bytes() for name in training.files} == training.files
     everything = TokenizerChoice("bpe-300").make(lambda: texts)
     assert everything != training
     tokens = tokens_of(tmp_path / "out", "validation")
-    assert training.decode(tokens) == "".join(f"{text}<|endoftext|>" for text in parts(texts)["validation"])
+    assert training.decode(tokens) == "".join(
+        f"{text}<|endoftext|>" for text in parts(texts, FRACTION)["validation"]
+    )
 
 
-def test_kills_at_any_moment_change_nothing_nor_do_workers(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [60, pytest.param(6, marks=pytest.mark.slow)])
+def test_kills_at_any_moment_change_nothing_nor_do_workers(source: Path, tmp_path: Path, stride: int) -> None:
     expected = {}
     for tokenizer in ("bytes", "bpe-300"):
         kill_prepare.prepare(source, tmp_path / tokenizer, tokenizer=tokenizer)
         expected[tokenizer] = [kill_prepare.digest(tmp_path / tokenizer)]
         assert len(list((tmp_path / tokenizer).glob("*.bin"))) >= 6
     program = subprocess.run(
-        [sys.executable, kill_prepare.__file__, str(source), str(tmp_path)],
+        [sys.executable, kill_prepare.__file__, str(source), str(tmp_path), str(stride)],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -112,7 +108,7 @@ def test_kills_at_any_moment_change_nothing_nor_do_workers(source: Path, tmp_pat
     )
     assert program.returncode == 0, program.stderr
     outcome = json.loads(program.stdout)
-    assert outcome["lines"]["killed"] > 30
+    assert outcome["lines"]["killed"] > 180 / stride
     assert outcome["lines"]["results"] == expected["bytes"]
     assert outcome["two"] == {"killed": 2, "results": expected["bpe-300"]}
     assert outcome["three"] == {"killed": 1, "results": expected["bpe-300"]}
@@ -122,12 +118,12 @@ def test_kills_at_any_moment_change_nothing_nor_do_workers(source: Path, tmp_pat
 def test_stops_with_the_document_that_brings_enough(
     source: Path, texts: list[str], tmp_path: Path, more: int, workers: int
 ) -> None:
-    lengths = np.cumsum([len(text.encode()) + 1 for text in parts(texts)["train"]])
+    lengths = np.cumsum([len(text.encode()) + 1 for text in parts(texts, FRACTION)["train"]])
     index = prepare(plan(source, tokens=int(lengths[40]) + more, workers=workers), tmp_path / "out")
     assert index.count("train", "tokens") == lengths[40 + more]
     assert index.count("train", "documents") == 41 + more
     read = 41 + more + index.count("validation", "documents")
-    for split, expected in parts(texts[:read]).items():
+    for split, expected in parts(texts[:read], FRACTION).items():
         assert bytes(tokens_of(tmp_path / "out", split)) == b"".join(t.encode() + b"\0" for t in expected)
 
 
@@ -144,12 +140,13 @@ class Broken(LocalText):
 
         class Breaking:
             position = reading.position
+            skipped = 0
 
-            def __iter__(self) -> Iterator[str]:
-                for number, text in enumerate(reading):
+            def __iter__(self) -> Iterator[Document]:
+                for number, document in enumerate(reading):
                     if number == 200:
                         raise DataError("the line is dead")
-                    yield text
+                    yield document
 
         return Breaking()
 
@@ -158,7 +155,7 @@ def test_goes_on_from_the_last_complete_round(source: Path, tmp_path: Path) -> N
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     prepare(plan(source, shard_tokens=9000), whole)
     breaking = replace(
-        plan(source, shard_tokens=9000), source=lambda _: Broken(**vars(LocalText.find(source, SPLIT)))
+        plan(source, shard_tokens=9000), source=lambda _: Broken(**vars(LocalText.find(source, FRACTION)))
     )
     with pytest.raises(DataError, match="the line is dead"):
         prepare(breaking, broken)
@@ -173,28 +170,92 @@ def test_goes_on_from_the_last_complete_round(source: Path, tmp_path: Path) -> N
 
 
 def test_an_error_before_the_first_round_leaves_nothing(source: Path, tmp_path: Path) -> None:
-    breaking = replace(plan(source), source=lambda _: Broken(**vars(LocalText.find(source, SPLIT))))
+    breaking = replace(plan(source), source=lambda _: Broken(**vars(LocalText.find(source, FRACTION))))
     with pytest.raises(DataError, match="the line is dead"):
         prepare(breaking, tmp_path / "data" / "name")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_split_without_text_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "one.txt"
-    path.write_text("To be, or not to be")
-    message = "none of the 1 documents is for validation: take more text or another --validation"
-    with pytest.raises(DataError, match=message):
-        prepare(plan(path), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == [path]
+class Given:
+    """A source of given documents."""
+
+    identity: ClassVar = {"kind": "given"}
+    validation_documents = 0
+
+    def __init__(self, *documents: Document) -> None:
+        self._documents = documents
+
+    def documents(self, position: Any) -> Documents:
+        return _InMemory(self._documents, position)
 
 
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([Document("x", False)], "none of the 1 documents is for validation: take more text or another --v"),
+        ([Document("x", True)] * 3, "none of the 3 documents is for train: take more text"),
+        ([Document("x", False), Document("", True)], "all documents for validation are empty: take more"),
+    ],
+)
 @pytest.mark.parametrize("shard_tokens", [1, 1000])
-def test_a_split_of_empty_documents_is_an_error(shard_tokens: int, tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    texts = ["" if SPLIT(number) else "To be" for number in range(40)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    with pytest.raises(DataError, match=r"^all documents for validation are empty: take more text"):
-        prepare(plan(path, shard_tokens=shard_tokens), tmp_path / "out")
+def test_a_split_without_text_is_an_error(
+    documents: list[Document], message: str, shard_tokens: int, tmp_path: Path
+) -> None:
+    given = Plan(lambda _: Given(*documents), TokenizerChoice("bytes"), shard_tokens=shard_tokens)
+    with pytest.raises(DataError, match=f"^{message}"):
+        prepare(given, tmp_path / "out")
+
+
+def test_what_a_kill_leaves_within_a_round_is_gone_on_with(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents that were saved are not read a second time, and the shards are the same."""
+    monkeypatch.setattr(preparation, "_SAVE_TOKENS", 5000)
+    prepare(plan(source, "bpe-300"), tmp_path / "whole")
+    breaking = replace(
+        plan(source, "bpe-300"),
+        source=lambda _: Broken(**vars(LocalText.find(source, FRACTION))),
+        tokenizer=TokenizerChoice("bpe-300"),
+    )
+    monkeypatch.setattr(TokenizerChoice, "make", lambda *_: trained(source))
+    with pytest.raises(DataError, match="the line is dead"):
+        prepare(breaking, tmp_path / "broken")
+    assert not list((tmp_path / "broken").glob("*.bin"))
+    reports: list[int] = []
+    prepare(plan(source, "bpe-300"), tmp_path / "broken", report=lambda count, _: reports.append(count))
+    assert 100 < reports[0] < 250
+    assert kill_prepare.digest(tmp_path / "broken") == kill_prepare.digest(tmp_path / "whole")
+
+
+def trained(source: Path) -> Any:
+    training = [json.loads(line)["text"] for line in source.read_text().splitlines()]
+    return train_byte_pairs("bpe-300", 300, parts(training, FRACTION)["train"])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "garble", "another"])
+def test_a_damaged_part_of_a_round_is_done_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(preparation, "_SAVE_TOKENS", 5000)
+    prepare(plan(source), tmp_path / "whole")
+    broken = replace(plan(source), source=lambda _: Broken(**vars(LocalText.find(source, FRACTION))))
+    with pytest.raises(DataError, match="the line is dead"):
+        prepare(broken, tmp_path / "broken")
+    tokens, note = (tmp_path / "broken" / name for name in (".train.tokens", ".round.tokens"))
+    content = bytearray(tokens.read_bytes())
+    if damage == "flip":
+        content[777] ^= 1
+        tokens.write_bytes(content)
+    elif damage == "cut":
+        tokens.write_bytes(content[:3000])
+    elif damage == "remove":
+        tokens.unlink()
+    elif damage == "garble":
+        note.write_text("{")
+    else:
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"shards": [1, 1]}))
+    prepare(plan(source), tmp_path / "broken")
+    assert kill_prepare.digest(tmp_path / "broken") == kill_prepare.digest(tmp_path / "whole")
 
 
 def test_complete_data_is_checked_and_not_written_again(source: Path, tmp_path: Path) -> None:
@@ -216,7 +277,7 @@ def test_complete_data_is_checked_and_not_written_again(source: Path, tmp_path: 
     [
         ({"tokenizer": TokenizerChoice("gpt2")}, "with tokenizer 'bytes', not 'gpt2'"),
         ({"tokens": 7}, "with tokens None, not 7"),
-        ({"source": lambda _: Plays()}, "with kind 'files', not 'plays'"),
+        ({"source": lambda _: plays_source()}, "with kind 'files', not 'plays'"),
         ({"shard_tokens": 7}, "with shard tokens 67108864, not 7"),
     ],
 )
@@ -296,7 +357,7 @@ def test_a_pipe_in_prepared_text_is_not_waited_for(name: str, source: Path, tmp_
 def test_a_pipe_is_no_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(DataError, match=r"pipe\.txt must be a file$"):
-        LocalText.find(tmp_path / "pipe.txt", SPLIT)
+        LocalText.find(tmp_path / "pipe.txt")
 
 
 def test_index_of_another_version_is_named(source: Path, tmp_path: Path) -> None:
@@ -329,19 +390,18 @@ def test_numbers_are_positive(option: str, source: Path) -> None:
         plan(source, **{option: 0})
 
 
-def test_plays_on_board_are_those_of_the_byte_task(tmp_path: Path) -> None:
-    folder = on_board("shakespeare", "bytes", tmp_path)
+def test_the_bundled_plays_are_split_by_position(tmp_path: Path) -> None:
+    folder = prepare_bundled("shakespeare", "bytes", tmp_path)
     assert folder == tmp_path / "shakespeare-bytes"
-    corpus = Corpus.of(plays())
-    for split in SPLITS:
-        text = bytes(tokens_of(folder, split)).replace(b"\0", b"")
-        assert text == bytes(getattr(corpus, split).tolist())
+    cut = len(plays()) * 9 // 10
+    for split, expected in (("train", plays()[:cut]), ("validation", plays()[cut:])):
+        assert bytes(tokens_of(folder, split)).replace(b"\0", b"") == expected
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert on_board("shakespeare", "bytes", tmp_path) == folder
+    assert prepare_bundled("shakespeare", "bytes", tmp_path) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_plays_on_board_are_prepared_once_for_all_who_ask(
+def test_the_bundled_plays_are_prepared_once_for_all_who_ask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
@@ -350,10 +410,10 @@ def test_plays_on_board_are_prepared_once_for_all_who_ask(
         written.append(path.name)
         return shards.write_shard(path, *arguments)
 
-    monkeypatch.setattr(preparation, "write_shard", write_shard)
+    monkeypatch.setattr("amuse_lab.tasks.lm.rounds.write_shard", write_shard)
     folders: list[Path] = []
     askers = [
-        threading.Thread(target=lambda: folders.append(on_board("shakespeare", "bytes", tmp_path)))
+        threading.Thread(target=lambda: folders.append(prepare_bundled("shakespeare", "bytes", tmp_path)))
         for _ in range(4)
     ]
     for asker in askers:
@@ -374,7 +434,7 @@ def test_who_does_not_wait_is_told(source: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_text_on_board() -> None:
+def test_an_unknown_bundled_text() -> None:
     with pytest.raises(ConfigError, match="unknown text 'shakspeare'; did you mean 'shakespeare'"):
-        on_board("shakspeare", "bytes")
-    assert set(on_board_module.ON_BOARD) == {"shakespeare"}
+        prepare_bundled("shakspeare", "bytes")
+    assert set(BUNDLED) == {"shakespeare"}

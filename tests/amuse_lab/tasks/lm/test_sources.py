@@ -13,10 +13,13 @@ import pytest
 
 from amuse_lab.errors import ConfigError, DataError
 from amuse_lab.tasks.lm.local import LocalText
-from amuse_lab.tasks.lm.plays import plays
-from amuse_lab.tasks.lm.sources import HashedSplit, HubText, Plays, Source
+from amuse_lab.tasks.lm.shakespeare import plays
+from amuse_lab.tasks.lm.sources import CountedSplit, HubText, Source
+from amuse_lab.tasks.lm.sources import plays as plays_source
+from amuse_lab.tasks.lm.splits import Split
+from tests.amuse_lab.tasks.lm.splits import held_out
 
-HALF = HashedSplit(0.5)
+FORTY = CountedSplit(40, one_in=5)
 
 
 def write_lines(path: Path, texts: Iterable[str]) -> None:
@@ -29,51 +32,99 @@ def write_parquet(path: Path, texts: list[Any], **options: Any) -> None:
 
 def resumes_everywhere(source: Source) -> list[str]:
     """All documents, after checking that reading goes on after each of them as if never interrupted."""
-    texts, positions = [], [None]
-    documents = source.documents(None)
-    for text in documents:
-        texts.append(text)
-        positions.append(json.loads(json.dumps(documents.position())))
+    documents, positions = [], [None]
+    reading = source.documents(None)
+    for document in reading:
+        documents.append(document)
+        positions.append(json.loads(json.dumps(reading.position())))
     for number, position in enumerate(positions):
-        assert list(source.documents(position)) == texts[number:]
-    return texts
+        assert list(source.documents(position)) == documents[number:]
+    return [document.text for document in documents]
 
 
-def test_share_for_validation_is_as_asked_for() -> None:
-    for fraction in (0.0001, 0.01, 0.5):
-        chosen = sum(map(HashedSplit(fraction), range(100_000)))
-        assert abs(chosen - 100_000 * fraction) < 4 * (100_000 * fraction * (1 - fraction)) ** 0.5
+def test_a_counted_split_takes_so_many_about_one_in_so_many() -> None:
+    chosen = list(map(CountedSplit(1000), range(20_000)))
+    assert sum(chosen) == 1000
+    last = max(number for number, taken in enumerate(chosen) if taken)
+    assert 9_000 < last < 11_000
 
 
-def test_a_smaller_share_is_part_of_a_larger_one_and_seeds_differ() -> None:
-    small, large, other = HashedSplit(0.01), HashedSplit(0.02), HashedSplit(0.01, seed=1)
-    chosen = {number for number in range(20_000) if small(number)}
-    assert all(map(large, chosen))
-    assert len(chosen & {number for number in range(20_000) if other(number)}) < 10
+def test_a_smaller_count_is_the_beginning_of_a_larger_one_and_seeds_differ() -> None:
+    def chosen(split: CountedSplit) -> set[int]:
+        return set(filter(split, range(20_000)))
+
+    small, large = chosen(CountedSplit(200)), chosen(CountedSplit(1000))
+    assert small == set(sorted(large)[:200])
+    assert len(large & chosen(CountedSplit(1000, seed=1))) < 150
 
 
 def test_which_documents_are_for_validation_never_changes() -> None:
     # What `printf '2357 1389' | b2sum -l 64` prints ends with 2d00: little-endian, it is small.
-    chosen = [number for number in range(9000) if HashedSplit(0.001)(number)]
+    chosen = list(filter(CountedSplit(8, one_in=1000), range(9000)))
     assert chosen == [1389, 3056, 3586, 3623, 5877, 6509, 7073, 8292]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_split_needs_something_on_both_sides(fraction: float) -> None:
     with pytest.raises(ConfigError, match=r"--validation must be in \(0, 1\), got"):
-        HashedSplit(fraction)
+        Split(fraction)
+
+
+@pytest.mark.parametrize("kilobytes", [1, 2, 5, 16, 17, 20, 33, 100, 500, 3000])
+@pytest.mark.parametrize("line", [37, 100_000])
+def test_text_of_any_size_is_split_by_size(kilobytes: int, line: int, tmp_path: Path) -> None:
+    """One file of plain text: a tenth, to within a factor of two, in one piece or more; nothing is lost."""
+    path = tmp_path / "notes.txt"
+    text = "".join("é" * line + "\n" for _ in range(kilobytes * 1000 // line + 1))[: 500 * kilobytes]
+    path.write_text(text, newline="")
+    source = LocalText.find(path)
+    documents = list(source.documents(None))
+    assert "".join(document.text for document in documents) == text
+    held = sum(len(document.text) for document in documents if document.validation)
+    assert len(text) / 20 <= held <= len(text) / 5
+    assert all(document.text for document in documents)
+    resumes_everywhere(source)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 30, 400])
+def test_documents_are_held_out_by_size_not_by_count(count: int, tmp_path: Path) -> None:
+    """Lengths from 1 to 1,000 times a letter, in an order that has nothing to do with them."""
+    path = tmp_path / "lines.jsonl"
+    texts = ["x" * ((317 * number) % 1000 + 1) for number in range(1, count + 1)]
+    write_lines(path, texts)
+    source = LocalText.find(path, 0.2)
+    documents = list(source.documents(None))
+    assert "".join(document.text for document in documents) == "".join(texts)
+    size = sum(map(len, texts))
+    held = sum(len(document.text) for document in documents if document.validation)
+    assert 0.1 * size <= held <= 0.4 * size
+    if source.split.cut is None:
+        assert [document.validation for document in documents] == held_out(texts, 0.2)
+    resumes_everywhere(source)
+
+
+def test_the_share_depends_on_how_much_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 99 + "\n")
+    assert LocalText.find(path).split.fraction == 0.1
+    path.write_text(("x" * 99 + "\n") * 100_001)
+    assert LocalText.find(path).split.fraction == 0.01
+    assert LocalText.find(path, 0.3).split.fraction == 0.3
+    path.write_text("x")
+    with pytest.raises(DataError, match="must hold text to train on and to validate with, but has 1 bytes"):
+        LocalText.find(path)
 
 
 def test_plays_are_documents_and_their_last_tenth_is_for_validation() -> None:
-    source, text = Plays(), plays().decode()
+    source, text = plays_source(), plays().decode()
     documents = list(source.documents(None))
     assert len(documents) == 39
-    assert "".join(documents) == text
-    train = [part for number, part in enumerate(documents) if not source.is_validation(number)]
+    assert "".join(document.text for document in documents) == text
+    train = [document.text for document in documents if not document.validation]
     assert len("".join(train).encode()) == 4_460_787
-    assert documents[1].startswith("As You Like It\n")
-    assert documents[34].startswith("Macbeth\n")
-    assert documents[36].startswith("Othello\n")
+    assert documents[1].text.startswith("As You Like It\n")
+    assert documents[34].text.startswith("Macbeth\n")
+    assert documents[36].text.startswith("Othello\n")
     assert list(source.documents(30)) == documents[30:]
 
 
@@ -88,7 +139,7 @@ def test_folder_of_all_kinds_is_read_in_the_order_of_paths(tmp_path: Path) -> No
     (tmp_path / "a.txt").write_bytes("plain\r\ntext é\n".encode())
     (tmp_path / "empty.txt").touch()
     (tmp_path / "picture.png").write_bytes(b"\xff")
-    texts = resumes_everywhere(LocalText.find(tmp_path, HALF))
+    texts = resumes_everywhere(LocalText.find(tmp_path, 0.5))
     assert texts == ["plain\r\ntext é\n", *lines, "no end of line", *rows]
 
 
@@ -108,7 +159,7 @@ def test_folder_of_all_kinds_is_read_in_the_order_of_paths(tmp_path: Path) -> No
 def test_plain_text_is_cut_where_it_hurts_least(text: str, lengths: list[int], tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text(text, newline="")
-    texts = resumes_everywhere(LocalText.find(path, HALF))
+    texts = resumes_everywhere(LocalText((path,), {}, Split(0.5)))
     assert "".join(texts) == text
     assert [len(piece.encode()) for piece in texts] == lengths
 
@@ -129,21 +180,27 @@ def test_plain_text_is_cut_where_it_hurts_least(text: str, lengths: list[int], t
 def test_wrong_line_is_named(line: bytes, text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "good"}\n')
-    documents = LocalText.find(path, HALF).documents(None)
-    with pytest.raises(DataError, match=f"^{path}, {re.escape(text)}"):
-        list(documents)
+    with pytest.raises(DataError, match=f"^{path}, {re.escape(text)}.*; --skip-bad passes over"):
+        LocalText.find(path)
+    source = LocalText.find(path, 0.5, skip_bad=True)
+    reading = source.documents(None)
+    assert [document.text for document in reading] == ["good", "good"]
+    assert reading.skipped == 1
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"good\n" * 5000 + b"caf\xe9\n")
     with pytest.raises(DataError, match=f"{path} must be UTF-8, but is not at byte 25003"):
-        list(LocalText.find(path, HALF).documents(None))
+        LocalText.find(path)
+    reading = LocalText.find(path, skip_bad=True).documents(None)
+    assert "".join(document.text for document in reading) == "good\n" * 5000
+    assert reading.skipped == 1
 
 
 def test_wrong_parquet_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    source = LocalText((path,), {}, HALF)
+    source = LocalText((path,), {}, Split(0.5))
     pq.write_table(pa.table({"content": ["x"], "id": [1]}), path)
     with pytest.raises(DataError, match=f"{path} must have a column text, has content, id"):
         list(source.documents(None))
@@ -160,18 +217,18 @@ def test_missing_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_parquet(path, ["x"])
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(DataError, match=r"needs the package pyarrow, .*: pip install 'amuse-optim\[data\]'"):
-        list(LocalText.find(path, HALF).documents(None))
+        LocalText.find(path)
 
 
 def test_nothing_to_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*absent: No such file or directory"):
-        LocalText.find(tmp_path / "absent", HALF)
+        LocalText.find(tmp_path / "absent")
     (tmp_path / "picture.png").touch()
-    with pytest.raises(DataError, match=r"has no file that ends with \.txt, \.md, \.jsonl, \.parquet"):
-        LocalText.find(tmp_path, HALF)
+    with pytest.raises(DataError, match=r"has no file that ends with \.txt, \.md, \.jsonl, \.json, \.par"):
+        LocalText.find(tmp_path, 0.5)
     path = tmp_path / "gone.txt"
-    path.touch()
-    source = LocalText.find(tmp_path, HALF)
+    path.write_text("To be")
+    source = LocalText.find(tmp_path, 0.5)
     path.unlink()
     with pytest.raises(DataError, match=r"cannot read .*gone\.txt: No such file or directory"):
         list(source.documents(None))
@@ -179,16 +236,16 @@ def test_nothing_to_read_is_named(tmp_path: Path) -> None:
 
 def test_identity_changes_with_the_files_and_the_split(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_text("one")
+    path.write_text("one two three")
     os.utime(path, ns=(0, 1))
-    identity = LocalText.find(tmp_path, HALF).identity
-    assert LocalText.find(tmp_path, HALF).identity == identity
-    assert LocalText.find(tmp_path, HashedSplit(0.4)).identity != identity
+    identity = LocalText.find(tmp_path, 0.5).identity
+    assert LocalText.find(tmp_path, 0.5).identity == identity
+    assert LocalText.find(tmp_path, 0.4).identity != identity
     os.utime(path, ns=(0, 2))
-    assert LocalText.find(tmp_path, HALF).identity != identity
+    assert LocalText.find(tmp_path, 0.5).identity != identity
     path.rename(tmp_path / "b.txt")
     os.utime(tmp_path / "b.txt", ns=(0, 1))
-    assert LocalText.find(tmp_path, HALF).identity != identity
+    assert LocalText.find(tmp_path, 0.5).identity != identity
 
 
 @pytest.fixture
@@ -232,12 +289,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def find(previous: Any = None) -> HubText:
-    return HubText.find("HuggingFaceFW/fineweb", "sample-100BT", HALF, previous)
+    return HubText.find("HuggingFaceFW/fineweb", "sample-100BT", FORTY, previous)
 
 
 def test_hub_is_streamed_at_one_commit(hub: SimpleNamespace) -> None:
     source = find()
-    assert list(source.documents(None)) == hub.texts
+    documents = list(source.documents(None))
+    assert [document.text for document in documents] == hub.texts
+    assert [document.validation for document in documents] == list(map(FORTY, range(300)))
+    assert sum(map(FORTY, range(300))) == 40 == source.validation_documents
     assert hub.calls == [
         (
             "HuggingFaceFW/fineweb",
@@ -256,7 +316,9 @@ def test_hub_goes_on_after_any_document(hub: SimpleNamespace) -> None:
     for number, _ in enumerate(documents, 1):
         if number in (1, 29, 30, 100, 137, 299, 300):
             position = json.loads(json.dumps(documents.position()))
-            assert list(source.documents(position)) == hub.texts[number:]
+            later = list(source.documents(position))
+            assert [document.text for document in later] == hub.texts[number:]
+            assert [document.validation for document in later] == list(map(FORTY, range(number, 300)))
 
 
 def test_hub_out_of_reach_is_one_line(hub: SimpleNamespace) -> None:
@@ -278,3 +340,49 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(DataError, match=f"needs the package {package}, which is not installed: pip inst"):
             find()
+
+
+def test_json_is_read_in_all_its_usual_forms(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    source = LocalText((path,), {}, Split(0.5))
+    for content in (
+        [{"text": "one"}, {"text": "two é"}, {"text": ""}],
+        ["one", "two é", ""],
+    ):
+        path.write_text(json.dumps(content, indent=1))
+        assert resumes_everywhere(source) == ["one", "two é", ""]
+    write_lines(path, ["one", "two é"])
+    assert resumes_everywhere(source) == ["one", "two é"]
+    path.write_text('{"text": "alone"}')
+    assert resumes_everywhere(source) == ["alone"]
+    path.write_text(json.dumps(["good", {"txt": "x"}, 5, {"text": "\ud800"}, "good"]))
+    with pytest.raises(DataError, match=f"^{path}, entry 2: must be text, or an object with text under"):
+        list(source.documents(None))
+    reading = LocalText((path,), {}, Split(0.5), skip_bad=True).documents(None)
+    assert [document.text for document in reading] == ["good", "good"]
+    assert reading.skipped == 3
+    path.write_text('["good"')
+    with pytest.raises(DataError, match=f"^{path} must be JSON: "):
+        list(source.documents(None))
+
+
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_compressed_text_is_read_as_what_it_is(compression: str, tmp_path: Path) -> None:
+    texts = [f"document {number} é\n" * 90 for number in range(40)]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    write_lines(plain / "a.jsonl", texts)
+    (plain / "b.txt").write_text("".join(texts))
+    (plain / "c.json").write_text(json.dumps(texts))
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for path in plain.iterdir():
+        name = {"gz": "gzip", "zst": "zstd"}[compression]
+        with pa.output_stream(str(packed / f"{path.name}.{compression}"), compression=name) as stream:
+            stream.write(path.read_bytes())
+    expected = [document.text for document in LocalText.find(plain, 0.2).documents(None)]
+    assert resumes_everywhere(LocalText.find(packed, 0.2)) == expected
+    damaged = packed / f"b.txt.{compression}"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(DataError, match=rf"{damaged}( is damaged)?: "):
+        LocalText.find(packed)

@@ -42,10 +42,11 @@ def test_targets_follow_their_inputs(task: Task) -> None:
     assert task.units_per_step == 32
 
 
-def test_uniform_guessing_costs_eight_bits_per_byte(task: Task) -> None:
+def test_uniform_guessing_costs_eight_bits_a_token(task: Task) -> None:
     for full in (True, False):
         measured = task.evaluate(Uniform(), full=full)
-        assert measured["bits_per_byte"] == pytest.approx(8)
+        # The end of its one document costs as much as a byte, and is none.
+        assert measured["bits_per_byte"] == pytest.approx(8 * 421 / 420)
         assert measured["loss"] == pytest.approx(math.log(256))
     assert task.loss(Uniform(), task.batch(0)).item() == pytest.approx(math.log(256))
 
@@ -156,6 +157,6 @@ def test_a_fingerprint_is_that_of_the_tokens(
 
 def test_context_longer_than_the_text_is_rejected(tiny: Make) -> None:
     config = tiny().task
-    config = replace(config, model=replace(config.model, context=420))
-    with pytest.raises(ConfigError, match="context must be shorter than each text, here 420 bytes, got 420"):
+    config = replace(config, model=replace(config.model, context=3781))
+    with pytest.raises(ConfigError, match=r"context must be in \[1, 3781\) for .*tiny-bytes, got 3781"):
         config.build(seed=0, device=torch.device("cpu"))

@@ -53,7 +53,7 @@ def read_cifar(content: bytes, place: str, *, labels: bytes, classes: int) -> La
     """Read one file: a dictionary with the images, one a row of three planes, and their labels.
 
     Args:
-        content: Of the file.
+        content: Bytes of the file, a pickle.
         place: What to call it in messages.
         labels: Under which key they are: b"labels" or b"fine_labels".
         classes: How many there are.

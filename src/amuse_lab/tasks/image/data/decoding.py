@@ -42,7 +42,7 @@ class Job:
     """One image to decode.
 
     Attributes:
-        path: Where it is.
+        path: Path of the image file.
         visit: Stream, epoch and number of the image, for training; None for evaluation.
     """
 
@@ -58,7 +58,7 @@ def resized_crop(width: int, height: int, drawn: NDArray[np.float64]) -> Box:
 
     Args:
         width: Of the image, in pixels.
-        height: Of the image.
+        height: Height of the image, in pixels.
         drawn: 40 numbers in [0, 1): area, shape, left and top of each choice.
 
     Returns:
@@ -186,7 +186,7 @@ class Decoder:
 
     Args:
         size: Height and width of what comes out.
-        workers: How many processes.
+        workers: Number of processes that decode.
     """
 
     def __init__(self, size: int, workers: int) -> None:
@@ -202,7 +202,7 @@ class Decoder:
         """Return images, shape (images, size, size, 3).
 
         Args:
-            jobs: Which.
+            jobs: Images to decode, in the order of the result.
             upcoming: What will be asked for next, most likely: begun now.
 
         Raises:

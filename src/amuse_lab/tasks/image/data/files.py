@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import shutil
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from amuse_lab.errors import DataError
-from amuse_lab.records import check_is_file, sync
+from amuse_lab.files import check_is_file, new_folder
 
 _LARGEST = 2**30  # bytes of a file; more than any has, too little to fill a memory
 _KINDS = {32: "md5", 64: "sha256"}
@@ -62,12 +61,32 @@ class Original:
         return content
 
 
+def check_folder(folder: Path, originals: Sequence[Original], hint: str) -> None:
+    """Check that published files are in a folder, without reading them.
+
+    Args:
+        folder: Folder that the files should be in.
+        originals: Which; each may be compressed, with the ending .gz.
+        hint: What to do about a missing one; ends the message.
+
+    Raises:
+        DataError: If one is missing.
+    """
+    for original in originals:
+        try:
+            there = (folder / original.name).exists() or (folder / f"{original.name}.gz").exists()
+        except OSError as error:
+            raise DataError(f"cannot read {folder}: {error.strerror}") from error
+        if not there:
+            raise DataError(f"{folder.absolute() / str(original)} is missing: {hint}")
+
+
 def read_folder(folder: Path, originals: Sequence[Original], hint: str) -> dict[str, bytes]:
     """Read published files from a folder; each may be compressed, with the ending .gz.
 
     Args:
-        folder: Where they are.
-        originals: Which.
+        folder: Folder that the files are in.
+        originals: Published files to read.
         hint: What to do about a missing one; ends the message.
 
     Returns:
@@ -109,7 +128,7 @@ def read_archive(path: Path, archive: Original, originals: Sequence[Original]) -
     """Read published files out of a published archive, wherever in it they are. Nothing is unpacked.
 
     Args:
-        path: Of the archive.
+        path: Path of the archive, a compressed tar file.
         archive: What it must be.
         originals: What to read out of it.
 
@@ -147,24 +166,15 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
 
     Args:
         folder: Does not exist, or is empty; what a call that was killed left beside it is removed.
-        contents: By name.
+        contents: Content of each file by its name.
 
     Raises:
         DataError: If it cannot be written, or something else is there.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
     try:
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+        with new_folder(folder) as partial:
             for name, content in contents.items():
                 (partial / name).write_bytes(content)
-                sync(partial / name)
-            sync(partial)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        sync(folder.parent)
     except OSError as error:
         raise DataError(
             f"cannot write {folder}: {error.strerror}; remove what is there or choose another --out"

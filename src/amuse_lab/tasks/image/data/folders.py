@@ -83,9 +83,9 @@ class Listing:
         """Read the listing in a prepared folder.
 
         Args:
-            folder: Where it is.
-            classes: As for `find`.
-            images: As for `find`.
+            folder: Folder that the listing is in.
+            classes: Number of classes that there must be.
+            images: Number of images that each part must have, where that is known.
             hint: What to do if it is missing; ends the message.
 
         Raises:
@@ -131,9 +131,9 @@ class Folders:
     """Images that are decoded when they are asked for: a random part of each for training, else the middle.
 
     Args:
-        paths: Of the files.
+        paths: Paths of the image files.
         labels: Numbers of their classes, shape (images,).
-        decoder: Decodes them.
+        decoder: Processes that decode the images.
     """
 
     def __init__(self, paths: Sequence[str], labels: NDArray[np.int64], decoder: Decoder) -> None:

@@ -31,7 +31,7 @@ def read_mnist_5k(content: bytes, place: str) -> Labelled:
     """Read the file: compressed, a line for each image, its 784 pixels and then its label.
 
     Args:
-        content: Of the file.
+        content: Bytes of the file, a compressed table.
         place: What to call it in messages.
 
     Raises:

@@ -1,201 +1,25 @@
-"""Every data set of the image task: what it is, which files it is read from, how it is trained on."""
+"""Every published data set of the image task: which files it is read from, how it is trained on."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from amuse_lab.errors import DataError
+from amuse_lab.errors import DataError, nearest
+from amuse_lab.files import data_folder
 from amuse_lab.tasks.image.data.cifar import read_cifar
-from amuse_lab.tasks.image.data.decoding import Decoder
-from amuse_lab.tasks.image.data.files import Original, read_archive, read_folder, write_folder
-from amuse_lab.tasks.image.data.folders import LISTING, PARTS, Listing
+from amuse_lab.tasks.image.data.dataset import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Contents,
+    Dataset,
+    FileSet,
+    FolderSet,
+)
+from amuse_lab.tasks.image.data.files import Original
 from amuse_lab.tasks.image.data.idx import read_idx
 from amuse_lab.tasks.image.data.labelled import Labelled
 from amuse_lab.tasks.image.data.mnist_5k import mnist_5k_folder, read_mnist_5k
+from amuse_lab.tasks.image.data.own import OwnImages, OwnSet
 from amuse_lab.tasks.image.data.svhn import read_svhn
-from amuse_lab.tasks.image.source import InMemory, Source
-
-DATA = Path("data")
-"""The folder that holds the folders of prepared data."""
-
-Contents = Mapping[str, bytes]
-"""Files by name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset(ABC):
-    """A data set.
-
-    Attributes:
-        name: What recipes call it.
-        description: One line for people.
-        shape: Channels, height and width of its images as models see them.
-        classes: How many there are.
-        mean: Of each channel, of 1.
-        std: The same.
-        validation: Images of the training set that are held out.
-        origin: Where people get it, in words.
-    """
-
-    name: str
-    description: str
-    shape: tuple[int, int, int]
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    validation: int
-    origin: str
-
-    @abstractmethod
-    def load(
-        self, folder: Path | None, *, device: torch.device, workers: int
-    ) -> tuple[Source, Source | None]:
-        """Open the training set and the test set, which some do not have.
-
-        Args:
-            folder: Where it was prepared; None means `data/NAME`.
-            device: Where images are kept, if they fit.
-            workers: Processes that decode, if they do not.
-
-        Raises:
-            DataError: If files are missing or not what they should be.
-        """
-
-    @abstractmethod
-    def prepare(self, path: Path, folder: Path) -> None:
-        """Check what somebody has and put it where `load` finds it, unless it is there already.
-
-        Args:
-            path: What they have.
-            folder: If it does not exist or is empty, it appears complete or not at all.
-
-        Raises:
-            DataError: If the files are not the published ones; nothing is written then.
-        """
-
-    @abstractmethod
-    def expects(self) -> str:
-        """Return what `prepare` takes, in words."""
-
-    def folder(self, chosen: Path | None) -> Path:
-        """Return where it is, or should be."""
-        return DATA / self.name if chosen is None else chosen
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileSet(Dataset):
-    """A data set that fits into memory, in a few files.
-
-    Attributes:
-        originals: The files.
-        archive: What they are published in together, if they are.
-        read: Makes training set and test set of the files' contents.
-        padding: Largest random shift of training images, in pixels.
-        flip: Whether half of them are flipped.
-        on_board: Finds the folder in which a package carries the files, if one does.
-    """
-
-    originals: tuple[Original, ...]
-    archive: Original | None = None
-    read: Callable[[Contents], tuple[Labelled, Labelled | None]]
-    padding: int
-    flip: bool
-    on_board: Callable[[], Path] | None = None
-
-    def load(
-        self,
-        folder: Path | None,
-        *,
-        device: torch.device,
-        workers: int,  # noqa: ARG002 - nothing to decode
-    ) -> tuple[Source, Source | None]:
-        """Read and check the files."""
-        place = self.on_board() if self.on_board and folder is None else self.folder(folder)
-        training, test = self.read(read_folder(place, self.originals, self._hint()))
-
-        def kept(part: Labelled) -> InMemory:
-            return InMemory(part, padding=self.padding, flip=self.flip, device=device)
-
-        return kept(training), None if test is None else kept(test)
-
-    def expects(self) -> str:
-        """Return which files, with their checksums."""
-        if self.archive is not None:
-            return f"{self.archive}, or a folder with the files in it"
-        return f"a folder with {', '.join(map(str, self.originals))}"
-
-    def _hint(self) -> str:
-        if self.on_board is not None:
-            return self.origin
-        wanted = self.archive or "the files"
-        given = "FOLDER" if self.archive is None else self.archive.name
-        return f"fetch {wanted} from {self.origin}, then: amuse-lab prepare {self.name} --from {given}"
-
-    def prepare(self, path: Path, folder: Path) -> None:
-        """Copy the files, out of their archive or a folder."""
-        if _holds_something(folder):
-            return
-        if self.archive is not None and not path.is_dir():
-            contents = read_archive(path, self.archive, self.originals)
-        else:
-            contents = read_folder(path, self.originals, f"--from must be {self.expects()}")
-        self.read(contents)
-        write_folder(folder, contents)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderSet(Dataset):
-    """A data set of JPEG files in a folder for each class, which stays where it is.
-
-    Attributes:
-        images: How many there are for training and for testing, where that is known.
-    """
-
-    images: tuple[int, int] | None
-
-    def load(
-        self,
-        folder: Path | None,
-        *,
-        device: torch.device,  # noqa: ARG002 - batches are sent there
-        workers: int,
-    ) -> tuple[Source, Source]:
-        """Read the listing."""
-        listing = self._listing(self.folder(folder))
-        decoder = Decoder(self.shape[1], workers)
-        training, test = (listing.source(part, decoder) for part in PARTS)
-        return training, test
-
-    def expects(self) -> str:
-        """Return the layout."""
-        return f"a folder with {' and '.join(PARTS)}, each with {self.classes:,} folders of JPEG files"
-
-    def prepare(self, path: Path, folder: Path) -> None:
-        """List the images."""
-        found = Listing.find(path, self.classes, self.images)
-        if found.count("train") <= self.validation:
-            raise DataError(
-                f"{path / 'train'} must hold more than the {self.validation:,} images that are held out for "
-                f"validation, has {found.count('train'):,}"
-            )
-        if not _holds_something(folder):
-            write_folder(folder, {LISTING: found.to_json()})
-        elif self._listing(folder) != found:
-            raise DataError(
-                f"{folder} must list the images of {path}, but lists others: remove it or choose "
-                "another --out"
-            )
-
-    def _listing(self, folder: Path) -> Listing:
-        hint = f"{self.origin}, then: amuse-lab prepare {self.name} --from FOLDER"
-        return Listing.read(folder, self.classes, self.images, hint)
-
-
-def _holds_something(folder: Path) -> bool:
-    return folder.exists() and any(folder.iterdir())
 
 
 def _cifar10(contents: Contents) -> tuple[Labelled, Labelled]:
@@ -239,7 +63,6 @@ def _four_files(*checksums: str) -> tuple[Original, ...]:
 
 
 _MNIST_MEAN, _MNIST_STD = (0.1307,), (0.3081,)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DATASETS: Mapping[str, Dataset] = {
     dataset.name: dataset
@@ -356,15 +179,15 @@ DATASETS: Mapping[str, Dataset] = {
             read=_mnist_5k,
             padding=2,
             flip=False,
-            on_board=mnist_5k_folder,
+            bundled=mnist_5k_folder,
         ),
         FolderSet(
             name="imagenet",
             description="ImageNet (ILSVRC 2012): 1,331,167 photographs in 1,000 classes, in folders",
             shape=(3, 224, 224),
             classes=1000,
-            mean=_IMAGENET_MEAN,
-            std=_IMAGENET_STD,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
             validation=5000,
             origin="unpack ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org "
             "into FOLDER/train/CLASS and FOLDER/val/CLASS",
@@ -375,8 +198,8 @@ DATASETS: Mapping[str, Dataset] = {
             description="ISIC 2019: photographs of skin in 8 diagnoses, in folders",
             shape=(3, 224, 224),
             classes=8,
-            mean=_IMAGENET_MEAN,
-            std=_IMAGENET_STD,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
             validation=1000,
             origin="sort the images from https://challenge.isic-archive.com into FOLDER/train/DIAGNOSIS and "
             "FOLDER/val/DIAGNOSIS",
@@ -385,3 +208,24 @@ DATASETS: Mapping[str, Dataset] = {
     )
 }
 """Every data set of the image task by its name."""
+
+
+def find_dataset(name: str, folder: Path | None = None) -> Dataset:
+    """Look a data set up.
+
+    Args:
+        name: One of `DATASETS`, or one of the user's own that `amuse-lab prepare` has listed.
+        folder: Where it was prepared; None means the folder NAME in the data root.
+
+    Raises:
+        DataError: If there is none, or its listing is damaged.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    place = folder or data_folder(name)
+    images = OwnImages.read(place)
+    if images is None:
+        found = nearest(name, DATASETS)
+        hint = f"did you mean {found!r}?" if found else f"amuse-lab prepare {name} --from FOLDER"
+        raise DataError(f"unknown data set {name!r}, and {place.absolute()} holds no prepared images; {hint}")
+    return OwnSet.of(name, images)

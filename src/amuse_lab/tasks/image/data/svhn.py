@@ -16,7 +16,7 @@ def read_svhn(content: bytes, place: str) -> Labelled:
     """Read one file: images "X", shape (height, width, channels, images), and labels "y", where 10 is zero.
 
     Args:
-        content: Of the file.
+        content: Bytes of the file, in the format of MATLAB.
         place: What to call it in messages.
 
     Raises:

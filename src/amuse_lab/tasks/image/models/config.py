@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -28,11 +29,15 @@ class ImageModelConfig(ABC):
                 require(value >= 1, field.name, "at least 1", value)
 
     @abstractmethod
+    def reduced(self) -> Self:
+        """Return the smallest model of the same kind that still has all its parts."""
+
+    @abstractmethod
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """Build the untrained model, from torch's global generator.
 
         Args:
-            shape: Of the images.
+            shape: Channels, height and width of the images.
             classes: How many there are to tell apart.
 
         Returns:
@@ -48,6 +53,6 @@ def thinned(images: Tensor, stride: int) -> Tensor:
 
     Args:
         images: Shape (batch, channels, height, width).
-        stride: At least 1.
+        stride: Distance of the rows and columns that stay, at least 1.
     """
     return images[..., ::stride, ::stride]

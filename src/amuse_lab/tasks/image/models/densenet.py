@@ -1,6 +1,7 @@
 """DenseNet with bottlenecks and compression (arXiv 1608.06993), as in the published run on CIFAR-100."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
@@ -20,6 +21,10 @@ class DenseNetConfig(ImageModelConfig):
 
     depths: tuple[int, ...] = (6, 12, 24, 16)
     growth: int = 12
+
+    def reduced(self) -> Self:
+        """Return blocks of two layers."""
+        return replace(self, depths=(2,) * min(3, len(self.depths)), growth=4)
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """Build the network."""

@@ -1,6 +1,7 @@
 """Residual networks (arXiv 1512.03385): small ones for small images, ResNet3-96 and ResNet-50."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
 from torch import Tensor, nn
@@ -32,6 +33,12 @@ class ResNetConfig(ImageModelConfig):
         super().__post_init__()
         fits = len(self.widths) == len(self.depths)
         require(fits, "widths", f"one for each of the {len(self.depths)} stages", self.widths)
+
+    def reduced(self) -> Self:
+        """Return one block a stage."""
+        return replace(
+            self, depths=(1,) * len(self.depths), widths=tuple(8 * 2**n for n in range(len(self.widths)))
+        )
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """Build the network."""

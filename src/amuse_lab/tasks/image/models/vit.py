@@ -1,6 +1,7 @@
 """The vision transformer (arXiv 2010.11929), with timm's names, so that its weights fit as they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
@@ -20,7 +21,7 @@ class ViTConfig(ImageModelConfig):
     Attributes:
         patch: Height and width of a patch, in pixels; divides those of the images.
         width: Of the residual stream.
-        depth: Blocks.
+        depth: Number of blocks.
         heads: Of attention; divides the width.
     """
 
@@ -32,6 +33,10 @@ class ViTConfig(ImageModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.width % self.heads == 0, "width", f"a multiple of heads = {self.heads}", self.width)
+
+    def reduced(self) -> Self:
+        """Return two blocks on patches of 7 x 7."""
+        return replace(self, patch=7, width=32, depth=2, heads=2)
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """Build the transformer."""
@@ -113,7 +118,7 @@ class ViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, shape (batch, classes)."""
         patches = self.patch_embed(images)
-        x = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1) + self.pos_embed
+        x = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(self.norm(x)[:, 0])

@@ -1,6 +1,7 @@
 """Wide residual networks for small images (arXiv 1605.07146), as in the published run on CIFAR-10."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch.nn.functional as F  # noqa: N812 - the name everyone reads it by
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ class WideResNetConfig(ImageModelConfig):
         super().__post_init__()
         fits = self.depth >= 10 and (self.depth - 4) % 6 == 0
         require(fits, "depth", "4 and a multiple of 6", self.depth)
+
+    def reduced(self) -> Self:
+        """Return ten layers of the narrowest width."""
+        return replace(self, depth=10, width=1)
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
         """Build the network."""

@@ -67,7 +67,9 @@ def test_altered_files_are_refused(tmp_path: Path) -> None:
         read_folder(tmp_path, [sha], "")
 
 
-@pytest.mark.parametrize("damage", [b"not gzip", gzip.compress(b"first")[:-9], b""])
+@pytest.mark.parametrize(
+    "damage", [b"not gzip", gzip.compress(b"first")[:-9], b""], ids=["other", "cut", "empty"]
+)
 def test_damaged_compression_is_refused(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "one.gz").write_bytes(damage)
     with pytest.raises(DataError, match=r"one\.gz") as caught:
@@ -138,6 +140,18 @@ def test_another_archive_is_refused_before_it_is_opened(
         b"no archive",
         b"",
     ],
+    ids=[
+        "upwards",
+        "soft",
+        "hard",
+        "device",
+        "folder",
+        "first alone",
+        "second alone",
+        "cut",
+        "other",
+        "empty",
+    ],
 )
 def test_hostile_archives_are_refused_and_nothing_is_written(tmp_path: Path, content: bytes) -> None:
     """Even if their checksum were right."""
@@ -170,7 +184,7 @@ def test_a_folder_appears_with_everything_or_not_at_all(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", fail_at_the_second)
+        patch.setattr("amuse_lab.files.sync", fail_at_the_second)
         with pytest.raises(DataError, match=r"cannot write .*/new/data: No space left on device"):
             write_folder(folder, CONTENTS)
     assert list(folder.parent.iterdir()) == []

@@ -8,13 +8,15 @@ import torch
 
 from amuse_lab.errors import DataError, RequestError
 from amuse_lab.tasks.image.command import PREPARED, parse_images
+from amuse_lab.tasks.image.data.dataset import Dataset, FileSet, FolderSet
 from amuse_lab.tasks.image.data.folders import LISTING, Listing
-from amuse_lab.tasks.image.data.sets import DATA, DATASETS, Dataset, FileSet, FolderSet
+from amuse_lab.tasks.image.data.sets import DATASETS
 from amuse_lab.tasks.image.source import Source
 from tests.amuse_lab.tasks.image.originals import random_images, write_jpeg, write_photographs
 
 Files = Mapping[str, Mapping[str, bytes]]
 Sets = Mapping[str, Dataset]
+DATA = Path("data")
 
 COLOUR = ("cifar10", "cifar100", "svhn")
 GREY = ("mnist", "fashion-mnist")
@@ -182,7 +184,7 @@ def test_damage_after_preparation_is_noticed() -> None:
     ("arguments", "message"),
     [
         ([], "--from"),
-        (["--from"], "--from: expected one argument"),
+        (["--from"], "--from needs a value"),
         (["--from", ".", "--form", "x"], "unknown option --form; did you mean --from"),
         (["--from", "nothing.tar.gz"], "cannot read nothing.tar.gz: No such file or directory"),
         (["--from", "."], "data_batch_1 .* is missing: --from must be cifar-10-python.tar.gz"),

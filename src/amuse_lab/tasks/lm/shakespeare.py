@@ -39,7 +39,7 @@ def read_plays(folder: Path) -> list[bytes]:
     """Read each play as it is on disk, in the order of their paths, and check them.
 
     Args:
-        folder: From `plays_folder`.
+        folder: Folder of the plays, from `plays_folder`.
 
     Raises:
         DataError: If files are missing or differ from the published ones.

@@ -9,7 +9,6 @@ from torch import nn
 from amuse_lab.bench import measure
 from amuse_lab.bench.contestants import CONTESTANTS, Contestant
 from amuse_lab.bench.measure import Bench, interleaved, machine_set, ratio, time_rounds, timed
-from amuse_lab.bench.memory import state_bytes
 from amuse_lab.bench.naive import Naive
 from amuse_lab.bench.sizes import SIZES, ParameterSet, gradients
 from amuse_lab.cli import main
@@ -65,7 +64,7 @@ def test_examination_holds_for_every_contestant(name: str) -> None:
     taken = Bench(TINY, CPU, torch.float32).examine(contestant)
     matrices = sum(p.numel() for n, p in Llama(TINY_MODEL).named_parameters() if "norm" not in n)
     assert taken.parameters > matrices
-    assert taken.operations > taken.views >= 0
+    assert taken.operations > taken.views
     assert taken.elements > taken.parameters
     muon = "adamw" not in name
     assert (taken.products > 0) is (taken.flops > 0) is muon
@@ -224,8 +223,8 @@ def test_a_peer_that_is_not_installed_is_listed(
         (["--only", "amus"], "unknown optimizer 'amus'; did you mean 'amuse'?"),
         (["--only", "adamw", "--against", "naive"], "unknown optimizer for --against: 'naive'"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (["--rounds", "few"], "--rounds: invalid int value: 'few'"),
-        (["--rounds"], "--rounds: expected one argument"),
+        (["--rounds", "few"], "--rounds must be INT or None, got 'few'"),
+        (["--rounds"], "--rounds needs a value"),
         (["--threads", "-1"], "--threads must be at least 1, got -1"),
         (["--device", "abacus"], "--device must be one that torch can use here, got 'abacus'"),
         (["--device", "meta"], "--device must be cpu or cuda, got 'meta'"),
@@ -270,10 +269,3 @@ def test_parameters_that_blow_up_are_refused() -> None:
     divides = Contestant("divides", "", lambda model: [Divides(model.parameters(), lr=1.0)])
     with pytest.raises(RequestError, match="divides made parameters that are not finite on 1m"):
         Bench(TINY, CPU, torch.float32).examine(divides)
-
-
-def test_state_of_amuse_is_eight_bytes_a_parameter_and_four_lean() -> None:
-    for name, expected in (("amuse", 8), ("amuse-lean", 4)):
-        model = Llama(TINY_MODEL)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        assert state_bytes(CONTESTANTS[name].build(model)) == expected * count

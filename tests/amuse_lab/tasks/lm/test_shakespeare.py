@@ -3,10 +3,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from amuse_lab.errors import DataError
-from amuse_lab.tasks.lm import plays as module
-from amuse_lab.tasks.lm.plays import each_play, plays, plays_folder, read_plays
+from amuse_lab.tasks.lm import shakespeare as module
+from amuse_lab.tasks.lm.shakespeare import each_play, plays, plays_folder, read_plays, training_part
 
 
 @pytest.fixture
@@ -56,3 +57,15 @@ def test_altered_play_shows_both_sums(copied: Path) -> None:
     expected = f"sha256 must be {module.PLAYS_SHA256}, got {hashlib.sha256(raw).hexdigest()}"
     with pytest.raises(DataError, match=expected):
         read_plays(copied)
+
+
+def test_frequencies_of_bytes_and_of_pairs_need_the_stated_bits() -> None:
+    """What the page says of the validation text, for orientation."""
+    text = torch.frombuffer(bytearray(plays()), dtype=torch.uint8).long()
+    train, validation = text[: training_part(len(text))], text[training_part(len(text)) :]
+    single = torch.bincount(train, minlength=256).double() + 1e-9
+    bits = -(single / single.sum()).log2()[validation].mean()
+    assert round(bits.item(), 2) == 4.78
+    pairs = torch.bincount(train[:-1] * 256 + train[1:], minlength=65_536).double().view(256, 256) + 1e-2
+    bits = -(pairs / pairs.sum(1, keepdim=True)).log2()[validation[:-1], validation[1:]].mean()
+    assert round(bits.item(), 2) == 3.65

@@ -8,8 +8,9 @@ from torch import nn
 from amuse_lab.errors import require
 from amuse_lab.optimizers.configs import AveragedConfig
 from amuse_lab.optimizers.groups import decay_split, trainable
-from amuse_lab.optimizers.wrappers import Anytime, ScheduleFree
+from amuse_lab.optimizers.wrappers import AveragedAmuse, ScheduleFree
 from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.ranges import Decay, NotNegative, Positive, PositiveDecay, Steps
 from amuse_optim import AMUSE, param_groups
 
 
@@ -27,7 +28,7 @@ class Amuse(AveragedConfig):
         c_warmup_steps: Steps before averaging starts.
         beta1: Interpolation between z (0) and x (1) up to t0_steps.
         rho: How fast beta rises afterwards; 0 keeps it.
-        momentum: Of Muon, Nesterov.
+        momentum: Nesterov momentum of Muon.
         beta2: Decay of the second moment, for the rest with "adamw".
         auxiliary_momentum: First moment for the rest with "adamw"; 0 stores none.
         weight_decay: Decoupled, on every parameter.
@@ -40,17 +41,17 @@ class Amuse(AveragedConfig):
 
     matrices: Literal["muon", "normuon"] = "muon"
     auxiliary: Literal["adamw", "sgd"] = "adamw"
-    lr_rest: float | None = None
-    warmup_steps: int
+    lr_rest: Positive | None = None
+    warmup_steps: Steps
     t0_steps: int | None = None
-    c_warmup_steps: int = 0
-    beta1: float = 0.6
-    rho: float = 0.8
-    momentum: float = 0.95
-    beta2: float = 0.999
-    auxiliary_momentum: float = 0.0
-    weight_decay: float = 0.0
-    r: float = 0.0
+    c_warmup_steps: Steps = 0
+    beta1: PositiveDecay = 0.6
+    rho: NotNegative = 0.8
+    momentum: Decay = 0.95
+    beta2: Decay = 0.999
+    auxiliary_momentum: Decay = 0.0
+    weight_decay: NotNegative = 0.0
+    r: NotNegative = 0.0
     parity: Literal["exact", "published"] = "exact"
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Amuse(AveragedConfig):
             r=self.r,
             parity=self.parity,
         )
-        return Anytime(optimizer)
+        return AveragedAmuse(optimizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +97,10 @@ class ScheduleFreeAdamW(AveragedConfig):
 
     name: ClassVar[str] = "sf-adamw"
 
-    warmup_steps: int
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.0
+    warmup_steps: Steps
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
         import schedulefree
@@ -125,9 +126,9 @@ class ScheduleFreeSGD(AveragedConfig):
 
     name: ClassVar[str] = "sf-sgd"
 
-    warmup_steps: int
-    beta1: float = 0.9
-    weight_decay: float = 0.0
+    warmup_steps: Steps
+    beta1: PositiveDecay = 0.9
+    weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
         import schedulefree

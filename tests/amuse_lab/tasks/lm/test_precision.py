@@ -1,4 +1,4 @@
-"""Low precision on the small Llama: real text, 2,000 steps."""
+"""Low precision on a small Llama over real text: 2,000 steps, and 300 of them in the gate."""
 
 from functools import cache
 
@@ -9,11 +9,9 @@ from amuse_lab.tasks.lm.model import ModelConfig
 from amuse_lab.tasks.lm.task import LanguageModelConfig
 from amuse_optim import AMUSE, averaged, param_groups
 
-STEPS = 2000
-
 
 @cache
-def validation_loss(dtype: torch.dtype, precision: str) -> float:
+def validation_loss(dtype: torch.dtype, precision: str, steps: int) -> float:
     """Nats per byte at x of a byte-level Llama of 36,000 parameters trained in pure `dtype`."""
     config = LanguageModelConfig(
         model=ModelConfig(n_embd=32, n_head=2, n_layer=2, context=32, mlp_multiple=16, tied=False),
@@ -27,12 +25,12 @@ def validation_loss(dtype: torch.dtype, precision: str) -> float:
     optimizer = AMUSE(
         param_groups(model),
         lr=0.01,
-        warmup_steps=200,
-        t0_steps=700,
+        warmup_steps=steps // 10,
+        t0_steps=steps * 7 // 20,
         auxiliary_momentum=0.9,
         state_precision=precision,  # type: ignore[arg-type]
     )
-    for step in range(STEPS):
+    for step in range(steps):
         optimizer.zero_grad()
         task.loss(model, task.batch(step)).backward()
         optimizer.step()
@@ -42,7 +40,11 @@ def validation_loss(dtype: torch.dtype, precision: str) -> float:
 
 @pytest.mark.requirement("A9")
 @pytest.mark.parametrize(("precision", "tolerance"), [("full", 0.01), ("lean", 0.03)])
-def test_a09_bfloat16_trains_the_llama_as_well_as_float32(precision: str, tolerance: float) -> None:
-    expected = validation_loss(torch.float32, "full")
-    assert expected < 2.15  # it has learnt: bigrams alone give 2.53
-    assert validation_loss(torch.bfloat16, precision) == pytest.approx(expected, rel=tolerance)
+@pytest.mark.parametrize(("steps", "learnt"), [(300, 2.6), pytest.param(2000, 2.15, marks=pytest.mark.slow)])
+def test_a09_bfloat16_trains_the_llama_as_well_as_float32(
+    precision: str, tolerance: float, steps: int, learnt: float
+) -> None:
+    """After 2,000 steps it has learnt what pairs of bytes do not tell, which alone give 2.53."""
+    expected = validation_loss(torch.float32, "full", steps)
+    assert expected < learnt
+    assert validation_loss(torch.bfloat16, precision, steps) == pytest.approx(expected, rel=tolerance)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from amuse_lab.config import OptimizerConfig
 from amuse_lab.optimizers import Amuse, MuonSGD
+from amuse_lab.protocols import NeedsCurvature
 from amuse_lab.tasks.lm.model import Llama
 from tests.amuse_lab.conftest import TINY_MODEL
 from tests.amuse_lab.small import CONFIGS, Convolutional
@@ -33,7 +34,7 @@ def test_what_decays(name: str, tied: bool) -> None:
     for _ in range(3):
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        if optimizer.wants_curvature:
+        if isinstance(optimizer, NeedsCurvature) and optimizer.wants_curvature:
             optimizer.observe_curvature()
         if name == "prodigy":  # it does not even decay before it has seen a gradient
             for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""What the processes of test_parallel.py do: `torchrun ... -m tests.amuse_lab.ranks FOLDER CASE ...`."""
+"""What the processes of test_parallel.py do: `torchrun ... -m tests.programs.ranks FOLDER CASE ...`."""
 
 import os
 import signal
@@ -11,15 +11,15 @@ import torch.distributed as dist
 
 from amuse_lab import cli
 from amuse_lab.config import RunConfig
-from amuse_lab.learner import Learner
 from amuse_lab.progress import Silence
 from amuse_lab.recipes.lm import shakespeare
-from amuse_lab.tasks.lm.data import DATASETS, Dataset
+from amuse_lab.tasks.lm.bundled import BUNDLED
 from amuse_lab.tasks.lm.model import ModelConfig
 from amuse_lab.tasks.lm.task import LanguageModelConfig
 from amuse_lab.train import train
+from amuse_lab.trainer import Trainer
+from tests.amuse_lab.tiny_text import tiny_text
 
-TEXT = b"To be, or not to be. " * 200
 # A vocabulary and a width that four processes cannot divide into equal shards.
 MODEL = ModelConfig(n_embd=12, n_head=2, n_layer=1, context=16, mlp_multiple=2, vocabulary=257, tied=False)
 SMALL = [
@@ -52,19 +52,20 @@ def config(case: str, folder: Path) -> RunConfig:
 
 def stop_one_process(at: int) -> None:
     """From now on the last process is told to end in the middle of a step."""
-    usual = Learner.advance
+    usual = Trainer.advance
 
-    def advance(self: Learner, *, look: bool) -> None:
+    def advance(self: Trainer, *, look: bool) -> None:
         usual(self, look=look)
         if self.step == at and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
             signal.raise_signal(signal.SIGTERM)
 
-    Learner.advance = advance
+    Trainer.advance = advance
 
 
 def main() -> None:
-    DATASETS["tiny"] = Dataset("a line, repeated", lambda: TEXT)
+    BUNDLED["tiny"] = tiny_text()
     folder = Path(sys.argv[1])
+    os.environ["AMUSE_LAB_DATA"] = str(folder / "data")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for case in sys.argv[2:]:

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import DataError, TrainingError
-from amuse_lab.learner import Learner
 from amuse_lab.optimizers import Sophia
 from amuse_lab.parallel import ALONE, Processes
 from amuse_lab.progress import Silence
-from amuse_lab.tasks.lm.data import DATASETS, Dataset
+from amuse_lab.tasks.lm.bundled import BUNDLED
 from amuse_lab.tasks.lm.task import LanguageModelTask
 from amuse_lab.timing import Stopwatch
 from amuse_lab.train import train
+from amuse_lab.trainer import Trainer
+from tests.amuse_lab.tiny_text import tiny_text
 
 Make = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -30,13 +31,13 @@ def wide(tiny: Make) -> Make:
     )
 
 
-def learner(config: RunConfig, processes: Processes = ALONE) -> Learner:
-    return Learner.build(config, processes, CPU)
+def trainer(config: RunConfig, processes: Processes = ALONE) -> Trainer:
+    return Trainer.build(config, processes, CPU)
 
 
 def gradients(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients that the optimizer is given in the first step."""
-    learning = learner(config)
+    learning = trainer(config)
     found: dict[str, Tensor] = {}
 
     def step() -> None:
@@ -54,7 +55,7 @@ def test_microbatches_add_up_to_the_mean_over_the_batch(
 ) -> None:
     """Also where the last microbatch is smaller; and clipping sees the whole gradient."""
     config = wide(clip=clip)
-    reference = learner(config)
+    reference = trainer(config)
     model = reference.model.double()
     windows = reference.task.batch(0)
     expected = reference.task.loss(model, windows)
@@ -79,7 +80,7 @@ def test_no_forward_is_larger_than_a_microbatch(wide: Make, monkeypatch: pytest.
         return usual(task, model, batch)
 
     monkeypatch.setattr(LanguageModelTask, "loss", spy)
-    learner(wide(micro_batch=4)).advance(look=True)
+    trainer(wide(micro_batch=4)).advance(look=True)
     assert sizes == [4, 2]
 
 
@@ -111,14 +112,14 @@ def test_processes_divide_an_evaluation(tiny: Make, count: int, full: bool) -> N
 @pytest.mark.parametrize(("precision", "weights"), [("amp-bf16", torch.float32), ("bf16", torch.bfloat16)])
 def test_low_precision_computes_in_bfloat16(tiny: Make, precision: str, weights: torch.dtype) -> None:
     seen: list[torch.dtype] = []
-    learning = learner(tiny(precision=precision))
+    learning = trainer(tiny(precision=precision))
     projection = learning.model.get_submodule("blocks.0.mlp.projection")
     projection.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
     learning.advance(look=True)
-    learning.evaluate(full=False)
+    learning.evaluate()
     assert set(seen) == {torch.bfloat16}
     assert {parameter.dtype for parameter in learning.model.parameters()} == {weights}
-    plain = learner(tiny())
+    plain = trainer(tiny())
     plain.advance(look=True)
     assert learning.take_losses() == pytest.approx(plain.take_losses(), rel=1e-2)
 
@@ -133,7 +134,7 @@ def test_compiling_changes_no_result(tiny: Make, monkeypatch: pytest.MonkeyPatch
 
     usual = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
-    fast, plain = learner(tiny(compile=True)), learner(tiny())
+    fast, plain = trainer(tiny(compile=True)), trainer(tiny())
     assert compiled == [fast.model]
     for _ in range(2):
         fast.advance(look=True)
@@ -147,13 +148,12 @@ def test_curvature_is_estimated_when_it_is_wanted(tiny: Make) -> None:
     """On labels from the model, before the step's own gradient, the same again from the same seed."""
 
     def observed(micro_batch: int | None) -> list[Tensor]:
-        learning = learner(tiny(micro_batch=micro_batch))
+        learning = trainer(tiny(micro_batch=micro_batch))
         found: list[Tensor] = []
         calls: list[str] = []
-        wanted = iter((True, False))
 
         class Curious:
-            wants_curvature = property(lambda _: next(wanted))
+            wants_curvature = property(lambda _: "observe" not in calls)
 
             def watch(self) -> None:
                 calls.append("watch")
@@ -202,17 +202,18 @@ def test_a_run_goes_on_with_its_own_data_only(tiny: Make, monkeypatch: pytest.Mo
     """A byte of the text is enough to tell; a checkpoint that does not tell is taken at its word."""
     config = tiny("amuse")
     first = train(replace(config, steps=2), Silence())
-    other = Dataset("one byte is another", lambda: b"To be, or not to be. " * 199 + b"To be, or not to be! ")
+    other = tiny_text(b"To be, or not to be. " * 199 + b"To be, or not to be! ")
     before = {path: path.read_bytes() for path in first.folder.glob("*.*")}
     with monkeypatch.context() as changed:
-        changed.setitem(DATASETS, "tiny", other)
+        changed.setitem(BUNDLED, "tiny", other)
+        changed.setenv("AMUSE_LAB_DATA", str(config.runs / "data"))
         with pytest.raises(DataError, match=r"^the data is not what this run began with: [^\n]+$"):
             train(config, Silence(), resume=first.folder)
         assert {path: path.read_bytes() for path in first.folder.glob("*.*")} == before
-        elsewhere = learner(config)
+        elsewhere = trainer(config)
     train(config, Silence(), resume=first.folder)
 
-    learning = learner(config)
+    learning = trainer(config)
     learning.advance(look=True)
     state = learning.state_dict()
     untouched = [parameter.clone() for parameter in elsewhere.model.parameters()]
@@ -227,7 +228,7 @@ def test_a_run_goes_on_with_its_own_data_only(tiny: Make, monkeypatch: pytest.Mo
 
 def sampled_gradients(config: RunConfig, processes: Processes = ALONE, step: int = 0) -> list[Tensor]:
     """Gradients of the mean loss on sampled labels, one process's part."""
-    learning = learner(config)
+    learning = trainer(config)
     learning._processes = processes  # without the others, whose gradients DDP would wait for
     learning.step = step
     learning._accumulate(learning._sampled_loss())
@@ -250,7 +251,7 @@ def test_every_step_and_seed_samples_other_labels(wide: Make, monkeypatch: pytes
     first, again, later = (sampled_gradients(config, step=step)[0] for step in (0, 0, 1))
     assert torch.equal(first, again)
     assert (later - first).norm() > 0.1 * first.norm()
-    learning = learner(config)
+    learning = trainer(config)
     kept = []
     for seed in (0, 1):
         learning.config = replace(config, seed=seed)
@@ -264,7 +265,7 @@ def test_curvature_leaves_no_gradients_behind(wide: Make, monkeypatch: pytest.Mo
     """A step that wants curvature is taken with the gradients of one that wants none."""
     sophia = Sophia(lr=0.01, warmup_steps=2, curvature_batch=96)
     config = wide("adamw", clip=None)
-    assert learner(replace(config, optimizer=sophia)).optimizer.wants_curvature
+    assert trainer(replace(config, optimizer=sophia)).optimizer.wants_curvature
     expected = gradients(config, monkeypatch)
     found = gradients(replace(config, optimizer=sophia), monkeypatch)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -277,7 +278,7 @@ def test_curvature_counts_tokens(tiny: Make) -> None:
     """
     task = tiny().task
     config = tiny(task=replace(task, model=replace(task.model, tied=False)))
-    learning = learner(config)
+    learning = trainer(config)
     model, weight = learning.model, learning.model.head_weight
     squared, exact = torch.zeros_like(weight), torch.zeros_like(weight, dtype=torch.float64)
     for step in range(60):
@@ -303,7 +304,7 @@ def test_losses_that_nobody_has_looked_at_are_not_lost(
     def looked(factors: list[float]) -> list[float]:
         following = iter(factors)
         monkeypatch.setattr(LanguageModelTask, "loss", lambda *given: usual(*given) * next(following))
-        learning = learner(tiny("adamw"))
+        learning = trainer(tiny("adamw"))
         learning._always_looks = False
         for _ in range(3):
             learning.advance(look=False)
@@ -315,7 +316,7 @@ def test_losses_that_nobody_has_looked_at_are_not_lost(
         return learning.losses
 
     count = 4 if act == "advance" else 3
-    each = learner(tiny("adamw"))
+    each = trainer(tiny("adamw"))
     for _ in range(count):
         each.advance(look=True)
     assert looked([1.0] * 4) == each.losses
@@ -324,7 +325,7 @@ def test_losses_that_nobody_has_looked_at_are_not_lost(
 
 
 def test_parts_of_the_time_add_up(tiny: Make) -> None:
-    learning = learner(tiny())
+    learning = trainer(tiny())
     for _ in range(3):
         learning.advance(look=True)
     parts = learning.clock.read()
@@ -349,7 +350,7 @@ def test_a_stopwatch_counts_laps(monkeypatch: pytest.MonkeyPatch) -> None:
     not torch.cuda.is_available(), reason="needs a GPU; test_parts_of_the_time_add_up is the CPU's"
 )
 def test_a_gpu_is_measured_in_its_own_time(tiny: Make) -> None:
-    learning = Learner.build(tiny(device="cuda", precision="amp-bf16"), ALONE, torch.device("cuda"))
+    learning = Trainer.build(tiny(device="cuda", precision="amp-bf16"), ALONE, torch.device("cuda"))
     for _ in range(3):
         learning.advance(look=False)
     assert learning.losses == []

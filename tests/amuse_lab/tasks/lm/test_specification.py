@@ -6,14 +6,14 @@ import torch
 from amuse_lab.recipes.lm import shakespeare
 from amuse_optim import AMUSE, AMUSEReference, averaged, param_groups
 
-STEPS = 300
 # Rounding of 1e-16 grows along two trajectories, most where a rare byte's gradient is near eps.
 TOLERANCE = 1e-6
 
 
 @pytest.mark.parametrize("parity", ["exact", "published"])
-def test_amuse_follows_its_specification_on_the_llama(parity: str) -> None:
-    """300 steps in float64, each optimizer on its own model: the same losses, y, z and x."""
+@pytest.mark.parametrize(("steps", "learnt"), [(60, 4.5), pytest.param(300, 3.5, marks=pytest.mark.slow)])
+def test_amuse_follows_its_specification_on_the_llama(parity: str, steps: int, learnt: float) -> None:
+    """In float64, each optimizer on its own model: the same losses, y, z and x, past warm-up and T0."""
     torch.manual_seed(0)
     config = shakespeare()
     task = config.task.build(seed=0, device=torch.device("cpu"))
@@ -23,8 +23,8 @@ def test_amuse_follows_its_specification_on_the_llama(parity: str) -> None:
         kind(
             param_groups(model),
             lr=0.02,
-            warmup_steps=50,
-            t0_steps=100,
+            warmup_steps=steps // 6,
+            t0_steps=steps // 3,
             weight_decay=0.1,
             auxiliary_momentum=0.9,
             eps=1e-8,
@@ -32,7 +32,7 @@ def test_amuse_follows_its_specification_on_the_llama(parity: str) -> None:
         )
         for kind, model in zip((AMUSE, AMUSEReference), models, strict=True)
     ]
-    for step in range(STEPS):
+    for step in range(steps):
         inputs, targets = (part[:2, :32] for part in task.batch(step))
         losses = []
         for model, optimizer in zip(models, optimizers, strict=True):
@@ -52,4 +52,4 @@ def test_amuse_follows_its_specification_on_the_llama(parity: str) -> None:
     with averaged(optimizer):
         for ours, theirs in zip(fast.parameters(), slow.parameters(), strict=True):
             torch.testing.assert_close(ours, reference.state[theirs]["x"], rtol=0, atol=TOLERANCE)
-    assert losses[0] < 3.5  # it learnt something: the start is log(256) = 5.5
+    assert losses[0] < learnt  # it learnt something: the start is log(256) = 5.5

@@ -1,7 +1,7 @@
 """What computes: a model, its optimizer and its task, on one process of a run."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
@@ -9,31 +9,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amuse_lab.config import RunConfig
-from amuse_lab.errors import DataError, TrainingError, require
-from amuse_lab.parallel import Processes, accumulating, prepared, whole
-from amuse_lab.protocols import Batch, Task, TrainingOptimizer
+from amuse_lab.config import RunConfig, to_json
+from amuse_lab.errors import DataError, RecordError, TrainingError, require
+from amuse_lab.parallel import Processes, full_tensor, no_sync, parallelize
+from amuse_lab.protocols import Batch, NeedsCurvature, Task, TrainingOptimizer
 from amuse_lab.timing import Stopwatch
 
-Measures = Mapping[str, float]
+Metrics = Mapping[str, float]
 
 
-class Learner:
+class Trainer:
     """Takes steps, measures, and can be saved and loaded.
 
     Every process of a run has one, and all of them call the same methods in the same order.
 
     Args:
-        config: What to run.
+        config: Settings of the run.
         task: Data, loss and measures.
         model: On the device, sharded if it is to be.
         trained: What to call for the training loss: the model, or DDP around it.
-        optimizer: Of the model.
-        processes: Who takes part.
+        optimizer: Optimizer of the model, with its schedule.
+        processes: Processes of the run.
         device: Where this process computes.
 
     Attributes:
-        step: Steps done.
+        step: Training steps done.
         losses: Of the steps since `take_losses()`, over the whole batch of each; on a GPU only those that
             have been looked at.
         clock: Where the time of the steps went.
@@ -72,10 +72,10 @@ class Learner:
         """
         torch.manual_seed(config.seed)
         task = config.task.build(seed=config.seed, device=device)
-        divides = task.batch_size % processes.count == 0
-        require(divides, "batch", f"a multiple of the {processes.count} processes", task.batch_size)
+        divides = task.batch_size % processes.world_size == 0
+        require(divides, "batch", f"a multiple of the {processes.world_size} processes", task.batch_size)
         model = config.task.build_model().to(device)
-        trained = prepared(
+        trained = parallelize(
             model,
             processes=processes,
             mode=config.parallel,
@@ -97,7 +97,7 @@ class Learner:
             TrainingError: If a loss or a gradient is not finite.
         """
         self.clock.start()
-        if self.optimizer.wants_curvature:
+        if isinstance(self.optimizer, NeedsCurvature) and self.optimizer.wants_curvature:
             self._accumulate(self._sampled_loss())
             self.optimizer.observe_curvature()
             self.optimizer.zero_grad()
@@ -123,11 +123,11 @@ class Learner:
         for number, (rows, weight) in enumerate(microbatches, start=1):
             batch = self.task.batch(self.step, rows)
             self.clock.lap("data")
-            with accumulating(self._trained, last=number == len(microbatches)):
+            with no_sync(self._trained, last=number == len(microbatches)):
                 with self._autocast():
                     loss = loss_of(self._trained, batch, rows) * weight
                 loss.backward()
-            total += loss.detach() / self._processes.count
+            total += loss.detach() / self._processes.world_size
             self.clock.lap("forward_backward")
         return total
 
@@ -161,61 +161,71 @@ class Learner:
         self.losses.clear()
         return mean
 
-    def evaluate(self, *, full: bool) -> tuple[Measures, Measures]:
-        """Measure the model at x and at y, once where they coincide.
-
-        Args:
-            full: On all of the validation data; otherwise on the part of it that is always the same.
+    def evaluate(self) -> tuple[Metrics, Metrics]:
+        """Measure the model at x and at y on the validation data that is for the time of training.
 
         Raises:
             TrainingError: If a loss is not finite.
         """
-        with self._at_x():
-            at_x = self.task.evaluate(self.model, full=full, processes=self._processes)
-        at_y = at_x
+        with self.at_x():
+            at_x = at_y = self.measure(full=False)
         if self.optimizer.averages:
-            with self._ready():
-                at_y = self.task.evaluate(self.model, full=full, processes=self._processes)
+            with self.at_y():
+                at_y = self.measure(full=False)
+        self.check_finite(at_x, at_y)
+        return at_x, at_y
+
+    def check_finite(self, at_x: Metrics, at_y: Metrics) -> None:
+        """Check the losses of an evaluation.
+
+        Raises:
+            TrainingError: If one is not finite.
+        """
         if not math.isfinite(at_x["loss"] + at_y["loss"]):
             raise TrainingError(
                 f"the validation loss after step {self.step} is {at_x['loss']} at x and {at_y['loss']} at y: "
                 "try a lower learning rate"
             )
-        return at_x, at_y
 
     @contextmanager
-    def _ready(self) -> Iterator[None]:
-        """Inside, the model is ready to be measured, at the parameters it has."""
+    def at_y(self) -> Iterator[None]:
+        """Context manager: eval mode at y, where gradients are taken, with BatchNorm's statistics of y."""
         self.model.eval()
         with self._autocast(), self.task.refreshed(self.model):
             yield
         self.model.train()
 
     @contextmanager
-    def _at_x(self) -> Iterator[None]:
-        """Inside, the model is what the run is for: at x, and ready to be measured."""
-        with self.optimizer.averaged(), self._ready():
+    def at_x(self) -> Iterator[None]:
+        """Context manager: eval mode at the averaged weights x, with BatchNorm's statistics of x."""
+        with self.optimizer.averaged(), self.at_y():
             yield
 
-    def test(self) -> Measures:
-        """Measure the model at x on the test set; nothing if there is none."""
-        with self._at_x():
-            return self.task.test(self.model, processes=self._processes)
+    def measure(self, *, full: bool) -> Metrics:
+        """Measure the model as it stands, inside `at_x()` or `at_y()`.
+
+        Args:
+            full: On all of the validation data; otherwise on the part of it that is always the same.
+        """
+        return self.task.evaluate(self.model, full=full, processes=self._processes)
+
+    def test(self) -> Metrics:
+        """Measure the model as it stands on the test set; nothing if there is none."""
+        return self.task.test(self.model, processes=self._processes)
 
     def sample(self) -> str | None:
-        """Return what the task has to show of the model at x."""
+        """Return what the task has to show of the model as it stands."""
         # Each token would be a shape of its own to compile for.
-        with self._at_x(), torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"):
             return self.task.sample(self.model)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the model at x, whole, on the CPU; nothing where this process does not lead."""
+        """Return the model as it stands, whole, on the CPU; nothing where this process does not lead."""
         gathered: dict[str, Tensor] = {}
-        with self._at_x():
-            for name, tensor in self.model.state_dict().items():
-                entire = whole(tensor)
-                if self._processes.leads:
-                    gathered[name] = entire.to("cpu", copy=True)
+        for name, tensor in self.model.state_dict().items():
+            entire = full_tensor(tensor)
+            if self._processes.is_main:
+                gathered[name] = entire.to("cpu", copy=True)
         return gathered
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,18 +239,31 @@ class Learner:
         return {
             "step": self.step,
             "data": self.task.fingerprint,
+            "settings": to_json(self.config)["optimizer"],
             "losses": list(self.losses),
             "seconds": self.clock.read(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, changed: Collection[str] = ()) -> None:
         """Go on from a `state_dict()`.
+
+        Args:
+            state: State of an earlier trainer, from `state_dict`.
+            changed: Dotted names of settings that the user has changed, such as "optimizer.lr".
 
         Raises:
             DataError: If the data is not what that was trained on; nothing has changed then.
+            RecordError: If the optimizer had other settings; nothing has changed then.
         """
+        ours = to_json(self.config)["optimizer"]
+        for name, value in state.get("settings", ours).items():
+            if ours.get(name, value) != value and f"optimizer.{name}" not in changed:
+                raise RecordError(
+                    f"the checkpoint was trained with optimizer.{name} {value!r}, but config.json says "
+                    f"{ours[name]!r}: undo what was edited there"
+                )
         # Checkpoints of the first version do not tell.
         if state.get("data", self.task.fingerprint) != self.task.fingerprint:
             raise DataError("the data is not what this run began with: bring that back, or start a new run")

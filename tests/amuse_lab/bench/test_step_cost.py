@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from amuse_lab.bench.counting import OperationCounter
-from amuse_lab.bench.memory import PeakMemory, state_bytes
+from amuse_lab.bench.memory import PeakMemory
 from amuse_lab.bench.naive import Naive
 from amuse_lab.bench.sizes import SIZES, gradients
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
@@ -81,10 +81,3 @@ def test_memory_of_a_step_with_30_million_parameters() -> None:
     with PeakMemory(torch.device("cpu")) as peak, peak.window():
         optimizer.step()
     assert 0 < peak.bytes <= parameters
-
-
-@pytest.mark.parametrize(("precision", "expected"), [("full", 8), ("lean", 4)])
-def test_bytes_of_state(precision: str, expected: int) -> None:
-    model = llama(2)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert state_bytes([ready(model, state_precision=precision)]) == expected * parameters

@@ -66,6 +66,7 @@ def test_table_comes_out_as_it_went_in() -> None:
         gzip.compress(b"256," * 784 + b"0\n"),
         gzip.compress(b"0," * 784 + b"0\n1,2\n"),
     ],
+    ids=["nothing", "text", "begun", "cut", "empty", "lines", "short", "letters", "too bright", "unequal"],
 )
 def test_damaged_tables_are_refused(content: bytes) -> None:
     with pytest.raises(DataError, match="is not a table of digits, or is damaged: ") as caught:

@@ -23,7 +23,7 @@ from amuse_lab.optimizers import (
     Soap,
     Sophia,
 )
-from amuse_lab.protocols import TrainingOptimizer
+from amuse_lab.protocols import NeedsCurvature, TrainingOptimizer
 from tests.oracle.directions import quintic
 
 LR, DECAY = 0.03, 0.2
@@ -61,7 +61,7 @@ def packaged(config: OptimizerConfig, steps: int = STEPS, scale: float = 1.0) ->
     optimizer = config.build(model, steps=steps)
     path = {name: [p.detach().clone()] for name, p in model.named_parameters()}
     for step in range(1, steps + 1):
-        if optimizer.wants_curvature:
+        if isinstance(optimizer, NeedsCurvature) and optimizer.wants_curvature:
             give(model, lambda name, shape, step=step: curvature(name, shape, step))
             optimizer.observe_curvature()
         give(model, lambda name, shape, step=step: scale * gradient(name, shape, step))

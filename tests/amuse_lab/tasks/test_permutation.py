@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from amuse_lab.tasks.lm.permutation import permute
+from amuse_lab.tasks.permutation import permute
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 1000, 65_536, 65_537])

@@ -20,7 +20,7 @@ def permute(indices: NDArray[np.int64], n: int, key: str) -> NDArray[np.int64]:
     Args:
         indices: Each in [0, n), any shape.
         n: How many things there are, at least 1.
-        key: Chooses the permutation.
+        key: Text that chooses one of the permutations.
 
     Returns:
         The images, of the same shape, int64.

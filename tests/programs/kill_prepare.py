@@ -1,7 +1,8 @@
 """Prepares a text again and again in processes that are killed at many moments; run by test_preparation.py.
 
-Prints one JSON object: how many processes were killed, and the folders that came out in the end, as sets of
-the digests of all their files. It is a program of its own because it forks.
+Called with the text, a folder, and how many lines lie between two kills. Prints one JSON object: how many
+processes were killed, and the folders that came out in the end, as sets of the digests of all their files. It
+is a program of its own because it forks.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-WRITING = {"write_shard", "replacing", "sync", "write", "_locked"}
+WRITING = {"write_shard", "replacing", "sync", "write", "save", "_locked"}
 """Functions in whose lines a process is killed."""
 
 
@@ -47,12 +48,12 @@ def prepare(
 ) -> None:
     from amuse_lab.tasks.lm import preparation
     from amuse_lab.tasks.lm.local import LocalText
-    from amuse_lab.tasks.lm.sources import HashedSplit
     from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
 
     preparation._CHUNK_CHARACTERS = 1000
+    preparation._SAVE_TOKENS = 4000
     plan = preparation.Plan(
-        lambda _: LocalText.find(source, HashedSplit(0.2)),
+        lambda _: LocalText.find(source, 0.2),
         TokenizerChoice(tokenizer),
         workers=workers,
         shard_tokens=15_000,
@@ -150,7 +151,7 @@ def wait_for_end_of_group(group: int) -> None:
     raise AssertionError("tokenizing processes outlive the one that started them")
 
 
-def main(source: Path, place: Path) -> None:
+def main(source: Path, place: Path, stride: int) -> None:
     # A kill leaves the system's cache as it is, so waiting for the disk makes no difference but in time.
     os.fsync = lambda _: None
     # What is imported before forking is not imported by every process again.
@@ -159,7 +160,7 @@ def main(source: Path, place: Path) -> None:
     from amuse_lab.tasks.lm import preparation  # noqa: F401
 
     outcome = {
-        "lines": at_many_lines(source, place, stride=6),
+        "lines": at_many_lines(source, place, stride=stride),
         "two": at_random_times(source, place, workers=2, kills=2),
         "three": at_random_times(source, place, workers=3, kills=1),
     }
@@ -167,4 +168,4 @@ def main(source: Path, place: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
