@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import dropwhile, pairwise
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .module_tree import Located, is_layer, located_modules, unwrapped
@@ -65,9 +65,8 @@ def _heads_inside(module: nn.Module) -> list[nn.Module]:
     children = {name: child for name, child in module.named_children() if _holds_matrix(child)}
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return list(children.values())
-    if len(children) == 1 and isinstance(
-        only := next(iter(children.values())), (nn.ModuleList, nn.ModuleDict)
-    ):
+    only = next(iter(children.values())) if len(children) == 1 else None
+    if isinstance(only, (nn.ModuleList, nn.ModuleDict)) and not _is_chain_of_layers(only):
         return [only]
     # A head and its trained copies or adapters, as peft keeps them.
     kept = ("original_module", "modules_to_save", "base_layer", "lora_B")
@@ -78,6 +77,16 @@ def _heads_inside(module: nn.Module) -> list[nn.Module]:
     ]
     single = [child for name, child in children.items() if _AT_END_SINGLE.fullmatch(name) and is_layer(child)]
     return heads or single
+
+
+def _is_chain_of_layers(container: nn.Module) -> bool:
+    """Whether every member takes as many inputs as the one before has outputs, as in a perceptron."""
+    members = [unwrapped(member) for member in container.children()]
+    weights = [getattr(member, "weight", None) for member in members if is_layer(member)]
+    return len(weights) == len(members) and all(
+        isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape[0] == after.shape[1]
+        for before, after in pairwise(weights)
+    )
 
 
 def _named_head(name: str) -> bool:

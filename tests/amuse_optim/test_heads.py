@@ -211,12 +211,14 @@ def test_a_head_ends_in_the_heads_inside_it_or_behind_its_blocks() -> None:
     structure = Parts(blocks=nn.ModuleList([Block(), Block()]), coordinates=nn.Linear(8, 3, bias=False))
     late_blocks = Parts(coordinates=nn.Linear(8, 3, bias=False), blocks=nn.ModuleList([Block(), Block()]))
     only_list = Parts(module_list=nn.ModuleList([nn.Conv2d(8, 3, 1, bias=False) for _ in range(2)]))
+    perceptron = Parts(layers=nn.ModuleList([nn.Linear(8, 8, bias=False), nn.Linear(8, 4, bias=False)]))
     heads = {
         "decode_head": (segmentation, {"classifier"}),
         "iou_head": (scores, {"proj_out"}),
         "structure_head": (structure, {"coordinates"}),
         "late_head": (late_blocks, {"coordinates"}),
         "regression_head": (only_list, {"module_list.0", "module_list.1"}),
+        "bbox_predictor": (perceptron, {"layers.1"}),
     }
     for name, (head, layers) in heads.items():
         model = Parts(trunk=nn.Linear(8, 8, bias=False), **{name: head})

@@ -18,6 +18,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"orthogonalize": "exact"},
     {"matrices": "normuon"},
     {"beta1": 0.0, "rho": 0.0},
+    {"columns": True},
+    {"columns": True, "matrices": "normuon"},
 ]
 
 
@@ -37,7 +39,10 @@ def gradients(step: int, network: nn.Module) -> list[Tensor]:
 def build(network: nn.Module, options: dict[str, Any]) -> AMUSE:
     options = dict(options)
     matrices = options.pop("matrices", "muon")
-    groups = param_groups(network, matrices=matrices, overrides=[("2.weight", matrices)])
+    overrides: list[Any] = [("2.weight", matrices)]
+    if options.pop("columns", False):  # sharded along its inputs, split along its outputs
+        overrides.append(("0.weight", {"transposed": True, "split_rows": (2, 4)}))
+    groups = param_groups(network, matrices=matrices, overrides=overrides)
     return AMUSE(groups, lr=0.05, warmup_steps=3, weight_decay=0.1, **options)
 
 

@@ -176,3 +176,70 @@ def test_c02_convolutional_networks() -> None:
         "classifier.2.weight": "adamw",
         "classifier.2.bias": "adamw",
     }
+
+
+def gpt_oss() -> nn.Module:
+    config = transformers.GptOssConfig(
+        **SMALL, intermediate_size=24, vocab_size=40, num_key_value_heads=1, head_dim=8, num_local_experts=4
+    )
+    return transformers.GptOssForCausalLM(config)
+
+
+def mamba() -> nn.Module:
+    config = transformers.MambaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4, time_step_rank=2
+    )
+    return transformers.MambaForCausalLM(config)
+
+
+def yolos() -> nn.Module:
+    config = transformers.YolosConfig(
+        **SMALL, intermediate_size=24, image_size=[16, 16], num_detection_tokens=4, num_labels=5
+    )
+    return transformers.YolosForObjectDetection(config)
+
+
+def bert_pretraining() -> nn.Module:
+    config = transformers.BertConfig(**SMALL, intermediate_size=24, vocab_size=40)
+    return transformers.BertForPreTraining(config)
+
+
+def xlnet() -> nn.Module:
+    config = transformers.XLNetConfig(
+        vocab_size=40, d_model=16, n_layer=1, n_head=2, d_inner=24, num_labels=3
+    )
+    return transformers.XLNetForSequenceClassification(config)
+
+
+# What has two and more dimensions, is none of torch's embeddings, and must not get Muon.
+NO_MATRICES: dict[Callable[[], nn.Module], str] = {
+    gpt_oss: r"lm_head\.weight|.*_proj_bias",
+    mamba: r".*\.(A_log|conv1d\.weight)",  # the head is the embedding
+    yolos: r".*(position_embeddings|_tokens?)|class_labels_classifier\.layers\.2\.weight"
+    r"|bbox_predictor\.layers\.2\.weight",
+    bert_pretraining: r"cls\.seq_relationship\.weight",
+    xlnet: r"logits_proj\.weight|.*(r_[wrs]_bias|seg_embed|mask_emb)",
+}
+
+
+@pytest.mark.requirement("C10", "C11")
+@pytest.mark.parametrize("build", NO_MATRICES, ids=lambda build: build.__name__)
+def test_c11_heads_and_tables_of_transformers_models(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for group in param_groups(model):
+        for name, parameter in group["params"]:
+            if parameter.ndim >= 2 and id(parameter) not in tables:
+                expected = "adamw" if re.fullmatch(NO_MATRICES[build], name) else "muon"
+                assert group["direction"] == expected, name
+
+
+@pytest.mark.requirement("C11")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
+def test_c11_adapters_of_embeddings_and_trained_rows() -> None:
+    adapted = peft.get_peft_model(llama(tied=False), peft.LoraConfig(r=4, target_modules=["embed_tokens"]))
+    assert set(directions(adapted).values()) == {"adamw"}
+    rows = peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[1, 2])
+    found = directions(peft.get_peft_model(llama(tied=False), rows))
+    assert {name for name, d in found.items() if d == "adamw"} == {n for n in found if "tokens_delta" in n}
+    assert len(found) == 3
