@@ -25,19 +25,19 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
             continue
         tensors = kept_in_state(parameter)
         state = states[parameter]
-        if parameter.is_inference():
-            raise ValueError(
-                f"{describe(group, index)} was made under torch.inference_mode and cannot be trained: make "
-                "the model outside of it"
-            )
         if not started(state):
+            if parameter.is_inference():
+                raise ValueError(
+                    f"{describe(group, index)} was made under torch.inference_mode and cannot be trained: "
+                    "make the model outside of it"
+                )
             continue
         if isinstance(state["step"], Tensor) and not group["capturable"]:
             raise ValueError(
                 f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
                 "off, save the optimizer's state dict and load it into one without"
             )
-        missing = [name for name in ("beta", *tensors) if name not in state]
+        missing = [name for name in tensors if name not in state]
         if missing:
             raise ValueError(
                 f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
