@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Terminated:
-        _say("terminated; nothing had begun that would have to be saved")
+        _say("terminated")
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         _say("interrupted")

@@ -25,7 +25,7 @@ class RecordError(RequestError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived outside of training, where nothing has to be saved."""
+    """SIGTERM arrived during set-up, or a second time during training."""
 
 
 class TrainingError(RuntimeError):
