@@ -42,7 +42,8 @@ def number(constraint: str, within: Callable[[float], bool]) -> Check:
             if value.numel() != 1:
                 raise ValueError(f"Tensor {name} must be 1-element, got one of shape {tuple(value.shape)}")
             value = value.item()
-        value = python_number(value)
+        if not isinstance(value, (int, float)):
+            value = python_number(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a Python number, got {value!r}")
         if not (math.isfinite(value) and within(value)):
@@ -75,7 +76,8 @@ def choice(*allowed: str) -> Check:
 
 def count(name: str, value: object) -> None:
     """Check for an integer of at least 1."""
-    value = python_number(value)
+    if not isinstance(value, int):
+        value = python_number(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
@@ -95,7 +97,8 @@ def optional(check: Check) -> Check:
 
 def steps(name: str, value: object) -> None:
     """Check for a number of steps, or a fraction of the whole number of steps."""
-    value = python_number(value)
+    if not isinstance(value, (int, float)):
+        value = python_number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of steps or a fraction of total_steps, got {value!r}")
     if isinstance(value, int) and value < 0:

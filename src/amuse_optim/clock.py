@@ -31,7 +31,7 @@ def advanced(group: Group) -> tuple[Clock, Coefficients]:
 
 def record(group: Group, clock: Clock, now: Coefficients) -> None:
     """Write the clock and coefficients of the step that was taken, in place where they lie on the device."""
-    for key, value in {**asdict(clock), "lr_t": now.lr, "c_t": now.c, "beta_t": now.beta}.items():
+    for key, value in {**vars(clock), "lr_t": now.lr, "c_t": now.c, "beta_t": now.beta}.items():
         if isinstance(group[key], Tensor):
             group[key].fill_(value)
         else:

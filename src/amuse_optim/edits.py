@@ -43,7 +43,7 @@ def accept_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
     chosen = _chosen(amuse, parameters)
     for group in amuse.param_groups:
         for parameter in group["params"]:
-            if parameter in chosen and "step" not in amuse.state.get(parameter, ()):
+            if parameter in chosen and not {"step", "beta"} <= amuse.state.get(parameter, {}).keys():
                 amuse.state[parameter] = initial_state(parameter, group)
     for _, parameter, state in amuse.members():
         if parameter in chosen:

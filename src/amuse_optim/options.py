@@ -153,6 +153,8 @@ def check_options(group: Mapping[str, Any]) -> None:
 def _in_steps(name: str, value: int | float, total_steps: int | None) -> int:
     """A length in steps, given as such or as a fraction of the whole."""
     OPTIONS[name].check(name, value)
+    if isinstance(value, int):
+        return value
     value = python_number(value)
     if isinstance(value, int):
         return value

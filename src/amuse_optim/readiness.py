@@ -25,20 +25,20 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
             continue
         names, like_parameter = names_of(parameter)
         state = states[parameter]
-        if parameter.is_inference():
-            raise ValueError(
-                f"{describe(group, index)} was made under torch.inference_mode and cannot be trained: make "
-                "the model outside of it"
-            )
         if not started(state):
+            if parameter.is_inference():
+                raise ValueError(
+                    f"{describe(group, index)} was made under torch.inference_mode and cannot be trained: "
+                    "make the model outside of it"
+                )
             continue
         if isinstance(state["step"], Tensor) and not group["capturable"]:
             raise ValueError(
                 f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
                 "off, save the optimizer's state dict and load it into one without"
             )
-        if not names <= state.keys() or "beta" not in state:
-            missing = [name for name in ("beta", *names) if name not in state]
+        if not names <= state.keys():
+            missing = [name for name in names if name not in state]
             raise ValueError(
                 f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
                 "was converted, or an option was changed (beta1 from or to 0, say), after its first step. Do "

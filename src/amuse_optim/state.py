@@ -88,12 +88,12 @@ def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State])
     Raises:
         ValueError: If the state of a parameter is gone that may have taken steps; nothing has changed then.
     """
-    lacking = [
-        (group, index, parameter)
-        for group in groups
-        for index, parameter in enumerate(group["params"])
-        if "step" not in states.get(parameter, ())
-    ]
+    lacking = []
+    for group in groups:
+        for index, parameter in enumerate(group["params"]):
+            state = states.get(parameter, ())
+            if "step" not in state or "beta" not in state:
+                lacking.append((group, index, parameter))
     if not lacking and len(states) == sum(len(group["params"]) for group in groups):
         return
     present = {parameter for group in groups for parameter in group["params"]}

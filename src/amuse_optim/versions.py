@@ -6,7 +6,7 @@ through `.data` do not count.
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -31,20 +31,24 @@ class Versions:
 
     def recorded(self, groups: Iterable[Group]) -> "Versions":
         """As they are now."""
-        # Tensors made under inference_mode have no counter.
-        left = [(p, p._version) for group in groups for p in group["params"] if not p.is_inference()]
-        return replace(self, left=tuple(left))
+        parameters = [p for group in groups for p in group["params"]]
+        try:
+            left = [(p, p._version) for p in parameters]
+        except RuntimeError:  # tensors that were made under inference_mode have no counter
+            left = [(p, p._version) for p in parameters if not p.is_inference()]
+        return Versions(tuple(left), self.told)
 
     def accepted(self, parameters: Iterable[Tensor]) -> "Versions":
         """As they are now for some of the parameters."""
         chosen = set(parameters)
-        return replace(self, left=tuple((p, p._version if p in chosen else v) for p, v in self.left))
+        return Versions(tuple((p, p._version if p in chosen else v) for p, v in self.left), self.told)
 
     def checked(self, groups: Iterable[Group], states: Mapping[Tensor, State]) -> "Versions":
         """Warn of parameters that were written to since, each once."""
-        edited = {p for p, version in self.left if p._version != version} - self.told
+        edited = {p for p, version in self.left if p._version != version}
         if not edited:
             return self
+        edited -= self.told
         names = [
             describe(group, index)
             for group in groups
@@ -60,4 +64,4 @@ class Versions:
                 "or bound as well",
                 stacklevel=6,
             )
-        return replace(self, told=self.told | edited)
+        return Versions(self.left, self.told | edited)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ CHECKS: list[tuple[Check, list[Any], list[Any], list[Any]]] = [  # passes, Value
         [-1e-9, NAN, INF, torch.tensor(-1.0)],
         ["1", True, None],
     ),
-    (positive, [1e-300, 3], [0, 0.0, -1, NAN, INF], [False, "1", torch.ones(2)]),
+    (positive, [1e-300, 3, torch.tensor([0.5])], [0, 0.0, -1, NAN, INF], [False, "1"]),
     (fraction, [0, 0.999], [1, 1.0, -0.1, NAN], [None, True]),
     (choice("a", "b"), ["a", "b"], ["c", None, 1, True], []),
     (count, [1, 10**9], [0, -1], [1.0, True, "1", None]),
@@ -48,6 +49,13 @@ def test_what_passes_and_what_does_not(
     for value in types:
         with pytest.raises(TypeError, match=r"^it must be .*, got "):
             check("it", value)
+
+
+def test_numbers_are_python_s_numpy_s_or_tensors_of_one_element() -> None:
+    not_negative("lr", np.float32(0.5))
+    not_negative("lr", np.int64(2))
+    with pytest.raises(ValueError, match=r"Tensor lr must be 1-element, got one of shape \(2,\)"):
+        not_negative("lr", torch.ones(2))
 
 
 def test_the_nearest_name_is_offered_if_one_is_near() -> None:
