@@ -3,8 +3,8 @@ r"""The equations of the three sequences, on lists of tensors; one tensor is a l
 z is the fast sequence, x its weighted average, y = (1 - beta) z + beta x the point where the gradient is
 taken (arXiv 2605.22432; the construction is Schedule-Free's, arXiv 2405.15682). Two of the three are kept for
 each parameter and the third follows: y and z in full precision; z and x where y is rounded; and for beta = 0,
-where y is z, z and x. Lists have equal lengths, the tensors at one place one shape. Numbers may be scalar
-tensors on the device, and are then not read.
+where y is z, z and x. All lists have one length, and tensors at the same index have one shape. Numbers may be
+scalar tensors on the device; their values are then never copied to the host.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ Tensors = list[Tensor] | tuple[Tensor, ...]  # as torch._foreach_* takes them
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """The numbers of one step of parameters that move together.
+    """The coefficients of one step, shared by all parameters of a bucket.
 
     Args:
         lr: lr_t.
         weight_decay: Decoupled decay coefficient.
-        decay_at: Where the decay is taken.
+        decay_at: The sequence that the decay is proportional to, "z" or "y".
         beta: b, the coefficient that y was built with.
         c: c_t.
         beta_next: b', the coefficient that the next y is built with.
@@ -115,14 +115,14 @@ def advance_(
     scale: Number,
     numbers: StepNumbers,
 ) -> None:
-    """Take the whole step where y and z are kept: five tensor transfers.
+    """Take the whole step of parameters that keep y and z, in place.
 
     Args:
-        y: The gradient points, changed into the next ones; x is there on the way.
+        y: The gradient points, overwritten by the next ones; x is held there in between.
         z: The fast sequence, changed; same dtype.
         update: d / scale; may have a lower precision.
-        scale: A factor of the update.
-        numbers: Those of the step.
+        scale: The common factor of the update.
+        numbers: The coefficients of the step.
     """
     if kernels.enabled(y[0].device) and y[0].dtype == torch.float32:
         from .kernels.averaging import MoveCoefficients, advance_lists_

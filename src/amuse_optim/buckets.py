@@ -82,10 +82,10 @@ class Slot:
         """The slot of a parameter with a gradient.
 
         Args:
-            group: Its group.
-            index: Its index there.
-            state: Its state.
-            names: The tensors in the state that have the parameter's shape.
+            group: The group of the parameter.
+            index: The parameter's index in the group.
+            state: The optimizer's state of the parameter.
+            names: Names of the tensors in the state that have the parameter's shape.
         """
         param: Tensor = group["params"][index]
         assert param.grad is not None
@@ -115,11 +115,10 @@ class Bucket:
     """Parameters of a group that are alike in device, dtypes, step count and beta.
 
     Args:
-        group: Their group.
-        number: Its index in the optimizer.
+        group: The group of the parameters, with its options.
+        number: The group's index in the optimizer.
         slots: The parameters, at least one.
-        names: The names of their buffers.
-        measurement: Gathers what `telemetry` asked for; None: nothing.
+        measurement: Collects the step's measurements for `telemetry`; None if it has not been called.
     """
 
     group: Group
@@ -252,12 +251,12 @@ class Chunk:
         return self.read(name)
 
     def advance_(self, update: Tensors, scale: Number, numbers: StepNumbers) -> None:
-        """Take the step of z, x and y.
+        """Update z, x and y, whichever of them are stored, by one step.
 
         Args:
-            update: d / scale, piece by piece.
-            scale: A factor of the update.
-            numbers: `Bucket.numbers`.
+            update: d / scale, one tensor for each piece of the chunk.
+            scale: The common factor of the update.
+            numbers: The step's coefficients, from `Bucket.numbers`.
         """
         y = self.read("y")
         z = self.read("z") if "z" in self else y  # for beta = 0, y is z

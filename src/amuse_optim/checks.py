@@ -1,6 +1,6 @@
-"""Options: what one is, and the checks that their values must pass.
+"""The `Option` class, and checks of option values.
 
-Directions and rules declare their options with these beside themselves; `options` gathers the tables.
+Directions and schedule rules declare their own options with these; `options` collects them in one table.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-# Raises ValueError or TypeError, told the option's name and a value.
+# Called with an option's name and a value; raises ValueError or TypeError if the value is not allowed.
 Check = Callable[[str, Any], None]
 
 
@@ -21,8 +21,8 @@ class Option:
     """An option of a parameter group.
 
     Args:
-        default: Its value where neither the group nor the optimizer is given one.
-        check: Raises for a value that it cannot have.
+        default: The value used where neither the group nor the optimizer is given one.
+        check: Function of the option's name and a value that raises if the value is not allowed.
     """
 
     default: Any
@@ -33,8 +33,8 @@ def number(constraint: str, within: Callable[[float], bool]) -> Check:
     """A check for finite numbers.
 
     Args:
-        constraint: What `within` asks for, in words; a part of the message.
-        within: Whether a finite number is allowed.
+        constraint: The condition of `within` in words, such as ">= 0"; used in the message.
+        within: Returns True if a finite number is allowed.
     """
 
     def check(name: str, value: object) -> None:

@@ -17,7 +17,7 @@ _COUNTS = ("t", "step", "idle_steps")
 
 
 def initial_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What a group remembers and tells of its schedule before its first step."""
+    """The clock and coefficients of a group before its first step."""
     return asdict(Clock()) | {"lr_t": 0.0, "c_t": 1.0, "beta_t": group["beta1"], "skipped_steps": 0}
 
 
@@ -39,10 +39,10 @@ def record(group: Group, clock: Clock, now: Coefficients) -> None:
 
 
 def place_on_device(group: Group, states: Mapping[Tensor, State]) -> None:
-    """Bring the numbers of a group and of its parameters to the device, where a CUDA graph can replay steps.
+    """Turn the numbers of a group and its parameters into tensors on the device, for capture in a CUDA graph.
 
-    What changes from step to step is then a scalar of float64 that is written in place. Parameters that have
-    always moved together share their step and beta; one that has no gradient keeps its own from here on.
+    Every number that changes from step to step becomes a float64 scalar tensor that is written in place.
+    Parameters with equal step and beta share these two tensors; one without a gradient gets its own.
     """
     device = group["params"][0].device
     _to_device(group, (*CLOCK_KEYS, *_READINGS), device)

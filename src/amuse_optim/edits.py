@@ -18,8 +18,8 @@ def accept_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
     schedule's clock stay. State in bfloat16 takes the weights over as precisely as it can.
 
     Args:
-        optimizer: An `AMUSE` in either mode, or what a framework made of it. What the parameters hold becomes
-            z, x and y.
+        optimizer: An `AMUSE` in train or eval mode, or a framework's wrapper around one. What the parameters
+            hold becomes z, x and y.
         parameters: Which ones; by default all that the optimizer has. Where their state is gone, it is made
             anew.
 
@@ -66,7 +66,7 @@ def project(
     the set is convex.
 
     Args:
-        optimizer: An `AMUSE` in either mode, or what a framework made of it.
+        optimizer: An `AMUSE` in train or eval mode, or a framework's wrapper around one.
         function: Changes a tensor of the parameter's shape in place, in the precision that z and x are
             computed in.
         parameters: Which ones; by default all that the optimizer has.

@@ -20,12 +20,12 @@ _switching = threading.RLock()
 
 @contextlib.contextmanager
 def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Let the parameters hold the average x inside the block, and exactly what they held before after it.
+    """Context manager: eval mode at the averaged weights x; on exit the parameters are restored bit for bit.
 
     Blocks may be nested, and may overlap (threads, asyncio): y then comes back after the last of them.
 
     Args:
-        optimizer: An `AMUSE` in either mode, or what a framework made of it.
+        optimizer: An `AMUSE` in train or eval mode, or a framework's wrapper around one.
 
     Raises:
         OptimizerModeError: From `optimizer.step()` inside the block.
@@ -66,16 +66,24 @@ def averaged_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> d
     are copied as they are; parameters shared under several names stay shared.
 
     Args:
-        model: Whose parameters the optimizer trains.
-        optimizer: An `AMUSE` in either mode, or what a framework made of it.
+        model: The model that the optimizer trains.
+        optimizer: An `AMUSE` in train or eval mode, or a framework's wrapper around one.
 
     Returns:
         New tensors under the names of `model.state_dict()`, in the parameters' dtypes.
 
     Raises:
-        ValueError: If none of the model's parameters is in the optimizer, or one that is does not appear in
-            the model's state dict (because a hook changes it): then evaluate inside `averaged(optimizer)`
-            and take the state dict there.
+        ValueError: If none of the model's parameters is in the optimizer, or if one of those that are is
+            missing in the model's state dict because a hook changes it; call `model.state_dict()` inside
+            `averaged(optimizer)` instead.
+
+    Example:
+        >>> import torch
+        >>> from amuse_optim import AMUSE, averaged_state_dict, param_groups
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = AMUSE(param_groups(model), warmup_steps=10)
+        >>> sorted(averaged_state_dict(model, optimizer))
+        ['bias', 'weight']
     """
     amuse = unwrapped(optimizer)
     trained = {parameter: state for _, parameter, state in amuse.members()}
@@ -115,26 +123,35 @@ def refresh_batch_norm(
     forward: Callable[[Any], object] | None = None,
     layers: Callable[[str, nn.Module], bool] | None = None,
 ) -> None:
-    """Compute BatchNorm's running statistics anew at the current parameters.
+    """Recompute BatchNorm's running statistics at the current parameters.
 
-    The statistics a model gathers in training belong to y; call this inside `averaged(optimizer)` before
-    evaluating x. They become the plain mean over the batches. Momentum, training flags and the random
-    state are left as they were; if anything raises, so are the statistics, and those of layers that
-    `forward` does not reach always are. Only the BatchNorm layers that are refreshed are put into training
-    mode.
+    Running statistics gathered in training belong to y; call this inside `averaged(optimizer)` before
+    evaluating x. The new statistics are the plain mean over the batches. Only the BatchNorm layers that are
+    refreshed are in training mode meanwhile; their momentum and training flags and the random state are
+    restored afterwards. Layers that `forward` does not reach keep their statistics, and all layers do if
+    anything raises.
 
     Frozen layers keep their statistics: those whose parameters all have `requires_grad=False`, and those in
     eval mode while the model, or another BatchNorm layer, is in training mode.
 
     Args:
-        model: Does nothing for one without BatchNorm layers that track statistics.
-        batches: What `forward` takes; a tuple or list stands for (inputs, ...).
-        forward: Runs the model on a batch; by default on the batch, or its first element.
-        layers: Told the name of a BatchNorm layer and the layer, whether to refresh it; for others that are
-            to keep their statistics. By default all that are not frozen.
+        model: The model; without BatchNorm layers that track running statistics nothing is done.
+        batches: At least one batch, each as `forward` takes it.
+        forward: Function that runs the model on one batch. None calls `model(batch)`, or `model(batch[0])`
+            if the batch is a tuple or list such as (inputs, targets).
+        layers: Function from the name of a BatchNorm layer and the layer to whether it is refreshed. None
+            refreshes all that are not frozen.
 
     Raises:
         ValueError: If `batches` is empty.
+
+    Example:
+        >>> import torch
+        >>> from amuse_optim import AMUSE, averaged, param_groups, refresh_batch_norm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+        >>> optimizer = AMUSE(param_groups(model), warmup_steps=10)
+        >>> with averaged(optimizer):
+        ...     refresh_batch_norm(model, [torch.randn(16, 4) for _ in range(3)])
     """
     tracking = {
         name: layer
@@ -190,7 +207,7 @@ def _is_frozen(layer: nn.Module, by_mode: bool) -> bool:
 
 
 class Attachment:
-    """What `attach` returns; `remove()` unties model and optimizer."""
+    """Handle that `attach` returns; `remove()` undoes the attachment."""
 
     def __init__(self, optimizer: AMUSE, model: nn.Module) -> None:
         self._optimizer, self._model = optimizer, model
@@ -225,29 +242,39 @@ class Attachment:
         return self._optimizer is not optimizer and any(parameter in ours for parameter in theirs)
 
     def remove(self) -> None:
-        """Let `model.train()` and `model.eval()` leave the optimizer alone again."""
+        """Undo `attach`: `model.train()` and `model.eval()` no longer switch the optimizer's mode."""
         vars(self._model).pop("train", None)
         for handle in self._handles:
             handle.remove()
 
 
 def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Attachment:
-    """Tie the optimizer's mode to the model's: `model.eval()` and `model.train()` switch both.
+    """Make `model.eval()` and `model.train()` switch the optimizer's mode too.
 
     Where the modes have come apart, because `module.training` was set by hand or a state of the other mode
     was loaded, the model's next forward pass sets the optimizer right, unless that pass is compiled as a
     whole or within `averaged`.
 
     Args:
-        optimizer: The `AMUSE` of the model's parameters, or what a framework made of it. It takes over from
-            one of the same parameters that the model is attached to.
-        model: The model. A copy made of it (`copy.deepcopy`) comes with a copy of the optimizer.
+        optimizer: The `AMUSE` of the model's parameters, or a framework's wrapper around it. If the model is
+            attached to another optimizer of the same parameters, this one takes its place.
+        model: The model. `copy.deepcopy` of it copies the attached optimizer as well.
 
     Returns:
-        A handle whose `remove()` unties them.
+        A handle; its `remove()` undoes the attachment.
 
     Raises:
         ValueError: If this model is attached to this optimizer already, or to one of other parameters.
+
+    Example:
+        >>> import torch
+        >>> from amuse_optim import AMUSE, attach, param_groups
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = AMUSE(param_groups(model), warmup_steps=10)
+        >>> handle = attach(optimizer, model)
+        >>> _ = model.eval()
+        >>> optimizer.mode
+        'eval'
     """
     amuse = unwrapped(optimizer)
     if "train" in vars(model):

@@ -145,10 +145,10 @@ def matrix_layout(
 
 
 def update_scale(rows: int, cols: int, scale: Scale) -> float:
-    """The factor from the orthogonalized matrix to the direction, from that matrix's own shape.
+    """The factor that turns an orthogonalized matrix of this shape into the direction.
 
-    "match_rms": 0.2 sqrt(max(rows, cols)), entries with a root mean square near 0.2 as AdamW's
-    (arXiv 2502.16982). "spectral": sqrt(max(1, rows / cols)).
+    "match_rms" is 0.2 sqrt(max(rows, cols)), which gives the direction's entries a root mean square near 0.2,
+    as AdamW's updates have (arXiv 2502.16982). "spectral" is sqrt(max(1, rows / cols)).
     """
     if scale == "match_rms":
         return 0.2 * math.sqrt(max(rows, cols))
@@ -174,7 +174,7 @@ OPTIONS: dict[str, Option] = {
 
 
 def layout_of(group: Mapping[str, Any], shape: tuple[int, ...]) -> Layout:
-    """The layout of a parameter of a group; options that the group does not say have their defaults."""
+    """The layout of a parameter of a group; options missing in the group take their defaults."""
     rows = group.get("split_rows")
     return matrix_layout(
         tuple(shape),

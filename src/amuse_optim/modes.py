@@ -61,7 +61,7 @@ class AveragedOptimizer(torch.optim.Optimizer):
                 yield group, parameter, self.state[parameter]
 
     def eval(self) -> None:
-        """Put the average x into the parameters; `train()` brings back y bit for bit. Idempotent."""
+        """Put the average x into the parameters; `train()` restores y bit for bit. No effect in eval mode."""
         if self.mode == "train":
             members = list(self.members())
             self.notice_edits()
@@ -69,11 +69,11 @@ class AveragedOptimizer(torch.optim.Optimizer):
             self._set_mode("eval")
 
     def train(self) -> None:
-        """Put the gradient point y back into the parameters. Idempotent.
+        """Put the gradient point y back into the parameters. No effect in train mode.
 
-        A checkpoint of eval mode that went through `torch.distributed.checkpoint` into an optimizer in train
-        mode lacks y, because only what the present state has is read; y is then interpolated anew, which
-        rounds. Call `eval()` before `get_state_dict` to read all of it.
+        `torch.distributed.checkpoint` reads only tensors that the present state has. So if a checkpoint saved
+        in eval mode is read while the optimizer is in train mode, y is not read, and is recomputed here from
+        x and z with rounding. Call `eval()` before `get_state_dict` to read it exactly.
         """
         if self.mode == "eval":
             members = list(self.members())

@@ -23,7 +23,7 @@ from .versions import Versions
 
 
 class AMUSE(AveragedOptimizer):
-    r"""Anytime Muon with stable gradient evaluation: no schedule, no horizon, a finished model at any step.
+    r"""AMUSE: Muon with Schedule-Free averaging; the averaged weights can be evaluated at any step.
 
     One step of a group, with t counting the group's steps:
 
@@ -34,68 +34,77 @@ class AMUSE(AveragedOptimizer):
         x   <- (1 - c_t) x + c_t z                            # the average: the model
         y   <- (1 - beta_t) z + beta_t x                      # where the next gradient is taken
 
-    While training the parameters hold y; `averaged(optimizer)` (or `eval()`) puts x there. Only z is
-    stored beside a float32 or float64 parameter; one in lower precision has z and x beside it.
+    In train mode the parameters hold y; `averaged(optimizer)` or `eval()` puts x into them. Of the three
+    sequences the state holds only z for float32 and float64 parameters, z and x for lower precisions.
 
     Args:
-        params: `param_groups(model)`, or any iterable of parameters, named parameters or group dicts with
-            a `direction`.
+        params: `param_groups(model)`; or an ordered iterable of parameters, (name, parameter) pairs or group
+            dicts, with a `direction` given here or in each group.
         lr: Learning rate; `group["lr"]` is read at every step, so torch's schedulers work.
-        lr_rest: Learning rate of the groups that are not for matrices and do not say their own `lr`; None
-            means `lr`. Their key is `lr` all the same, so schedulers act on both.
-        warmup_steps: Steps of linear learning-rate warm-up.
-        lr_decay: Power a of a decay of the learning rate by min(1, (lr_decay_from / t)^a), which needs no
-            end; 0 keeps it constant after the warm-up.
-        lr_decay_from: The step from which on it decays; three warm-ups by default.
-        t0_steps: Steps for which beta stays at `beta1`; `warmup_steps` by default. At least 2 and
-            greater than `c_warmup_steps` + 1, unless `rho` is 0.
-        c_warmup_steps: Steps for which x follows z before the averaging begins.
-        total_steps: Only needed where these lengths are given as fractions of it.
-        beta1: The interpolation coefficient at the start, in (0, 1); or 0 with `rho=0`: gradients are then
-            taken at z, and x is kept in the state instead of z.
-        rho: How fast it rises towards 1; 0 keeps it (plain Schedule-Free).
-        beta_clock: "window" (the averaging window drives beta, as in the released code) or "steps"
-            (the paper's equation 5).
-        r: Power of t in the averaging weights.
-        weight_lr_power: Power of the largest learning rate so far in the averaging weights.
+        lr_rest: Learning rate of the "adamw" and "sgd" groups that have no `lr` of their own; None means
+            `lr`. It is stored as `group["lr"]` of these groups, so schedulers act on them too.
+        warmup_steps: Steps of linear learning-rate warm-up, as an integer. This and the other lengths below
+            may also be a fraction of `total_steps`, a float in (0, 1).
+        lr_decay: Exponent a >= 0 of the factor min(1, (lr_decay_from / t)^a) on the learning rate, a decay
+            that needs no final step; 0 keeps the learning rate constant after the warm-up.
+        lr_decay_from: Step after which the learning rate decays; None means 3 `warmup_steps`.
+        t0_steps: T0, the number of steps for which beta_t stays at `beta1`; None means `warmup_steps`. At
+            least 2 and greater than `c_warmup_steps` + 1, unless `rho` is 0.
+        c_warmup_steps: Number of first steps with c_t = 1, so that x = z; the averaging begins after them.
+        total_steps: Planned number of steps; only needed if one of these lengths is a fraction of it.
+        beta1: Value of beta_t up to T0, in (0, 1). With `rho=0` it may be 0: gradients are then taken at z,
+            and for float32 and float64 parameters x is kept in the state instead of z.
+        rho: Exponent in beta_t = 1 - S_t^rho (1 - beta1) after T0: the larger, the faster beta_t rises
+            to 1. 0 keeps beta_t at `beta1` (plain Schedule-Free).
+        beta_clock: "window" for S_t = min(1, n_T0 / n_t) with the averaging window n_t = (1 - c_t) / c_t, as
+            in the released code; "steps" for S_t = (T0 - 1) / (t - 1), the paper's equation 5.
+        r: Exponent of t in the averaging weights w_t = t^r lr_max^weight_lr_power, where c_t is w_t divided
+            by the sum of the weights so far; 0 does not weight by t.
+        weight_lr_power: Exponent of lr_max, the largest learning rate so far, in the same weights.
         momentum: Muon's momentum, in [0, 1). torch's CyclicLR and OneCycleLR cycle it unless they are told
             `cycle_momentum=False`.
-        nesterov: Whether Muon's momentum looks one step ahead.
+        nesterov: Whether Muon uses Nesterov momentum.
         beta2: Decay of the second moment of the "adamw" direction, in [0, 1).
-        eps: Added to the root of the second moment.
-        auxiliary_momentum: First moment of the "adamw" direction; 0 keeps none.
-        weight_decay: Decoupled decay, multiplied by the learning rate.
-        weight_decay_at: "z" or "y".
-        direction: "muon", "normuon", "adamw" or "sgd" for groups that do not say their own.
-        scale: "match_rms" or "spectral", see `matrices.update_scale`.
-        orthogonalize: "quintic", "polar_express", "exact", or a function on stacks (n, rows, cols).
-        orthogonalize_steps: Iterations of the polynomial.
-        orthogonalize_dtype: What it computes in; chosen by device and parameter dtype if None.
-        split_rows: Row counts of fused projections in this group, orthogonalized apart.
-        num_heads: Orthogonalizes every head's rows apart.
-        conv_groups: Groups of grouped convolutions, one matrix each.
-        stacked: Leading dimensions count matrices (experts).
+        eps: Added to the square root of the second moment, > 0.
+        auxiliary_momentum: Decay of the first moment of the "adamw" direction, in [0, 1); 0 uses the
+            gradient itself and stores no first moment.
+        weight_decay: Decoupled weight decay per step, multiplied by the learning rate; 0 means none.
+        weight_decay_at: The sequence that the decay is proportional to, "z" or "y".
+        direction: "muon", "normuon", "adamw" or "sgd", for groups without a `direction` of their own; None
+            requires one in every group.
+        scale: Factor on the orthogonalized matrix: "match_rms" for 0.2 sqrt(max(rows, cols)), "spectral" for
+            sqrt(max(1, rows / cols)).
+        orthogonalize: "quintic", "polar_express", "exact" (by singular value decomposition), or a function
+            from a stack of matrices (n, rows, cols) to one of the same shape.
+        orthogonalize_steps: Iterations of "quintic" or "polar_express".
+        orthogonalize_dtype: dtype of the orthogonalization; None chooses it by device and parameter dtype.
+        split_rows: For parameters that hold several projections, such as query, key and value: the number of
+            rows of each. Each is orthogonalized separately; None means one matrix.
+        num_heads: Number of heads; the rows of each are orthogonalized separately. None means no heads.
+        conv_groups: Groups of the convolution; the kernel of each group is one matrix.
+        stacked: Whether all but the last two dimensions count matrices, as in experts (n, rows, cols).
         transposed: The weights are stored as (in, out, *k), as GPT-2's: they are scaled as their transpose,
             and `split_rows` and `num_heads` cut their columns.
         nonfinite: What an infinite or NaN gradient does: "raise" (FloatingPointError, nothing changed),
             "skip" (the whole step is skipped and counted in `group["skipped_steps"]`) or "ignore".
-        parity: "exact", or "published" for the released code's averaging (algorithmic detail in
-            `docs/algorithm.md`).
-        foreach: Whether parameters that are alike move together, in operations on lists; by default they do.
-            False moves one parameter at a time: slower, the same arithmetic.
-        capturable: Keeps the numbers of the schedule on the device, so that whole steps can be captured in a
-            CUDA graph; `lr` may be a scalar tensor there, to change it between replays. For float32 and
-            float64 parameters, with `nonfinite="ignore"` and an iteration as `orthogonalize`.
-        state_precision: "full" keeps state in float32 (float64 for float64 parameters), 8 bytes for each
-            float32 parameter; "lean" in bfloat16 with stochastic rounding, 4 bytes. Parameters below
-            float32 keep x as well: 12 and 6 bytes. Read when a group is added. With
-            `beta1=0` x stays in float32.
-        more: Options that directions declare beside these, such as NorMuon's `row_beta2`.
+        parity: "exact" for the equations above, or "published" for the released code's averaging, which
+            decodes x with the new beta (see `docs/algorithm.md`).
+        foreach: Whether parameters of equal device, dtype and step count are updated together by
+            `torch._foreach_*` operations; None means True. False: one at a time, slower, the same arithmetic.
+        capturable: Whether the schedule is computed on the device, so that steps can be captured in a CUDA
+            graph; a scalar tensor as `lr` can be changed between replays. Requires float32 or float64
+            parameters, `nonfinite="ignore"`, full state precision, and an iteration as `orthogonalize`.
+        state_precision: "full" keeps the state in float32 (float64 for float64 parameters): with one momentum
+            8 bytes for each entry of a float32 parameter, 12 for lower precisions, which keep x as well.
+            "lean" keeps it in bfloat16 with stochastic rounding: 4 and 6 bytes; with `beta1=0` x stays in
+            float32. Set it before a group's first step.
+        more: Options of single directions, such as `row_beta2` of "normuon".
 
     Raises:
-        ValueError: For a value out of range, an unknown group key, a missing direction, or a parameter
-            the direction cannot take.
-        TypeError: For an unknown option or a value of the wrong kind.
+        ValueError: For a value out of range, an unknown key in a group dict, a missing direction, a parameter
+            given twice, or one whose shape the direction cannot take.
+        TypeError: For an unknown argument, a value of the wrong type, a set of parameters, or a parameter
+            that is not a real floating-point tensor.
 
     Example:
         >>> import torch
@@ -114,7 +123,7 @@ class AMUSE(AveragedOptimizer):
         arXiv 2605.22432; Schedule-Free: arXiv 2405.15682; Muon: https://kellerjordan.github.io/posts/muon/.
     """
 
-    # What `telemetry` asked to be measured at every step, by the index of the group; None: nothing.
+    # Measurements of each group's last step, by group index; None until `telemetry` is first called.
     measurements: dict[int, Measurement] | None = None
 
     def __init__(
@@ -173,21 +182,24 @@ class AMUSE(AveragedOptimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step with the gradients in `p.grad`, which are read and not written.
 
-        Parameters without a gradient keep everything they have; a group's clock advances when at least
-        one of its parameters has a gradient. If it raises, nothing has changed; only running out of memory
-        within the step can leave it half done.
+        Parameters without a gradient and their state are unchanged; a group's step count t grows by 1 when
+        at least one of its parameters has a gradient. If this method raises, parameters and state are
+        unchanged; only running out of memory within the step can leave it partly applied.
 
         Args:
-            closure: Evaluates the model again and returns the loss; optional.
+            closure: Function that evaluates the model again and returns the loss; None if the gradients are
+                there already.
 
         Returns:
             The closure's loss, or None.
 
         Raises:
-            OptimizerModeError: If the parameters hold the average.
-            FloatingPointError: For a gradient that is not finite, unless `nonfinite` says otherwise.
-            TypeError: For a sparse gradient.
-            ValueError: For a learning rate that is negative or not finite.
+            OptimizerModeError: In eval mode, when the parameters hold the average x.
+            FloatingPointError: For an infinite or NaN gradient with `nonfinite="raise"`, or such a value from
+                an `orthogonalize` function.
+            TypeError: For a sparse gradient, or an option changed to a value of the wrong type.
+            ValueError: For an option changed to a value out of range, such as a negative learning rate, or a
+                parameter that no longer fits its state.
         """
         loss = None
         if closure is not None:
@@ -220,7 +232,7 @@ class AMUSE(AveragedOptimizer):
         return loss
 
     def _buckets(self, group: Group) -> list[Bucket]:
-        """The parameters of a group that have a gradient, those together that are alike."""
+        """The parameters of a group that have a gradient, in buckets that can be updated together."""
         number = next(i for i, other in enumerate(self.param_groups) if other is group)
         measurement = None
         if self.measurements is not None:
@@ -228,9 +240,10 @@ class AMUSE(AveragedOptimizer):
         return buckets_of(group, number, self.state, measurement)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a run needs to continue: z, momenta, clocks, modes and options of every group.
+        """Everything needed to continue a run: sequences, momenta, schedule, mode and options of every group.
 
-        A function given as `orthogonalize` is named, not stored: `torch.load(weights_only=True)` reads it.
+        A function given as `orthogonalize` is stored by name alone, so that `torch.load(weights_only=True)`
+        reads the file; the optimizer that loads it must have been built with that function.
         """
         for group, parameter, state in self.members():
             follow_parameter(parameter, state, group)
@@ -239,16 +252,18 @@ class AMUSE(AveragedOptimizer):
     @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict`, in the mode it was taken in: load the model saved beside it too.
+        """Restore state, options and mode. Also load the model's state dict that was saved with it.
 
-        Loaded options win over the present ones, as in torch; differences are warned of once. Options that
-        an older version did not know keep their present values. Tensors are copied, and keep their own
-        precision.
+        Loaded options replace the present ones, as in torch; one warning names those that differ. Options
+        missing in a state dict of an older version keep their present values. Tensors are copied in the
+        precision they were saved in. If this method raises, the optimizer is unchanged.
+
+        Args:
+            state_dict: From `state_dict()` of an optimizer with the same parameter groups.
 
         Raises:
-            ValueError: If it does not fit these parameter groups, or was not made by AMUSE. Nothing
-                has changed then.
-            TypeError: If an option in it is of the wrong kind; likewise.
+            ValueError: If it does not fit these parameter groups, or was not made by AMUSE.
+            TypeError: If an option in it has the wrong type.
         """
         with taking_over(self):
             super().load_state_dict(state_dict)
@@ -256,7 +271,7 @@ class AMUSE(AveragedOptimizer):
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> AMUSE:
-    """The `AMUSE` inside what a framework made of it (Accelerate, Lightning, DeepSpeed), or itself.
+    """The `AMUSE` inside a framework's wrapper (Accelerate, Lightning, DeepSpeed), or the optimizer itself.
 
     Raises:
         TypeError: If there is none.

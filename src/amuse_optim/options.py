@@ -1,4 +1,4 @@
-"""The options of a parameter group, all in one table: completed, checked, and refused in words."""
+"""The options of a parameter group: one table of defaults and checks, and the errors for invalid groups."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ FOREIGN_KEYS = ("params", "param_names", "initial_lr", "name")
 
 
 class OptimizerModeError(RuntimeError):
-    """A call that the optimizer's present mode does not allow."""
+    """Raised by a call that the optimizer's present mode does not allow: `step()` in eval mode."""
 
 
 def describe(group: Mapping[str, Any], index: int) -> str:
@@ -168,7 +168,7 @@ def _check_capturable(group: Mapping[str, Any]) -> None:
         if group[name] not in allowed:
             raise ValueError(
                 f"{name} must be {' or '.join(map(repr, allowed))} with capturable=True, got "
-                f"{group[name]!r}: anything else looks at values from the host, which a captured step cannot"
+                f"{group[name]!r}: other values are not supported while a CUDA graph captures the step"
             )
 
 
@@ -185,8 +185,8 @@ def _check_parameters(group: Group) -> None:
             size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)
         ):
             raise ValueError(
-                f"{describe(group, index)} is expanded: several of its entries are one in memory, and cannot "
-                "move apart; make it a parameter of its own with .clone()"
+                f"{describe(group, index)} is expanded: several of its entries are one in memory and cannot "
+                "be updated separately; make a contiguous parameter of it with .clone()"
             )
         if group["capturable"] and torch.finfo(parameter.dtype).bits < 32:
             raise ValueError(

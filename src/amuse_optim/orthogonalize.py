@@ -210,7 +210,7 @@ def _traces(gram: Tensor) -> Tensor:
 
 
 def _known_to_be_safe(squares: Tensor) -> bool:
-    """Whether all are in the safe range. On a CPU looking costs nothing; elsewhere it would wait."""
+    """True if all are within `SAFE_SQUARES`. Checked on CPUs only: elsewhere it would wait for the device."""
     if squares.device.type != "cpu":
         return False
     smallest, largest = squares.aminmax()
@@ -235,14 +235,17 @@ def orthogonalize(
             are larger in norm), "exact" (singular value decomposition), or a function from a stack
             (n, rows, cols) to one of the same shape.
         steps: Number of iterations; "exact" and functions ignore it.
-        dtype: What to compute in; by default see `working_dtype`. float16 is refused.
+        dtype: dtype of the computation; ignored by "exact" and functions. None means float64 for float64
+            input, else bfloat16 where the device is fast in it, else float32. float16 is not allowed.
 
     Returns:
         A tensor of the same shape and dtype.
 
     Raises:
-        ValueError: For fewer than two dimensions, steps < 1, an unknown method, or float16 as `dtype`.
-        TypeError: For a tensor that is not real floating point.
+        ValueError: For fewer than two dimensions, steps < 1, an unknown method, float16 as `dtype`, or a
+            function that changes the shape.
+        TypeError: For a tensor that is not real floating point, or a function that returns no tensor.
+        FloatingPointError: For a function that returns an infinite or NaN value.
 
     Example:
         >>> import torch
@@ -308,9 +311,9 @@ def batches(pieces: Sequence[Piece], sizes: Sequence[int], device: torch.device)
     Many small matrices share their products, and large ones do not multiply the working memory.
 
     Args:
-        pieces: What is to be orthogonalized together, matrices of one shape.
-        sizes: Number of entries of each.
-        device: Where they are.
+        pieces: Any list, one element for each matrix or stack of matrices; all matrices have one shape.
+        sizes: Number of entries of each piece.
+        device: The device of the matrices, which decides the size of a batch.
     """
     total = sum(sizes)
     count = max(1, round(total / batch_entries(device)))

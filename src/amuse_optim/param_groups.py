@@ -138,14 +138,25 @@ def param_groups(
 
 
 def report(groups: Sequence[Group]) -> str:
-    """A table of what `param_groups` decided, or of an optimizer's groups.
+    """Format parameter groups as a text table.
 
     Args:
-        groups: From `param_groups(model)`, or `optimizer.param_groups`.
+        groups: Groups from `param_groups(model)`, or `optimizer.param_groups`.
 
     Returns:
-        One line a parameter: name, shape, direction, matrices (count and shape), scale, weight decay;
-        then a line of totals. A "-" stands for "as the optimizer says".
+        A header, one line per parameter with its name, shape, direction, matrices (count and shape), scale
+        and weight decay, and a line of totals. "-" stands for no matrices, or for the optimizer's decay.
+
+    Example:
+        >>> import torch
+        >>> from amuse_optim import param_groups, report
+        >>> print(report(param_groups(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)))))
+        parameter  shape  direction  matrices  scale  decay
+        0.weight   8x4    muon       8x4       0.566  -
+        0.bias     8      adamw      -         -      -
+        1.weight   2x8    adamw      -         -      -
+        1.bias     2      adamw      -         -      -
+        58 parameters: 32 muon, 26 adamw
     """
     rows = [("parameter", "shape", "direction", "matrices", "scale", "decay")]
     count = dict.fromkeys(DIRECTIONS, 0)

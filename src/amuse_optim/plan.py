@@ -62,10 +62,10 @@ def _check_capturable(group: Group, slot: Slot) -> None:
 
 
 def updates_of(buckets: list[Bucket]) -> list[tuple[Bucket, Iterable[Update]]]:
-    """The updates of every bucket, computed as they are asked for.
+    """The updates of every bucket, computed lazily where possible.
 
-    Those that depend on a user's function or on a decomposition are computed here, before anything has
-    moved; if one raises, the state of its direction is put back and the step has not happened.
+    Updates that can raise, because they call a user's function or a decomposition, are computed here, before
+    any parameter changes; if one raises, the directions' state is restored.
     """
     early: dict[int, list[Update]] = {}
     fallible = [b for b in buckets if DIRECTIONS[b.group["direction"]].may_raise(b.group)]

@@ -31,8 +31,8 @@ def rounding_generator(device: torch.device, *key: int) -> torch.Generator:
     """A generator that depends on `key` alone, so that rounding repeats itself in a resumed run.
 
     Args:
-        device: Where the random bits are needed.
-        key: Non-negative numbers below 2^20: the step, the parameter's place.
+        device: The device of the generator.
+        key: Non-negative integers below 2^20, such as the step and the indices of group and parameter.
     """
     seed = 0
     for number in key:
@@ -47,8 +47,8 @@ def stochastic_round(value: Tensor, generator: torch.Generator) -> Tensor:
     and NaN stay what they are.
 
     Args:
-        value: float32.
-        generator: Source of the bits, on the same device.
+        value: A float32 tensor of any shape; not changed.
+        generator: Source of the random bits, on the tensor's device.
     """
     noise = torch.empty_like(value, dtype=torch.int32).random_(0, 2**_RANDOM_BITS, generator=generator)
     bits = value.view(torch.int32).add(noise).bitwise_and_(-(2**_RANDOM_BITS))

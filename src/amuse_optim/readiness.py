@@ -34,15 +34,15 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
             continue
         if isinstance(state["step"], Tensor) and not group["capturable"]:
             raise ValueError(
-                f"{describe(group, index)} has its step on the device, from capturable=True: to turn that "
-                "off, save the optimizer's state dict and load it into one without"
+                f"{describe(group, index)} has its step count on the device, from capturable=True: to turn "
+                "that off, save the optimizer's state dict and load it into one without capturable=True"
             )
         if not names <= state.keys():
             missing = [name for name in names if name not in state]
             raise ValueError(
-                f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: it "
-                "was converted, or an option was changed (beta1 from or to 0, say), after its first step. Do "
-                "either before it"
+                f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: its "
+                "dtype, or an option such as beta1, was changed after its first step. Change it before the "
+                "first step, or build a new optimizer"
             )
         kept: Tensor = state[like_parameter[0]]
         # A transposed .data has the whole's shape but not the parts'; a full state dict is not sharded.

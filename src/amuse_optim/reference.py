@@ -1,6 +1,6 @@
-"""The specification that runs: x, y and z all stored, plain loops, one equation a line.
+"""Reference implementation: stores x, y and z, loops over parameters, and has one equation a line.
 
-To be read from top to bottom; of the package it uses `orthogonalize` and the table of options alone.
+Read it from top to bottom. It shares only `orthogonalize` and the options with the rest of the package.
 """
 
 import math
@@ -15,28 +15,48 @@ from .orthogonalize import orthogonalize
 
 
 class AMUSEReference(torch.optim.Optimizer):
-    """AMUSE as it is written down, to read, and to hold `AMUSE` against.
+    """Reference implementation of AMUSE, to read and to compare `AMUSE` with; slow.
 
-    Takes the arguments of `AMUSE` and keeps x, y and z of every parameter, in at least float32; one matrix
-    at a time, with nothing fused, batched or recovered.
+    Keeps x, y and z of every parameter in at least float32, and updates one parameter and one matrix at a
+    time.
+
+    Args:
+        params: As for `AMUSE`.
+        lr: Learning rate.
+        options: The other arguments of `AMUSE`, of which `warmup_steps` is required. `foreach` and
+            `state_precision` have no effect.
+
+    Raises:
+        ValueError: As `AMUSE`, and for `capturable=True` or a direction other than "muon", "adamw" and "sgd".
+        TypeError: As `AMUSE`.
+
+    Example:
+        >>> import torch
+        >>> from amuse_optim import AMUSEReference
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = AMUSEReference([weight], lr=0.1, direction="sgd", warmup_steps=2)
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> bool((weight < 1).all())
+        True
     """
 
     def __init__(self, params: Any, lr: float = 0.01, **options: Any) -> None:
         super().__init__(params, complete_defaults({"lr": lr, **options}))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `AMUSE.add_param_group`.
+        """Add a group, as `AMUSE.add_param_group` does.
 
         Raises:
-            ValueError: As there, and for `capturable=True`, which has no meaning here.
+            ValueError: As there, and for `capturable=True` or a direction that is not implemented here.
         """
         if {**self.defaults, **param_group}["capturable"]:
-            raise ValueError("capturable must be False for AMUSEReference, which is not made to be captured")
+            raise ValueError("capturable must be False for AMUSEReference, which CUDA graphs cannot capture")
         group = complete_group(param_group, self.defaults)
         if group["direction"] not in _DIRECTIONS:
             raise ValueError(
                 f"direction must be one of {', '.join(_DIRECTIONS)} for AMUSEReference, got "
-                f"{group['direction']!r}: its oracle is in the tests"
+                f"{group['direction']!r}: use AMUSE for it"
             )
         group |= {"t": 0, "idle_steps": 0, "weight_sum": 0.0, "lr_max": 0.0, "skipped_steps": 0}
         group |= {"window": 0.0, "reference_window": 0.0}
@@ -69,7 +89,7 @@ class AMUSEReference(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Take one step; as `AMUSE.step`, with the same errors for its mode and for bad gradients."""
+        """Take one step, as `AMUSE.step` does; with its errors for eval mode and non-finite gradients."""
         if self.mode == "eval":
             raise OptimizerModeError("step() in eval mode: call optimizer.train() first")
         loss = None
@@ -149,12 +169,12 @@ def _advance_schedule(group: dict[str, Any]) -> None:
 
 
 def sgd(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:  # noqa: ARG001
-    """D = g."""
+    """The direction d = g."""
     return g
 
 
 def adamw(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
-    """D = e_hat / (sqrt(v_hat) + eps); e_hat is g without a first moment."""
+    """The direction d = e_hat / (sqrt(v_hat) + eps); e_hat is g if `auxiliary_momentum` is 0."""
     s, b2, b = state["step"], group["beta2"], group["auxiliary_momentum"]
     v = state["exp_avg_sq"] = b2 * state.get("exp_avg_sq", 0) + (1 - b2) * g**2
     e = state["exp_avg"] = b * state.get("exp_avg", 0) + (1 - b) * g
@@ -163,7 +183,7 @@ def adamw(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
 
 
 def muon(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
-    """D = scale * orthogonalize(u), matrix by matrix; u is the momentum, one step ahead with Nesterov."""
+    """The direction d = scale * orthogonalize(u), matrix by matrix; u is the (Nesterov) momentum."""
     mu = group["momentum"]
     m = state["momentum_buffer"] = mu * state.get("momentum_buffer", 0) + (1 - mu) * g
     u = (1 - mu) * g + mu * m if group["nesterov"] else m

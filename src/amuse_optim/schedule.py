@@ -1,9 +1,9 @@
 r"""The schedule: learning rate, averaging coefficient and interpolation coefficient of one step.
 
-Each rule is a small object with its equation (arXiv 2605.22432), for Python's numbers and for scalar tensors
-on a device alike; `Schedule` strings three of them together, and `Clock` is all that is remembered between
-two steps of a parameter group. `schedule_of` chooses the rules that a group's options stand for: a new rule
-is a class here, its options in `OPTIONS`, and a line there.
+Each rule is a small class with its equation (arXiv 2605.22432) that takes Python numbers or scalar tensors.
+`Schedule` combines three of them, and `Clock` is the state of a parameter group's schedule between two
+steps. `schedule_of` chooses the rules by the group's options. To add a rule, write a class, add its options
+to `OPTIONS`, and extend `schedule_of`.
 """
 
 from collections.abc import Callable, Mapping
@@ -267,8 +267,8 @@ def check(group: Mapping[str, Any]) -> None:
     if group["rho"] > 0 and group["t0_steps"] < least:
         raise ValueError(
             f"t0_steps must be at least 2 and greater than c_warmup_steps + 1, here >= {least}, got "
-            f"{group['t0_steps']} (it defaults to warmup_steps={group['warmup_steps']}): up to T0 the "
-            "averaging window has to grow, or beta would jump to 1. Give t0_steps, or rho=0 to keep beta"
+            f"{group['t0_steps']} (it defaults to warmup_steps={group['warmup_steps']}): averaging must "
+            "begin before step T0, or beta would jump to 1. Pass a larger t0_steps, or rho=0 to keep beta"
         )
     if group["beta1"] == 0 and (group["rho"] > 0 or group["parity"] == "published"):
         raise ValueError(

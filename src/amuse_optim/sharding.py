@@ -1,7 +1,8 @@
-"""Sharded parameters (DTensor, as FSDP2 makes them): what is done where.
+"""Sharded parameters (DTensor, as FSDP2 makes them): conversion between local shards and full tensors.
 
-Everything but the orthogonalization works entry by entry, so every rank moves its own shards as plain
-tensors. A momentum that is to be orthogonalized is gathered; every rank orthogonalizes it and keeps its part.
+All operations but the orthogonalization are elementwise, so every rank updates its local shards as plain
+tensors. For the orthogonalization the full momentum is gathered on every rank, which then keeps its shard of
+the result.
 """
 
 from collections.abc import Sequence
@@ -32,11 +33,11 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def gathered(part: Tensor, like: Tensor) -> Tensor:
-    """The whole of a tensor of which this rank has a part; all ranks of the mesh call this.
+    """All-gather a full tensor from its shards; a collective that all ranks of the mesh must call.
 
     Args:
-        part: Of this rank, shaped as its part of `like`.
-        like: A DTensor.
+        part: This rank's shard, of the same shape as the local shard of `like`.
+        like: A DTensor with the shape, mesh and placements of the full tensor.
     """
     assert isinstance(like, DTensor)
     spread = DTensor.from_local(
@@ -72,9 +73,9 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
     """Zeros of another shape, on the device of `like` and divided over ranks as its leading dimensions are.
 
     Args:
-        shape: The first dimensions of `like`'s shape, or fewer.
-        dtype: Of the zeros.
-        like: A parameter.
+        shape: Leading dimensions of `like`'s shape.
+        dtype: The dtype of the result.
+        like: The parameter whose device, mesh and placements are used.
     """
     if not is_sharded(like):
         return torch.zeros(shape, dtype=dtype, device=like.device)
@@ -88,7 +89,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
 
 
 def summed(value: Tensor, like: Sequence[Tensor]) -> Tensor:
-    """A sum over this rank's parts of tensors, added up over the ranks that share the first sharded one."""
+    """All-reduce a sum over local shards, among the ranks that share the first sharded tensor of `like`."""
     sharded = next((tensor for tensor in like if is_sharded(tensor)), None)
     if sharded is None:
         return value

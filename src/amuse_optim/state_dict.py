@@ -1,4 +1,4 @@
-"""State dicts: their form, what is checked before one is taken over, and what is said about it."""
+"""State dicts: their format, the checks before one is loaded, and the warning about changed options."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 
 
 def portable(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict in Python's numbers, with functions named; what `torch.load(weights_only=True)` reads."""
+    """A state dict for `torch.load(weights_only=True)`: Python numbers, and functions replaced by names."""
     groups = [on_host(group) for group in state_dict["param_groups"]]
     for group in groups:
         group["orthogonalize"] = _labelled(group["orthogonalize"])
@@ -32,10 +32,10 @@ def portable(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def taking_over(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Context manager: a state dict loaded inside is checked and completed first, by a hook after all others.
+    """Context manager: a state dict loaded inside is checked and completed; its tensors keep their dtypes.
 
-    Its tensors are copied in their own precision, where torch casts them to the parameter's, before hooks of
-    others run that want to see the loaded state.
+    The check is a pre-hook that runs after all others. A post-hook that runs before all others copies the
+    tensors again, since torch casts them to the dtype of the parameter.
     """
     taken: dict[str, Any] = {}
 
@@ -86,8 +86,8 @@ def _completed(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
     """Saved groups in the present form: with options that an older version did not know, and functions.
 
     Args:
-        saved_groups: Of a state dict that fits; left as they are.
-        groups: The optimizer's present ones.
+        saved_groups: The groups of a state dict that passed `_check_form`; not changed.
+        groups: The optimizer's present groups, which supply missing options and functions.
     """
     whole = []
     for saved, group in zip(saved_groups, groups, strict=True):
@@ -150,7 +150,7 @@ def _check_fits(saved_groups: list[Group], states: Mapping[int, Any], groups: li
                 if state.get(name) is None:
                     raise ValueError(
                         f"state_dict holds no {name} for {describe(group, index)} ({parameter.dtype}); state "
-                        "of float32 parameters has no x and cannot go on with lower ones"
+                        "of float32 parameters has no x and cannot be loaded for a lower precision"
                     )
             for name, shape in shapes.items():
                 value = state[name]

@@ -1,4 +1,4 @@
-"""What a user can log at any step without waiting for the device."""
+"""Scalars that describe the optimizer's state, to log at any step without waiting for the device."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from .state import sequences
 
 @torch.no_grad()
 def telemetry(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Numbers of every group after its last step, under "<index>_<direction>/<name>".
+    """Scalars of every group after its last step, under "<index>_<direction>/<name>".
 
-    Distances are Euclidean norms over all parameters of the group. The last two are measured inside the
-    step, from the first call of this function on (they are nan until the step after it), because they need
-    the directions: measuring costs one read of them, and one matrix product in about fifteen.
+    Distances are Euclidean norms over all parameters of the group. The last two rows need the directions d,
+    so they are measured inside the step once this function has been called, and are nan until the next step.
+    This reads every d once more, and adds about one matrix product to fifteen of the orthogonalization.
 
     ===================== ===========================================================================
     lr                    lr_t, warm-up included
@@ -33,11 +33,20 @@ def telemetry(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     ===================== ===========================================================================
 
     Args:
-        optimizer: An `AMUSE` in either mode, or what a framework made of it; it is not changed, but from
-            now on measures its directions.
+        optimizer: An `AMUSE` in train or eval mode, or a framework's wrapper around one. Parameters and state
+            do not change; from now on `step` measures the last two rows.
 
     Returns:
-        Scalar tensors; those that depend on parameters lie on their device and are not waited for.
+        Scalar tensors by name. Those computed from parameters are on the parameters' device, and calling this
+        function does not synchronize with it.
+
+    Example:
+        >>> import torch
+        >>> from amuse_optim import AMUSE, telemetry
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = AMUSE([weight], direction="sgd", warmup_steps=2)
+        >>> float(telemetry(optimizer)["0_sgd/distance_xz"])
+        0.0
     """
     amuse = unwrapped(optimizer)
     if amuse.measurements is None:

@@ -1,4 +1,4 @@
-"""What a direction is: gradients and the state of parameters in, the updates d of z <- z - lr_t d out."""
+"""Base classes of directions, which turn gradients into the updates d of z <- z - lr_t d."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -15,15 +15,15 @@ Update = tuple[Chunk, Tensors, Number]
 
 
 class Direction(ABC):
-    """A rule that turns gradients into updates; an object without state of its own.
+    """A rule that turns gradients into updates. It holds no state; that is in the optimizer.
 
-    Subclass `ElementwiseDirection` where every entry moves by its own gradients, `directions.muon.Muon` for
-    another treatment of orthogonalized matrices, and this class for anything else; then add the class to
-    `DIRECTIONS` in `amuse_optim/directions/__init__.py`.
+    Subclass `ElementwiseDirection` if the update of an entry depends on the gradients of this entry alone,
+    `directions.muon.Muon` to change what is done with orthogonalized matrices, and this class for anything
+    else; then add the class to `DIRECTIONS` in `amuse_optim/directions/__init__.py`.
 
     Attributes:
-        name: The value of a group's `direction`.
-        options: The options that it reads from its groups, beside those that every group has.
+        name: The string that selects it as a group's `direction`.
+        options: Options that it reads from a group, in addition to those of every group.
         for_matrices: Whether it reads the layout and the scale of matrices, as subclasses of `Muon` do. It is
             then a value of `param_groups(matrices=...)`; other directions are values of `auxiliary` and take
             the learning rate `lr_rest`.
@@ -43,25 +43,27 @@ class Direction(ABC):
         Any other shape must begin with the parameter's leading dimensions; it is kept in at least float32.
 
         Args:
-            group: The options.
-            shape: The parameter's.
+            group: The options of the parameter's group.
+            shape: The parameter's shape.
 
         Raises:
-            ValueError: If it cannot take a parameter of this shape.
+            ValueError: If the direction cannot take a parameter of this shape.
         """
 
     def may_raise(self, group: Mapping[str, Any]) -> bool:
-        """Whether `updates` can fail on values that nobody can check before.
+        """True if `updates` can raise for values that cannot be checked before it.
 
-        Its state is then put back if it does, and nothing moves before all of it was computed.
+        Its updates are then all computed before any parameter changes, and its state is restored if one
+        raises.
         """
         return False
 
     @abstractmethod
     def updates(self, bucket: Bucket) -> Iterator[Update]:
-        """Every entry of the bucket once, chunk by chunk, with its update; moves the direction's state.
+        """Yield chunks that cover every entry of the bucket once, each with its update and scale.
 
-        Chunks are advanced as they come, so updates exist for a few of them at a time.
+        Changes the direction's state in place. The caller applies each update as it is yielded, so that only
+        a few updates exist at a time.
         """
 
 

@@ -98,16 +98,16 @@ class Muon(Direction):
         return {"momentum_buffer": shape}
 
     def may_raise(self, group: Mapping[str, Any]) -> bool:
-        """Where a user's function or a decomposition orthogonalizes."""
+        """True for a user's function and for "exact", the singular value decomposition."""
         return callable(group["orthogonalize"]) or group["orthogonalize"] == "exact"
 
     def finish(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> tuple[Tensor, Number]:
-        """From polar factors O to updates d / scale, and their scale.
+        """Turn polar factors O into updates d / scale; return them and the scale.
 
         Args:
             factors: O, shape (n, rows, cols); may be changed.
-            pieces: Whose they are, in order.
-            bucket: The bucket of all of them.
+            pieces: The matrices that they belong to, in the same order.
+            bucket: The bucket of their parameters.
         """
         return factors, update_scale(factors.shape[1], factors.shape[2], bucket.group["scale"])
 
@@ -130,12 +130,13 @@ class Muon(Direction):
     def _orthogonalized(
         self, bucket: Bucket, slots: Sequence[Slot], whole: Tensor | None = None
     ) -> Iterator[tuple[list[Matrices], Sequence[Tensor], Number]]:
-        """The matrices of parameters, updates d / scale, flat, for each of them, and their scale, by batches.
+        """Yield batches of matrices, their updates d / scale as flat tensors, and the scale.
 
         Args:
-            bucket: Of the parameters.
-            slots: The parameters.
-            whole: What is to be orthogonalized of a single one, flat; None: the momentum, moved first.
+            bucket: The bucket of the parameters.
+            slots: The parameters whose matrices are orthogonalized.
+            whole: The flat input of the orthogonalization for a single parameter, if it was gathered from
+                shards; None updates the momentum first and takes it.
         """
         group = bucket.group
         method, steps = group["orthogonalize"], group["orthogonalize_steps"]
