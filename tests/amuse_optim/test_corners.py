@@ -185,13 +185,13 @@ def test_empty_matrices_have_every_scale() -> None:
             lambda: AMUSE(
                 [nn.Parameter(torch.ones(3))],
                 direction="sgd",
-                lr=torch.tensor([0.1]),
+                lr=torch.tensor([0.1, 0.2]),
                 warmup_steps=2,
                 capturable=True,
                 nonfinite="ignore",
             ),
-            TypeError,
-            "lr must be a Python number",
+            ValueError,
+            "Tensor lr must be 1-element",
         ),
     ],
 )
