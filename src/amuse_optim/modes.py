@@ -1,6 +1,7 @@
 """Groups, their state, and what the parameters hold: y to train, the average x to evaluate."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -65,7 +66,8 @@ class AveragedOptimizer(torch.optim.Optimizer):
         if self.mode == "train":
             members = list(self.members())
             self.notice_edits()
-            show_average((parameter, state) for _, parameter, state in members)
+            with self._recorded():
+                show_average((parameter, state) for _, parameter, state in members)
             self._set_mode("eval")
 
     def train(self) -> None:
@@ -78,7 +80,8 @@ class AveragedOptimizer(torch.optim.Optimizer):
         if self.mode == "eval":
             members = list(self.members())
             self.notice_edits()
-            show_gradient_point((parameter, state) for _, parameter, state in members)
+            with self._recorded():
+                show_gradient_point((parameter, state) for _, parameter, state in members)
             self._set_mode("train")
             for _, _, state in members:
                 state.pop("y", None)
@@ -86,7 +89,14 @@ class AveragedOptimizer(torch.optim.Optimizer):
     def _set_mode(self, mode: Mode) -> None:
         for group in self.param_groups:
             group["mode"] = mode
-        self.versions = self.versions.recorded(self.param_groups)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Context manager: what is written to parameters inside is the optimizer's, even where it fails."""
+        try:
+            yield
+        finally:
+            self.versions = self.versions.recorded(self.param_groups)
 
     def notice_edits(self) -> None:
         """Warn of parameters that were written to from outside since the optimizer last did; each once."""

@@ -61,7 +61,7 @@ class Versions:
                 "weights were changed since the optimizer last wrote to them, and z and the average x do not "
                 f"follow: {', '.join(names[:_NAMED_AT_MOST])}{more}. Call accept_weights(optimizer) to go on "
                 "from the weights as they stand, or project(optimizer, function) to hold z and x to a mask "
-                "or bound as well",
+                "or bound as well. Nothing is to do where they were put back as they were",
                 stacklevel=6,
             )
         return Versions(self.left, self.told | edited)

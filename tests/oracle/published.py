@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,6 +81,8 @@ class PublishedOracle:
         self.beta = beta1
         self.sum_of_weights = 0.0
         self.window_at_t0: float | None = None
+        self.window = 0.0
+        self.without_weight = 0
 
     def step(self, grads: Sequence[Array | None], lr: float | None = None) -> None:
         """Section 2, "As published": one step from gradients taken at y."""
@@ -115,13 +116,16 @@ class PublishedOracle:
 
     def _new_beta(self, t: int, c: float) -> float:
         """Section 2: the window `(1 - c) / c`, or the step count, against its value at T0; clamped at 1."""
-        window = (1 - c) / c if c > 0 else math.inf  # a rate of zero adds no weight
-        if self.window_at_t0 is None and t >= self.t0 and window > 0:
+        window = self.window = (1 - c) / c if c > 0 else self.window  # a rate of zero adds no weight
+        if self.sum_of_weights == 0 and t > self.c_warmup_steps:
+            self.without_weight += 1
+        since = t - self.without_weight
+        if self.window_at_t0 is None and since >= self.t0 and window > 0:
             self.window_at_t0 = window
-        if t <= self.t0 or self.rho == 0:
+        if since <= self.t0 or self.rho == 0:
             return self.beta1
         if self.beta_clock == "steps":
-            shrink = (self.t0 - 1) / (t - 1)
+            shrink = (self.t0 - 1) / (since - 1)
         elif self.window_at_t0 is None or window <= self.window_at_t0:
             shrink = 1.0
         else:

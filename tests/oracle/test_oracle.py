@@ -209,12 +209,8 @@ def test_while_the_rate_is_zero_x_follows_z_and_beta_waits(oracle_class):
     history = scalar(oracle_class, 16, lrs, warmup_steps=3, t0_steps=4)
     assert [h[5] for h in history[1:8]] == [1.0] * 7
     betas = [h[4] for h in history[1:]]
-    # The exact form counts T0 from the first weight, at step 7; in the published one the eighth step has the
-    # first positive window, 1, which is then the reference.
-    held, reference = (10, 3) if oracle_class is ExactOracle else (8, 1)
-    assert_allclose(betas[:held], 0.6, rtol=1e-15)
-    windows = range(reference + 1, reference + 1 + len(betas) - held)
-    assert_allclose(betas[held:], [1 - 0.4 * (reference / n) ** 0.8 for n in windows], **TIGHT)
+    assert_allclose(betas[:10], 0.6, rtol=1e-15)  # T0 = 4 counts from the seventh step: a window of 3
+    assert_allclose(betas[10:], [1 - 0.4 * (3 / n) ** 0.8 for n in range(4, 10)], **TIGHT)
 
 
 # Section 2: the interpolation coefficient

@@ -19,9 +19,8 @@ def restored(parameters: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.data.copy_(value)  # a write that does not count as an edit
 
 
 def check_kind(state: dict[str, Any], kind: str) -> None:
@@ -261,9 +260,8 @@ class WithEMA:
     def averaged(self) -> Iterator[None]:
         """Context manager: the parameters hold x."""
         with restored(self._parameters):
-            with torch.no_grad():
-                for average, parameter in zip(self._average, self._parameters, strict=True):
-                    parameter.copy_(average)
+            for average, parameter in zip(self._average, self._parameters, strict=True):
+                parameter.data.copy_(average)
             self._at_x = True
             try:
                 yield
