@@ -76,10 +76,11 @@ def parse(
     Args:
         kind: The dataclass; nested ones have dotted options such as `--optimizer.lr`.
         arguments: Words of the command line, without the program's and the command's names.
-        prog: What the help calls the command.
-        description: What the help says about it.
-        default: The values of what is not given; None takes those of the dataclass.
-        others: Further options that exist, with their dashes, which were taken out before.
+        prog: Name of the command in the help text.
+        description: Description of the command in the help text.
+        default: Values of the options that are not given; None takes the defaults of the dataclass.
+        others: Options, with their dashes, that were taken out of `arguments` before; they are only suggested
+            in errors.
 
     Raises:
         ConfigError: For an unknown option, a missing one, a value of the wrong kind or one out of range.

@@ -1,4 +1,4 @@
-"""What there is to choose from."""
+"""The lists that `amuse-lab list` prints: recipes, studies, data sets and optimizers."""
 
 import inspect
 from functools import cache

@@ -2,9 +2,9 @@
 
     checkpoints/step-00000500/
         manifest.json                 size and SHA-256 of every other file
-        outline.pt                    the state with a note in place of every tensor; numbers
-        whole.safetensors             tensors that every process holds
-        sharded/*.safetensors         tensors that FSDP2 has divided, a file for each process
+        outline.pt                    structure and numbers of the state, with a placeholder for every tensor
+        whole.safetensors             tensors that are not sharded
+        sharded/*.safetensors         tensors that FSDP2 has sharded, a file for each process
         random-00000.pt               random states, a file for each process
 
 Nothing in here is executed when it is read: `.pt` files are read with `weights_only=True`, and
@@ -87,12 +87,12 @@ def save(root: Path, step: int, state: Mapping[str, Tree], processes: Processes)
 
 
 def load(path: Path, processes: Processes, *, device: torch.device) -> dict[str, Tree]:
-    """Read a checkpoint; every process must call it. Its own random states are set, if it had any.
+    """Read a checkpoint, and restore this process's random states if it has any; every process must call it.
 
     Args:
         path: Folder of one checkpoint, from `intact`.
-        processes: Who reads; their number may differ from when it was written.
-        device: Where sharded tensors go, divided over these processes.
+        processes: Processes that read; their number may differ from that of the processes that wrote.
+        device: Device of the sharded tensors, which are sharded over these processes.
 
     Returns:
         The state, with tensors that are not sharded on the CPU.
@@ -121,17 +121,17 @@ def load(path: Path, processes: Processes, *, device: torch.device) -> dict[str,
 
 
 def intact(root: Path, report: Callable[[str], None]) -> Iterator[Path]:
-    """Find the checkpoints that are what they were when they were written, the newest first.
+    """Find the checkpoints whose files match their checksums, the newest first.
 
     Args:
         root: The folder of all checkpoints.
-        report: Is told of every damaged one that is passed over, in one line.
+        report: Called with a one-line message for every damaged checkpoint, which is skipped.
 
     Yields:
-        Their folders; each is checked when it is asked for.
+        Their folders; each is checked when the iterator reaches it.
 
     Raises:
-        RecordError: If the folder is something else, or cannot be read.
+        RecordError: If `root` is not a folder, or cannot be read.
     """
     for path in reversed(finished(root)):
         damage = _damage(path)
@@ -144,7 +144,7 @@ def intact(root: Path, report: Callable[[str], None]) -> Iterator[Path]:
 def why_not_loaded(error: Exception) -> str:
     """Say in one line why a checkpoint with the right checksums could not be loaded.
 
-    torch's own message would advise to load what may execute a program.
+    torch's own message advises `weights_only=False`, which could execute a program that the file contains.
     """
     if isinstance(error, pickle.UnpicklingError):
         return "it holds objects that are not read, because reading them could execute a program"

@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 only if what was asked for was done, 1 if training failed, 2 for a wrong request,
         130 if interrupted, 143 if terminated.
     """
-    # Before torch loads its OpenMP: threads that spin for long while they wait make small models up to 30
-    # times slower wherever another process wants the same core, and threads that sleep at once gain nothing
-    # from a second one. Some ten microseconds of spinning are as fast on idle cores, bearable on busy ones.
+    # Must be set before torch loads OpenMP. Waiting threads that spin for long make small models up to 30
+    # times slower when another process uses the same core; with threads that sleep at once, a second thread
+    # gains nothing. About ten microseconds of spinning are as fast on idle cores and acceptable on busy ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         with _terminable():
@@ -119,7 +119,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _say(message: str, *, everybody: bool = False) -> None:
-    """Print an error; of torchrun's processes only the first does, unless others may have met another one."""
+    """Print an error, on rank 0 only unless `everybody`: other ranks may have had a different error."""
     rank = os.environ.get("RANK", "0")
     if rank == "0" or everybody:
         process = "" if rank == "0" else f"process {rank}: "

@@ -59,10 +59,10 @@ class TaskConfig(ABC):
     """
 
     name: ClassVar[str]
-    """What `amuse-lab list` calls it."""
+    """Name of the task in config.json and in `amuse-lab list --json`."""
 
     free: ClassVar[frozenset[str]]
-    """Settings that change no training step, so that a run may go on with others."""
+    """Names of the settings that affect no training step; they may change when a run is resumed."""
 
     data: str
     batch: int
@@ -80,7 +80,7 @@ class TaskConfig(ABC):
 
     @abstractmethod
     def fitted(self, default: Self) -> Self:
-        """Return the config with the sizes of other data than the recipe's, where the user has not set them.
+        """Return the config with sizes, such as the vocabulary, that fit its data, unless the user set them.
 
         Args:
             default: Config of the recipe, before the command line changed it.
@@ -91,7 +91,7 @@ class TaskConfig(ABC):
 
     @abstractmethod
     def reduced(self) -> Self:
-        """Return a config of the same kind, small and on data on board, for a try in a minute."""
+        """Return a small config of the same kind on data that a package carries, for a one-minute trial."""
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -119,7 +119,7 @@ class RunConfig:
         task: Model, data and their settings.
         optimizer: Optimizer and its settings.
         steps: Training steps in all.
-        seed: Of the initial weights, the batches and the sample.
+        seed: Seed of the initial weights, of the order of the training data and of the text sample.
         eval_every: Training steps from one evaluation to the next.
         log_every: Steps between lines of training loss.
         clip: Largest global norm of the gradient; None does not clip.
@@ -203,8 +203,8 @@ def from_json(default: Settings, content: Mapping[str, Any]) -> Settings:
     """Return a config with the values that `to_json` has written.
 
     Args:
-        default: A config of the same kinds, such as the recipe's.
-        content: What was written, in which "name" and "runs" are passed over.
+        default: A config with the same types of task and optimizer, such as the recipe's.
+        content: Output of `to_json`; its entries "name" and "runs" are ignored.
 
     Raises:
         ConfigError: If it has a field that this version does not know, or a value that is out of range or
@@ -246,7 +246,7 @@ def _accepts(kind: Any, value: object) -> bool:
 
 
 def _in_words(kind: Any) -> str:
-    """What `_accepts` takes."""
+    """Describe the values that `_accepts` accepts, for error messages."""
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, arguments))}"

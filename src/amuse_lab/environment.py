@@ -113,7 +113,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the dense bfloat16 operations per second that a GPU can do at best; None where nobody looked."""
+    """Return a GPU's peak of dense bfloat16 operations per second; None for a CPU or an unknown GPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""What can go wrong. Imports nothing heavy, so that the command line knows these before torch has loaded."""
+"""Exceptions. Imports nothing heavy, so that the command line can use them before torch is loaded."""
 
 import difflib
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ class DataError(RequestError):
 
 
 class MissingError(DataError):
-    """Data or weights are not there: every process on this machine finds the same, so one line is enough."""
+    """Data or weights are missing, for every process of this machine alike, so that only one reports it."""
 
 
 class RecordError(RequestError):

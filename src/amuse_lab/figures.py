@@ -1,4 +1,4 @@
-"""Pictures, drawn from records only."""
+"""Plots of runs, drawn from their recorded metrics only."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -31,7 +31,7 @@ def data_folder(name: str) -> Path:
 
 @contextmanager
 def data_root_at(folder: str | None) -> Iterator[None]:
-    """Context manager: `data_root()` is this folder, for processes started inside too; None: as before."""
+    """Context manager: `data_root()` returns this folder, also in child processes; None changes nothing."""
     before = os.environ.get(DATA_VARIABLE)
     try:
         if folder is not None:
@@ -74,10 +74,10 @@ def sync(path: Path) -> None:
 
 
 def check_is_file(path: Path) -> None:
-    """Refuse what is there but is no regular file: a pipe would be waited for.
+    """Raise if a path exists but is not a regular file: reading a pipe, for example, would block.
 
     Raises:
-        DataError: If it is something else. What is missing is left to whoever opens it.
+        DataError: If it exists and is not a regular file. A missing file raises nothing here.
     """
     if path.exists() and not path.is_file():
         raise DataError(f"{path} must be a file")
@@ -85,10 +85,10 @@ def check_is_file(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Context manager: of all processes that ask for this folder, which is created if needed, one is inside.
+    """Context manager: an exclusive lock on a folder; other processes that ask for it wait.
 
     Args:
-        folder: The folder; the lock leaves nothing in it and ends with the process.
+        folder: Folder to lock, created if needed. The lock leaves no file in it and ends with the process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests."""
+"""Turns Ctrl-C and SIGTERM into a request to stop, which the training loop reads."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,11 +8,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Context manager: the first Ctrl-C or SIGTERM only sets `signal`, which a loop reads; the second acts.
+    """Context manager: the first Ctrl-C or SIGTERM only sets `signal`; the second has its usual effect.
 
     Args:
-        patient: Whether the second one and all others do nothing either. torchrun passes on to its processes
-            what the terminal has sent them already, and ends them itself if they take too long.
+        patient: Whether later signals have no effect either. Under torchrun a process gets the same signal
+            twice, from the terminal and from torchrun, which kills processes that take too long.
 
     Attributes:
         signal: The number of the first signal; 0 while there was none.
@@ -24,7 +24,7 @@ class Interrupt:
 
     @property
     def requested(self) -> bool:
-        """Whether there was one."""
+        """True once a signal has arrived."""
         return self.signal != 0
 
     def _request(self, number: int, _frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
-"""Several processes on this machine, started with one command and ended with one line.
+"""Starts several training processes on this machine with one command.
 
-torchrun does the same for several machines; about a process that refuses a request it prints forty lines.
+torchrun does this for several machines, too, but adds forty lines to the one-line error of a process.
 """
 
 import os
@@ -64,7 +64,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def _first_failure(children: Sequence["subprocess.Popen[bytes]"]) -> int:
-    """Wait for all; the status of the first that fails, after which the others do not have for ever."""
+    """Wait for all, at most 30 seconds after one fails; return the exit status of the first that failed."""
     status, deadline = 0, float("inf")
     while [child for child in children if child.poll() is None] and time.monotonic() < deadline:
         failed = [child.returncode for child in children if child.returncode]

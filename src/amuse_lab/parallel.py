@@ -85,10 +85,10 @@ class Processes:
             yield slice(start, stop), (stop - start) * self.world_size / size
 
     def parts(self, size: int, batch: int) -> Iterator[tuple[slice, int]]:
-        """Divide data that is read once: this process's batches, each with the number of rows that count.
+        """Divide evaluation data: this process's batches, each with the number of rows that count.
 
-        Every process gets equally many batches, because sharded models compute together; where there is
-        nothing left for one, its rows are the first row, which then counts 0.
+        Every process gets the same number of batches, because the forward pass of a sharded model involves
+        all processes. A process that has no rows left gets row 0 with a count of 0.
 
         Args:
             size: Number of rows in all.
@@ -108,14 +108,14 @@ ALONE = Processes()
 
 @contextmanager
 def init_distributed(device: str, *, sharded: bool) -> Iterator[tuple[Processes, torch.device]]:
-    """Join the processes that torchrun, or whoever sets its variables, has started.
+    """Context manager: join the processes of torchrun, or of a launcher that sets the same variables.
 
     Args:
-        device: As the config names it; "cuda" becomes each process's own under torchrun.
+        device: Device in the config; under torchrun "cuda" becomes the GPU of this process's LOCAL_RANK.
         sharded: Whether FSDP2 will be used, which needs a process group for one process too.
 
     Yields:
-        The processes, and the device of this one. A process group that there is already is used and stays.
+        The processes, and the device of this one. An existing process group is used and not destroyed.
 
     Raises:
         ConfigError: If the device cannot be used here.

@@ -1,4 +1,4 @@
-"""`amuse-lab prepare`: finds who prepares a data set, and lets them."""
+"""`amuse-lab prepare`: passes the command line on to the module that prepares the named data set."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -23,13 +23,13 @@ class Status:
     Attributes:
         step: Training steps done.
         steps: Training steps in all.
-        rate: Units per second of training, since the line of metrics before.
+        rate: Units per second of training time, since the previous logged line of training.
         unit: What `rate` counts, such as "tokens".
         seconds_left: Estimated time to the end, evaluations included, in seconds.
-        at_x: The latest evaluation at x; empty before the first one.
-        at_y: The same at y.
-        telemetry: The optimizer's, with "lr".
-        evaluated: Whether the evaluation is of this very step.
+        at_x: Values of the latest evaluation at x by name; empty before the first one.
+        at_y: Values of the latest evaluation at y by name.
+        telemetry: Telemetry of the optimizer, with "lr".
+        evaluated: Whether this step was evaluated.
     """
 
     step: int

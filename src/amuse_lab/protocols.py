@@ -40,10 +40,10 @@ class Task(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Stands for the data, wherever it lies: a run goes on with no other."""
+        """Identifies the data, whatever its folder; a run can be resumed only with the same fingerprint."""
 
     def note(self, steps: int) -> str | None:
-        """Return what people should know before a run of so many steps, in one line; None if nothing."""
+        """Return a one-line message to show before a run of so many steps; None if there is none."""
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Return the training batch of a step, or some of its rows.
@@ -75,7 +75,7 @@ class Task(Protocol):
         """
 
     def refreshed(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Context manager: buffers of the model, such as BatchNorm's, fit its parameters; then as before.
+        """Context manager: buffers such as BatchNorm's are recomputed for the parameters, then restored.
 
         Args:
             model: The model, in eval mode.
@@ -109,7 +109,7 @@ class Task(Protocol):
 
 
 class TrainingOptimizer(Protocol):
-    """An optimizer with its schedule, whatever its make.
+    """What the training loop needs of an optimizer and its schedule.
 
     While training, the parameters hold the point where the gradient is taken (y). Inside `averaged()` they
     hold the point to evaluate and to ship (x). Optimizers without averaging have one point only.
@@ -120,7 +120,7 @@ class TrainingOptimizer(Protocol):
         """Whether x and y differ."""
 
     def watch(self) -> None:
-        """Gather in the next step what `telemetry()` is going to tell of it, where that takes time."""
+        """Measure the values of `telemetry()` during the next step, if measuring them takes time."""
 
     def step(self) -> None:
         """Move the parameters by their gradients."""
@@ -132,7 +132,7 @@ class TrainingOptimizer(Protocol):
         """Context manager: the parameters hold x; afterwards y again, bit for bit."""
 
     def telemetry(self) -> dict[str, float]:
-        """Return what the last step used: "lr", and what else the optimizer tells, such as "beta"."""
+        """Return scalars of the last step to log: "lr", and others such as "beta"."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a later process needs to go on bit for bit, with its schedule.
@@ -155,14 +155,14 @@ class TrainingOptimizer(Protocol):
 
 @runtime_checkable
 class NeedsCurvature(Protocol):
-    """What an optimizer has beside a `TrainingOptimizer` if it needs a second kind of gradient: Sophia."""
+    """Further methods of an optimizer that needs gradients on labels sampled from the model: Sophia."""
 
     @property
     def wants_curvature(self) -> bool:
         """Whether the next step needs `observe_curvature()` before it."""
 
     def observe_curvature(self) -> None:
-        """Take in the gradients that are there as those of the mean loss on labels sampled from the model.
+        """Estimate the curvature from the gradients of the mean loss on labels sampled from the model.
 
-        They are no step's gradients: drop them afterwards.
+        The parameters hold these gradients, which belong to no step: call `zero_grad()` afterwards.
         """

@@ -30,8 +30,8 @@ def _finite(value: Any) -> Any:
 class RunFolder:
     """One run's folder.
 
-    Reading needs nothing but the path. Who writes metrics has created or opened the folder, holds a lock on
-    it until `close()` or the end of the process, and keeps everybody else from doing the same.
+    Reading needs only the path. To write metrics, a process must `create` or `open` the folder, which locks
+    it against other writers until `close()` or the end of the process.
 
     Attributes:
         path: Path of the folder.
@@ -92,7 +92,7 @@ class RunFolder:
         fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Release the lock, so that other processes can write."""
         if self._metrics is not None:
             os.close(self._metrics)
             self._metrics = None

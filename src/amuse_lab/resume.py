@@ -19,7 +19,7 @@ _FREE = (
     *("steps", "micro_batch", "compile", "eval_every", "log_every", "checkpoint_every", "keep_last"),
     *("keep_every", "sinks", "threads", "device"),
 )
-"""Settings that change no step to come, beside those that the task declares."""
+"""Settings that affect no later training step, besides those that the task lists in `free`."""
 
 _FROM_HERE = ("optimizer.lr", "optimizer.lr_rest")
 """Settings that may change for the steps to come if the user says so."""

@@ -1,4 +1,4 @@
-"""What is recorded of a run, and when."""
+"""The loop of a run: training steps, logging, evaluations, checkpoints and the summary at the end."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,20 @@ def title_of(config: RunConfig) -> str:
 
 @dataclass
 class Run:
-    """What is recorded of a trainer, and when. Every process has one; the leading one writes."""
+    """Runs a trainer, and logs, evaluates and saves it. Every process has one; only the main one writes.
+
+    Attributes:
+        config: Settings of the run.
+        trainer: Model, optimizer and task on this process.
+        folder: The run folder.
+        processes: Processes of the run.
+        interrupt: Tells whether this process was asked to stop.
+        progress: Display of the run's progress.
+        sinks: Where metrics go besides metrics.jsonl; open while training.
+        signal: Number of the signal that interrupted the run; 0 if none did.
+        evaluation_seconds: Time spent in evaluations, in seconds.
+        summary: Content of summary.json; empty until it is written.
+    """
 
     config: RunConfig
     trainer: Trainer
@@ -104,7 +117,7 @@ class Run:
         folder.write_json("config.json", with_history(folder.path, self.config, step))
 
     def complete(self) -> None:
-        """Train to the last step, or until interrupted, and leave everything that a run leaves.
+        """Train to the last step, or until interrupted, then write the model, the plot and the summary.
 
         Raises:
             RecordError: If the run folder cannot be written any more, such as on a full disk.
@@ -160,7 +173,7 @@ class Run:
                 self.progress.show(self._status(at_x, at_y, speed, telemetry, evaluated=evaluating))
 
     def _stopping(self) -> bool:
-        """Whether any process was told to stop: they agree, at every step, on which signal it was."""
+        """True if any process was told to stop; all must call it, so that they stop at the same step."""
         self.signal = self.signal or self.processes.all_reduce_max(self.interrupt.signal)
         return self.signal != 0
 

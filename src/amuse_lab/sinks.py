@@ -58,9 +58,9 @@ class WeightsAndBiases:
     """A run of Weights & Biases with the name of the run folder; `WANDB_MODE` and its like apply.
 
     Args:
-        folder: Of the run; local files go to `wandb/` in it.
-        config: Config of the run, which is shown beside it.
-        step: Not needed: a point that was logged before has the same value.
+        folder: Path of the run folder; local files go to `wandb/` in it.
+        config: Config of the run, which is recorded with it.
+        step: Training steps done; not used, because a point that is logged twice has the same value.
     """
 
     def __init__(self, folder: Path, config: RunConfig, step: int) -> None:  # noqa: ARG002 - every sink's

@@ -8,14 +8,14 @@ import torch
 class Stopwatch:
     """Adds up the seconds of each part of the steps.
 
-    On a GPU the marks are events in its queue, read when somebody asks: what is measured is when the device
-    got there, not when it was told to.
+    On a GPU the marks are CUDA events, evaluated in `read()`: they measure when the device reaches a mark,
+    not when the mark is enqueued.
 
     Args:
-        device: Where the steps compute.
+        device: Device that the steps compute on.
 
     Attributes:
-        seconds: Of each part, up to the last `read()`.
+        seconds: Seconds of each part; on a GPU up to the last `read()`.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -34,10 +34,10 @@ class Trainer:
 
     Attributes:
         step: Training steps done.
-        losses: Of the steps since `take_losses()`, over the whole batch of each; on a GPU only those that
-            have been looked at.
-        clock: Where the time of the steps went.
-        device: Where this process computes.
+        losses: Mean training loss of each step since `take_losses()`, over its whole batch; on a GPU without
+            those that have not been copied to the CPU yet.
+        clock: Seconds of each part of the steps.
+        device: Device of this process.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class Trainer:
         return cls(config, task, model, trained, optimizer, processes, device)
 
     def advance(self, *, look: bool) -> None:
-        """Take one step. A loss that is not finite moves nothing, on a GPU if somebody looks.
+        """Take one step. If losses are checked, one that is not finite raises before the parameters change.
 
         Args:
-            look: Whether the optimizer's telemetry is going to be read, and the losses are brought from a
-                GPU, which waits for it. On a CPU that costs nothing and is always done.
+            look: Whether to measure the optimizer's telemetry, and to check the losses, which on a GPU means
+                to wait for it. On a CPU losses are always checked, as that costs nothing.
 
         Raises:
             TrainingError: If a loss or a gradient is not finite.
@@ -229,10 +229,10 @@ class Trainer:
         return gathered
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that decides how training goes on, the losses included that no line has told yet.
+        """Return all that later steps and logs depend on, including the losses that are not logged yet.
 
         Raises:
-            TrainingError: If one of these is not finite: it is not worth going on from here.
+            TrainingError: If one of these losses is not finite: a run should not continue from there.
         """
         if self._unseen:
             self._look_at_losses(last=self.step)

@@ -1,4 +1,4 @@
-"""`amuse-lab bench`: the command line, and the order of things."""
+"""`amuse-lab bench`: parses the command line, runs the measurements, prints tables and writes the record."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _DESCRIPTION = """\
-Times one optimizer step, without forward or backward, on Llama-shaped parameters: all in one process, one
-after the other, round by round. Shown are the median and the tenth percentile, the median over rounds of an
-optimizer's time over that of --against, bytes of state and the most bytes held beside state, parameters and
-gradients during a step, both per parameter, the operations torch dispatches, matrix products, their work,
-and the elements moved per parameter."""
+Times one optimizer step, without forward or backward, on the parameters of Llama models. All optimizers run
+in one process and take turns, round by round. The table shows the median and the 10th percentile of the step
+time; the median over rounds of the time divided by that of --against; bytes of optimizer state per parameter;
+the most bytes held during a step beside state, parameters and gradients, per parameter; the number of
+operations that torch dispatches; the number of matrix products and their floating-point operations; and the
+elements read and written per parameter."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Request:
         sizes: Sets of parameters that are stepped, one after the other.
         contestants: Optimizers that are timed, in the order of the table.
         missing: Usual contestants that are not installed.
-        against: Whose times the ratios refer to; one of the contestants.
-        rounds: Rounds that count; None for each set's own.
+        against: Name of the optimizer whose times the ratios divide by; one of the contestants.
+        rounds: Timed rounds, after the warm-up rounds; None takes the number of each parameter set.
         threads: CPU threads of torch; None keeps torch's own choice.
-        device: Where the parameters are.
+        device: Device that the parameters are on.
         dtype: Type of the parameters and their gradients.
         onednn: Whether oneDNN may be used.
-        out: Where the record goes, if anywhere.
+        out: Folder to write the record to; None writes none.
     """
 
     sizes: list[ParameterSet]
@@ -63,15 +64,17 @@ class Options:
     """The command line.
 
     Attributes:
-        sizes: Parameter sets, by the names below.
+        sizes: Names of the parameter sets to measure, as listed in this help.
         large: Measure the largest set as well.
-        only: These optimizers alone, by the names below; by default the usual ones that are installed.
-        against: The optimizer whose time is 1; by default amuse, or the first of `only` without it.
-        rounds: Rounds that count; by default 10 to 40, by size.
+        only: Names of the optimizers to measure, as listed in this help; by default the usual ones that are
+            installed.
+        against: The optimizer that all times are divided by; by default amuse, or the first of `only` if that
+            does not name amuse.
+        rounds: Timed rounds, after 3 warm-up rounds; by default 10 to 40, depending on the parameter set.
         threads: Threads of torch on the CPU; by default as many as torch chooses.
-        device: Where the parameters are: cpu, cuda, cuda:1.
+        device: Device of the parameters: cpu, cuda, cuda:1.
         dtype: Type of the parameters: float32 or bfloat16.
-        no_onednn: Measure as on a CPU without fast bfloat16 products.
+        no_onednn: Disable oneDNN, as on a CPU without fast bfloat16 matrix products.
         out: A folder to write the record and the table to.
     """
 

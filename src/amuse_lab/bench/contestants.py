@@ -26,12 +26,12 @@ class Contestant:
     """An optimizer, or several that share the parameters.
 
     Attributes:
-        name: As `--only` spells it.
-        description: One line about it for the help.
+        name: Name of the optimizer for `--only`.
+        description: One-line description for the help.
         build: Makes the optimizers of a model; they are stepped one after the other.
-        module: What must be importable; None where nothing beyond the laboratory is needed.
-        requirement: What `pip install` gets it from.
-        usual: Whether it is measured unless told otherwise.
+        module: Module that must be importable; None if the laboratory's own requirements suffice.
+        requirement: Package that `pip install` gets it from; None if it needs no further package.
+        usual: Whether it is measured without `--only`.
     """
 
     name: str
@@ -83,7 +83,7 @@ def _amuse_adamw(model: nn.Module) -> Optimizers:
 
 
 def _naive(model: nn.Module) -> Optimizers:
-    # Names are not its business: parameters alone.
+    # `Naive` takes parameters without their names.
     groups = [{**group, "params": [p for _, p in group["params"]]} for group in param_groups(model)]
     return [Naive(groups, lr=LR, weight_decay=WEIGHT_DECAY)]
 

@@ -23,15 +23,15 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a contestant's step takes on one parameter set, however fast the machine is.
+    """Memory and operations of a contestant's step on one parameter set, whatever the machine's speed.
 
     Attributes:
-        parameters: How many numbers it optimizes.
+        parameters: Number of scalar parameters that are optimized.
         state_bytes: Bytes of the optimizers' state tensors.
-        extra_bytes: The most bytes held during a step beside parameters, gradients and state; what an
-            optimizer keeps between steps outside its state is among them.
-        operations: From `OperationCounter`, and so are the others.
-        views: Those of the operations that move no data.
+        extra_bytes: The most bytes held during a step beside parameters, gradients and state; includes what
+            an optimizer keeps between steps outside its state.
+        operations: Operations that torch dispatches; this and all that follows is from `OperationCounter`.
+        views: Operations among them that only return a view.
         products: Number of matrix products.
         flops: Floating-point operations of the matrix products.
         elements: Elements read and written by all operations but views.
@@ -52,8 +52,8 @@ class Result:
     """What was measured of one contestant on one parameter set.
 
     Attributes:
-        footprint: What a step takes.
-        seconds: The time of the step in every round that counts.
+        footprint: Memory and operations of one step.
+        seconds: Time of the step in each timed round, in seconds.
     """
 
     footprint: Footprint
@@ -78,7 +78,7 @@ def ratio(times: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def interleaved(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """Yield who steps when: every name once a round, each round beginning one name later.
+    """Yield the order of the steps: every name once per round, each round starting one name later.
 
     Args:
         names: Names of the contestants, in any order.
@@ -206,11 +206,11 @@ def time_rounds(
 
     Args:
         steps: For each contestant a function from the round to the seconds its step took.
-        rounds: The rounds that count.
-        warmup: The rounds before those.
+        rounds: Number of timed rounds.
+        warmup: Number of untimed rounds before them.
 
     Returns:
-        For each contestant the seconds of every round that counts.
+        For each contestant the seconds of every timed round.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     collecting = gc.isenabled()
@@ -246,11 +246,11 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
 
 @contextmanager
 def machine_set(*, threads: int | None, onednn: bool) -> Iterator[None]:
-    """Context manager: torch computes on so many threads, with or without oneDNN.
+    """Context manager: set torch's CPU threads and whether it uses oneDNN; restored at the end.
 
     Args:
-        threads: None keeps what there is.
-        onednn: Without it a CPU has no fast bfloat16 products, as if it lacked the instructions.
+        threads: Number of CPU threads; None keeps the present number.
+        onednn: Whether oneDNN may be used; without it a CPU has no fast bfloat16 matrix products.
     """
     mkldnn: Any = torch.backends.mkldnn  # its context manager `flags` warns of TF32 on Intel's GPUs
     before = torch.get_num_threads(), mkldnn.enabled

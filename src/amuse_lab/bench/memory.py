@@ -1,4 +1,4 @@
-"""What an optimizer holds, and the most it holds beside that during a step."""
+"""Measures the memory of an optimizer's state, and the peak memory of a step beside it."""
 
 import gc
 import itertools
@@ -15,12 +15,12 @@ _WINDOW = "amuse_lab.bench.window"
 
 
 class PeakMemory:
-    """Measures the most bytes that lived inside a window, beyond those that lived when the measuring began.
+    """Measures the peak of allocated bytes inside a window, beyond those allocated when measuring began.
 
     On a CPU torch's profiler reports every allocation and release of torch's allocator, so temporaries that a
-    kernel makes inside itself count. What oneDNN and MKL take from the system for themselves does not, and
-    releasing what was made before any measurement makes no room. On CUDA the caching allocator's own peak is
-    read.
+    kernel makes internally count. Memory that oneDNN and MKL take directly from the system does not count,
+    and releasing memory that was allocated before the measurement does not lower the result. On CUDA the
+    caching allocator's own peak is read.
 
     Args:
         device: The device whose memory counts.

@@ -28,17 +28,17 @@ def orthogonalize(update: Tensor) -> Tensor:
 
 
 class Naive(torch.optim.Optimizer):
-    """The unfused form of the step.
+    """AMUSE with an unfused step, one parameter at a time.
 
     Args:
-        groups: Parameter groups from `amuse_optim.param_groups`.
+        groups: Parameter groups from `amuse_optim.param_groups`, whose parameters have no names.
         lr: Learning rate, without warm-up.
         weight_decay: Decoupled weight decay, taken at z.
-        beta1: Interpolation coefficient before it rises.
-        rho: How fast it rises.
+        beta1: Initial interpolation coefficient beta between z (0) and x (1).
+        rho: Exponent of the rise of beta; 0 keeps it at beta1.
         momentum: Nesterov momentum of Muon.
         beta2: Decay of the second moment.
-        eps: Added to its root.
+        eps: Added to the root of the second moment.
     """
 
     def __init__(

@@ -43,10 +43,10 @@ def to_json(
     Args:
         results: Measurements by parameter set and contestant.
         missing: Contestants that are not installed.
-        against: Whose times the ratios refer to.
-        device: Where the steps ran.
+        against: Name of the contestant whose times the ratios divide by.
+        device: Device that the steps ran on.
         dtype: Type of the parameters.
-        complete: Whether all that was asked for is in it.
+        complete: Whether the record holds all requested measurements.
     """
     return {
         "complete": complete,

@@ -85,11 +85,11 @@ LARGE = "124m"
 def gradients(parameters: Sequence[Tensor], seed: int) -> list[Tensor]:
     """Draw gradients like those of training: matrices of falling singular values, plus noise.
 
-    Momentum of real models has a stable rank of 1 to 4: singular value j of 8 is 2^-j here, and noise of a
-    twentieth of the whole covers the rest.
+    The momentum of real models has a stable rank of 1 to 4. A matrix here is a sum of 8 random terms of rank
+    1, of which term j is scaled by 2^-j, and of Gaussian noise scaled by 0.05.
 
     Args:
-        parameters: What they are for; shape, dtype and device are taken from these.
+        parameters: Parameters that the gradients are for; they give shapes, dtypes and devices.
         seed: The same seed draws the same gradients on every device.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -114,15 +114,15 @@ class Adopt(ScheduledConfig):
 class Mars(ScheduledConfig):
     """MARS-AdamW (arXiv 2411.10438) under a schedule, from the package `pytorch_optimizer`.
 
-    Corrects gradients by their change since the last step, each on its own batch (the paper's approximate
-    form). Vectors get plain AdamW.
+    Corrects each gradient by its difference from the last step's gradient, which was taken on the last step's
+    batch (the paper's approximate form). Vectors get plain AdamW.
 
     Attributes:
         lr_rest: Peak learning rate of vectors.
         beta1: Decay of the first moment.
         beta2: Decay of the second moment.
-        beta1_rest: The same for vectors.
-        beta2_rest: The same for vectors.
+        beta1_rest: Decay of the first moment of vectors.
+        beta2_rest: Decay of the second moment of vectors.
         gamma: Weight of the correction.
         weight_decay: Decoupled; not on norms and embeddings.
     """
@@ -195,7 +195,7 @@ class Soap(ScheduledConfig):
         beta1: Decay of the first moment.
         beta2: Decay of the second moment and of the preconditioner.
         precondition_every: Steps between updates of the eigenbasis.
-        max_precondition_dim: Sides of a matrix longer than this keep their basis.
+        max_precondition_dim: Dimensions of a matrix that are larger than this are not rotated.
         weight_decay: Decoupled; not on norms and embeddings.
     """
 

@@ -55,10 +55,10 @@ class ScheduledConfig(AveragedConfig):
     """An optimizer with a learning-rate schedule that ends at the last step.
 
     Attributes:
-        warmup_steps: Steps of warm-up from a hundredth of the peak.
-        schedule: What follows the warm-up: "cosine" (its warm-up is one, too) and "linear" go to a hundredth
-            of the peak, "wsd" holds and goes to 0 over the last fifth, "constant" holds; "none" has no
-            warm-up either.
+        warmup_steps: Steps of warm-up, from a hundredth of the peak learning rate to the peak.
+        schedule: Learning rate after the warm-up: "cosine" and "linear" decay to a hundredth of the peak;
+            "wsd" stays at the peak and decays to 0 over the last fifth of the steps; "constant" stays at the
+            peak; "none" also, without a warm-up. The warm-up is linear; that of "cosine" is half a cosine.
     """
 
     warmup_steps: Steps

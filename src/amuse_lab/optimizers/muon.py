@@ -1,4 +1,4 @@
-"""Muon under a schedule, with different company for what is not a hidden matrix."""
+"""Muon under a schedule, with AdamW or SGD for the parameters that are not hidden matrices."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,7 +22,7 @@ class Muon(ScheduledConfig):
         momentum: Nesterov momentum of Muon.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
-        weight_decay: Of AdamW, on the rest only.
+        weight_decay: Decoupled weight decay of AdamW; hidden matrices have none.
     """
 
     name: ClassVar[str] = "muon"
@@ -93,8 +93,8 @@ class MuonSGD(ScheduledConfig):
 
     Attributes:
         lr_rest: Peak learning rate of SGD; `lr` is Muon's, times sqrt(max(1, rows / columns)).
-        momentum: Of both; Muon's is Nesterov's, SGD's is not.
-        weight_decay: Decoupled on what Muon moves, added to the gradient of the rest.
+        momentum: Momentum of both parts: Nesterov momentum for Muon, heavy-ball momentum for SGD.
+        weight_decay: Weight decay of both parts: decoupled for Muon, added to the gradient for SGD.
     """
 
     name: ClassVar[str] = "muon-sgd"

@@ -19,22 +19,23 @@ class Amuse(AveragedConfig):
     """AMUSE, from `amuse_optim`: Muon for hidden matrices, AdamW or SGD for the rest, averaged; no schedule.
 
     Attributes:
-        matrices: Direction of the hidden matrices.
-        auxiliary: Direction of the rest. With "adamw" Muon's directions have entries as large as AdamW's;
-            with "sgd" they have the scale `spectral`, sqrt(max(1, rows / columns)).
+        matrices: Update direction of the hidden matrices: Muon or NorMuon.
+        auxiliary: Update direction of all other parameters, which also sets the scale of Muon's directions:
+            with "adamw" their entries are as large as AdamW's; with "sgd" the scale is `spectral`,
+            sqrt(max(1, rows / columns)).
         lr_rest: Peak learning rate of the rest; None means `lr`.
         warmup_steps: Steps of linear learning-rate warm-up.
         t0_steps: Steps for which beta stays at beta1; None means warmup_steps.
         c_warmup_steps: Steps before averaging starts.
         beta1: Interpolation between z (0) and x (1) up to t0_steps.
-        rho: How fast beta rises afterwards; 0 keeps it.
+        rho: Exponent of the rise of beta after t0_steps; 0 keeps beta at beta1.
         momentum: Nesterov momentum of Muon.
         beta2: Decay of the second moment, for the rest with "adamw".
-        auxiliary_momentum: First moment for the rest with "adamw"; 0 stores none.
+        auxiliary_momentum: Decay of the first moment, for the rest with "adamw"; 0 stores no first moment.
         weight_decay: Decoupled, on every parameter.
         r: Power of the step in the averaging weights.
-        parity: "published" averages as the released code does, which decodes x with another beta than y was
-            built with.
+        parity: "exact" recovers x from y and z with the beta that y was computed with; "published" uses
+            another beta for that, as the released code does.
     """
 
     name: ClassVar[str] = "amuse"

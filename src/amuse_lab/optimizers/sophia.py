@@ -1,4 +1,4 @@
-"""Sophia, the one optimizer that wants a second kind of gradient."""
+"""Sophia, the only optimizer here that also needs gradients on labels sampled from the model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ class Sophia(ScheduledConfig):
     Attributes:
         beta1: Decay of the first moment.
         beta2: Decay of the curvature, over estimates.
-        rho: How much curvature it takes to leave the clipped regime: less takes larger steps.
-        curvature_batch: B, labels sampled; for language models tokens. Published runs take 480 sequences of
-            512, whatever their batch is.
+        rho: Factor of the curvature estimate; a smaller one makes larger steps and clips more entries.
+        curvature_batch: B, the number of sampled labels, which are tokens for a language model. Published
+            runs use 480 sequences of 512, whatever their batch size is.
         curvature_every: k, the steps from one estimate of the curvature to the next.
         weight_decay: Decoupled; not on norms and embeddings.
     """
@@ -140,9 +140,9 @@ class CurvedWithEMA(WithEMA):
     """Sophia with an exponential moving average of its weights as x.
 
     Args:
-        optimizer: Sophia with estimates from outside.
+        optimizer: Sophia in the training loop's interface.
         parameters: Parameters that the optimizer trains.
-        decay: Of the average, in (0, 1).
+        decay: Decay of the average, in (0, 1).
     """
 
     def __init__(self, optimizer: Curved, parameters: Sequence[Tensor], *, decay: float) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers as the training loop wants them: what stands between it and the packages."""
+"""Adapters that give the optimizers of several packages the interface `TrainingOptimizer`."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from amuse_optim import AMUSE, averaged, telemetry
 
 @contextmanager
 def restored(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Whatever is done to the parameters inside, they hold the same bits as before after it."""
+    """Context manager: restore the parameters at the end, bit for bit."""
     kept = [parameter.detach().clone() for parameter in parameters]
     try:
         yield
@@ -24,7 +24,7 @@ def restored(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 
 def check_kind(state: dict[str, Any], kind: str) -> None:
-    """Refuse the state of another kind of optimizer, which packages would take over without a word."""
+    """Raise for the state of another kind of optimizer, which some packages would load without an error."""
     if state.get("kind") != kind:
         raise ValueError(
             f"state must be that of {kind}, got {state.get('kind')!r}: go on with the optimizer it is from"
@@ -32,7 +32,7 @@ def check_kind(state: dict[str, Any], kind: str) -> None:
 
 
 def check_at_y(at_x: bool, act: str) -> None:
-    """Refuse what makes sense at y only."""
+    """Raise if the parameters hold x, for a method that needs them to hold y."""
     if at_x:
         raise RuntimeError(f"{act}() inside averaged(): the parameters hold x, not y; leave the block first")
 
@@ -67,7 +67,7 @@ class Packaged:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Change nothing: there is one point only."""
+        """Context manager that changes nothing: there is no average."""
         yield
 
     def telemetry(self) -> dict[str, float]:
@@ -90,7 +90,7 @@ class Packaged:
 
 
 class AveragedAmuse(Packaged):
-    """AMUSE: no schedule, x and y."""
+    """AMUSE, which has no schedule and averages: the parameters hold y, inside `averaged()` x."""
 
     averages = True
 
@@ -123,7 +123,7 @@ class AveragedAmuse(Packaged):
 
 
 class ScheduleFree(Packaged):
-    """An optimizer of the package `schedulefree`: no schedule, x and y.
+    """An optimizer of the package `schedulefree`: the parameters hold y, inside `averaged()` x.
 
     Args:
         optimizer: AdamWScheduleFree or SGDScheduleFree; its step scales the gradients in place.
@@ -140,7 +140,7 @@ class ScheduleFree(Packaged):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Context manager: the parameters hold x; y is kept, because the package's way back rounds."""
+        """Context manager: the parameters hold x; y comes from a copy, as the package's own switch rounds."""
         with restored([p for group in self._optimizer.param_groups for p in group["params"]]):
             self._optimizer.eval()
             try:
@@ -162,9 +162,9 @@ class Scheduled(Packaged):
     """Optimizers under one schedule.
 
     Args:
-        optimizers: Their groups' "lr" is the peak.
-        schedule: From the step, 0 for the first, to the multiplier of the peak.
-        tells: Names of further values of the first group for the telemetry.
+        optimizers: Optimizers, whose groups hold their peak learning rates under "lr".
+        schedule: Maps the number of a step, from 0, to the multiplier of the peak learning rates.
+        tells: Keys of the first parameter group that telemetry reports besides "lr".
     """
 
     def __init__(

@@ -40,10 +40,10 @@ class Run:
         epochs: How often each training image was seen.
         steps: Training steps in all.
         warmup_steps: Warm-up steps of every method.
-        amuse: Learning rate, decay, beta1 and rho.
-        muon_sgd: Learning rate of matrices and of the rest, and decay.
-        sf_sgd: Learning rate and decay.
-        sgd: Learning rate and decay of SGD.
+        amuse: Learning rate, weight decay, beta1 and rho of AMUSE.
+        muon_sgd: Learning rate of Muon, learning rate of SGD, and weight decay of Muon with SGD.
+        sf_sgd: Learning rate and weight decay of Schedule-Free SGD.
+        sgd: Learning rate and weight decay of SGD.
     """
 
     data: str

@@ -11,14 +11,14 @@ from amuse_lab.recipes import find
 
 @dataclass(frozen=True)
 class Result:
-    """What one optimizer came to.
+    """Recorded results of one optimizer.
 
     Attributes:
         optimizer: Name of the optimizer, as on the command line.
         lr: Peak learning rate of the runs.
-        mean: Of the recipe's measure over seeds, at x, on all validation data.
+        mean: Mean over seeds of the recipe's measure, at x, on all validation data.
         spread: Standard deviation over seeds.
-        seeds: Seeds of the runs that mean and spread are of.
+        seeds: Seeds of the runs.
     """
 
     optimizer: str

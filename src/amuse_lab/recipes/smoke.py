@@ -33,7 +33,7 @@ def reduced(config: RunConfig) -> RunConfig:
 
 
 def _with_short_warmup(optimizer: OptimizerConfig) -> OptimizerConfig:
-    """The same optimizer, in which whatever is counted in steps from the beginning is over soon."""
+    """The same optimizer, with every warm-up, and t0_steps, of at most 5 steps."""
     lengths = {
         field.name: min(getattr(optimizer, field.name), _WARMUP_STEPS)
         for field in fields(optimizer)

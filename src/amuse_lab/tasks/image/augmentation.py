@@ -54,7 +54,7 @@ def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     Args:
         images: Shape (batch, channels, height, width), uint8.
-        mean: Of each channel, of 1, shape (channels, 1, 1).
-        std: Standard deviation of each channel, of 1, shape (channels, 1, 1).
+        mean: Mean of each channel, for pixels in [0, 1], shape (channels, 1, 1).
+        std: Standard deviation of each channel, for pixels in [0, 1], shape (channels, 1, 1).
     """
     return images.to(torch.float32).sub_(255 * mean).div_(255 * std)

@@ -29,8 +29,8 @@ class ImageJob:
 
     Attributes:
         dataset: Data set that is prepared.
-        path: What there is of it: the published archive, or a folder with the files.
-        folder: Where to put it.
+        path: What it is prepared from: the published archive, or a folder with the files.
+        folder: Folder that the prepared data set is written to.
     """
 
     dataset: Dataset
@@ -77,7 +77,7 @@ class ImageOptions:
     """Where images come from and where they go.
 
     Attributes:
-        path: What there is of them, see above.
+        path: Archive or folder with the images, as described above.
         out: The folder to write; by default the one named NAME in the data root.
     """
 

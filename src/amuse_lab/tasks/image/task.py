@@ -133,7 +133,7 @@ class ImageConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningConfig(ImageConfig):
-    """The same, which makes sense from pretrained weights only."""
+    """Image classification that must start from pretrained weights, `init_from`."""
 
     def check(self, steps: int) -> None:
         """Check that images and weights are there.
@@ -148,7 +148,7 @@ class FineTuningConfig(ImageConfig):
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """What a model says, in float32 whatever its own type."""
+    """The logits of a model, in float32 whatever the dtype of its parameters."""
     kind = next(model.parameters()).dtype
     logits: Tensor = model(images.to(kind))
     return logits.float()
@@ -239,15 +239,16 @@ class ImageTask:
 
     @contextmanager
     def refreshed(self, model: nn.Module) -> Iterator[None]:
-        """Context manager: BatchNorm has statistics of the parameters as they stand, then the old ones again.
+        """Context manager: BatchNorm has statistics of the present parameters; the old ones are restored.
 
-        What it gathers in training belongs to earlier values of y. The statistics are the mean over training
-        batches that have an order and an augmentation of their own, the same at every call, so that neither
-        an evaluation nor the training after it depends on when the others were. Those of the last two sets of
-        parameters, usually x and y, are remembered: the evaluation after the last step needs them twice.
+        The running statistics of training belong to earlier values of y. Here they are means over training
+        batches whose order and augmentation are used for nothing else and are the same at every call, so
+        that neither an evaluation nor later training steps depend on when evaluations take place. Those of
+        the last two sets of parameters, usually x and y, are cached: the evaluation after the last step needs
+        them twice.
 
         Args:
-            model: Does nothing for one without BatchNorm.
+            model: Model in eval mode; one without BatchNorm is not changed.
         """
         layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         buffers = [buffer for layer in layers for buffer in layer.buffers()]

@@ -1,1 +1,1 @@
-"""Language modelling on bytes."""
+"""Language modelling on bytes or byte-pair tokens."""

@@ -129,8 +129,8 @@ def _read(path: Path, config: ModelConfig) -> dict[str, Tensor]:
 def to_transformers(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Rename and rearrange parameters to those of `LlamaForCausalLM`.
 
-    Ours rotate components 2j and 2j + 1 of a head together, theirs j and j + width / 2: the rows of queries
-    and keys change places, which no product of the two notices.
+    Our rotary embedding rotates components 2j and 2j + 1 of a head together, that of transformers j and
+    j + width / 2. So the rows of query and key projections are permuted, which keeps their dot products.
 
     Args:
         state: State dict of a `Llama`.
@@ -168,7 +168,7 @@ def llama_config(config: ModelConfig, tokenizer: BytePairTokenizer | None) -> di
 
     Args:
         config: Size and shape of the model.
-        tokenizer: Whose end of text ends and begins documents, if any does.
+        tokenizer: Tokenizer whose end-of-text token begins and ends documents; None names no such token.
     """
     end = None if tokenizer is None else tokenizer.end_of_text
     return {

@@ -21,11 +21,11 @@ class ShardEntry:
     """What the index knows of one shard.
 
     Attributes:
-        file: Its name in the folder.
-        tokens: How many it holds, the ends of documents among them.
-        documents: How many documents those are.
-        bytes: How long these were in UTF-8.
-        checksum: Stands for its tokens, see `write_shard`.
+        file: Name of the file in the folder.
+        tokens: Number of tokens, including those that end documents.
+        documents: Number of documents.
+        bytes: Length of the documents' text in UTF-8, in bytes.
+        checksum: Checksum of all tokens, see `write_shard`.
     """
 
     file: str
@@ -61,7 +61,7 @@ class Index:
         sha256: Checksum of the tokenizer, hexadecimal.
         vocabulary: Number of different tokens of the tokenizer.
         complete: Whether the request is fulfilled.
-        position: Where the source goes on, while it is not.
+        position: Position at which reading continues; None at the beginning, and once complete.
         skipped: Entries that were passed over because they are not what they should be.
         train: The shards of the training text, in order.
         validation: Those of the validation text.

@@ -77,9 +77,9 @@ class TokenData:
 
     Attributes:
         folder: Folder of prepared text.
-        vocabulary: How many different tokens there are; a model may have more.
-        documents: How many there are.
-        bytes: Of the text in UTF-8, the ends of documents not counted.
+        vocabulary: Number of different tokens of the tokenizer; a model may have more.
+        documents: Number of documents in the split.
+        bytes: Length of the split's text in UTF-8, in bytes, without the tokens that end documents.
     """
 
     def __init__(self, folder: Path, split: str, index: Index) -> None:
@@ -175,11 +175,11 @@ class Batches:
     """Every window once in an epoch, in an order of its own for each epoch and seed.
 
     Sequence number s of the whole training, counted from 0, is the window that the permutation of epoch
-    s // n puts in place s % n. A step takes the next `batch` of them, also across the end of an epoch. Ranks
-    ask for their rows of it: how many there are changes nothing but who has what.
+    s // n puts in place s % n. A step takes the next `batch` of them, also across the end of an epoch. Each
+    rank asks for its rows of a batch, so that the number of ranks does not change which windows a step has.
 
     Attributes:
-        windows: What is drawn from.
+        windows: Windows that are put in order.
         batch: Sequences per step, over all ranks.
         seed: Seed of the order of the windows.
     """

@@ -73,8 +73,8 @@ class LocalText:
 
     Attributes:
         files: Paths of the files, in the order they are read.
-        identity: Of the files and the split. Names, sizes and times of change stand for the contents.
-        split: What is for validation.
+        identity: What identifies files and split; names, sizes and modification times stand for the contents.
+        split: Rule for which documents are for validation.
         skip_bad: Whether entries that are not what they should be are passed over and counted.
     """
 

@@ -229,10 +229,10 @@ class Llama(nn.Module):
         return normalized
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Predict each next token, or tell how well.
+        """Return the logits of each next token, or the mean loss if targets are given.
 
-        The loss is made in here rather than from the logits outside, so that what wraps a model (DDP, FSDP,
-        `torch.compile`) covers it, and so that the logits of a large batch never exist all at once.
+        The loss is computed in here rather than from the logits outside, so that what wraps a model (DDP,
+        FSDP, `torch.compile`) covers it, and so that the logits of a large batch never exist all at once.
 
         Args:
             tokens: Shape (batch, time), int64, time at most `context`.

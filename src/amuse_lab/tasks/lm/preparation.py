@@ -1,4 +1,4 @@
-"""Text to shards, in rounds: what a kill interrupts goes on from what was saved last, to the same bytes.
+"""Tokenizes text into shards, in rounds; after an interruption it continues, and writes the same bytes.
 
 A round is one shard of training text and one of validation text, or one of them where the other got nothing.
 Both are written, then the index that names them and says where the source goes on; within a round the tokens
@@ -142,7 +142,7 @@ def _finish(folder: Path, index: Index, tokenizer: Tokenizer, last: Round) -> In
 
 
 def _require_ours(folder: Path) -> None:
-    """Refuse a folder with anything but what an interrupted first round leaves: errors advise its removal."""
+    """Raise if a folder holds foreign files: error messages may advise users to remove the whole folder."""
     for path in sorted(folder.iterdir()):
         if not _LEFTOVER.fullmatch(path.name):
             raise DataError(f"{folder} must be empty or prepared here before, but holds {path.name}")
@@ -187,7 +187,7 @@ def _chunks(documents: Documents) -> Iterator[Chunk]:
 
 @contextmanager
 def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a folder for this process; a folder that is left without an index is left without anything."""
+    """Context manager: lock a folder for this process; folders created for it are removed if left empty."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     lock = folder / _LOCK
     while True:

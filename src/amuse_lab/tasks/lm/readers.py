@@ -13,7 +13,7 @@ from amuse_lab.tasks.lm import optional
 _PIECE = 16_384
 
 Bad = Callable[[DataError], None]
-"""Is told of an entry that is not what it should be; raises the error, or counts and returns."""
+"""Called with the error about an invalid entry; raises it, or counts it and returns."""
 
 Read = Callable[[Path, int, Bad], Iterator[tuple[str, int]]]
 """Reads a file from a place on; yields each document and the place after it."""
@@ -179,7 +179,7 @@ KINDS: Mapping[str, Read] = {
     ".json": _read_json,
     ".parquet": _read_parquet,
 }
-"""What is taken from a folder, by the end of its name. A file that is named itself may have another: text."""
+"""Reader by file ending, for the files of a folder. A file given by its own path may have any other: text."""
 
 _COMPRESSED = (".gz", ".zst")
 

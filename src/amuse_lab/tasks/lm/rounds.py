@@ -46,16 +46,16 @@ class Round:
     _saved: list[int] = field(default_factory=lambda: [0, 0])  # members of the parts
 
     def add(self, chunk: Chunk, tokenized: Tokenized, room: int | None, awaited: int) -> bool:
-        """Take in a chunk.
+        """Add the documents of a chunk.
 
         Args:
             chunk: Documents with their splits.
             tokenized: Tokens of these documents.
-            room: Training tokens that are wanted still; None wants all.
-            awaited: Validation documents that there must be when this round ends, before reading may stop.
+            room: Training tokens still wanted; None takes all.
+            awaited: Validation documents that this round must have before reading may stop.
 
         Returns:
-            Whether all that is wanted is here: later documents are left out.
+            True if nothing more is wanted; then documents at the end of the chunk may have been left out.
         """
         held = chunk.validation
         training = np.cumsum(np.where(held, 0, tokenized.lengths))

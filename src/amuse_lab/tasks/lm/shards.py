@@ -1,4 +1,4 @@
-"""A shard: one file of tokens that knows what it holds and notices when that changes.
+"""A shard: one file of tokens with a header and checksums that reveal any damage.
 
     bytes        content, all numbers little-endian
     0            b"AMUSETOK"
@@ -11,8 +11,8 @@
     64           the tokens
     then         a table: the CRC-32 of each 65,536 bytes of tokens, 4 bytes each
 
-With a sum for each block, opening a shard costs nothing, and still no token is read before its block was
-checked: once per block, when something in it is first asked for. A billion bytes take about a second in all.
+Because every block has a checksum, opening a shard is fast, and yet no token is returned from an unchecked
+block: each block is checked once, when it is first read. A billion bytes take about a second in all.
 """
 
 import struct
@@ -72,9 +72,9 @@ class Shard:
 
     Args:
         path: Path of the file.
-        tokens: How many it must hold.
+        tokens: Number of tokens that it must hold.
         tokenizer: SHA-256 of the tokenizer it must be made with, hexadecimal.
-        checksum: That it must have, from `write_shard`.
+        checksum: Checksum that its table must have, from `write_shard`.
 
     Raises:
         DataError: If it is missing, truncated, not a shard, or not the one that these values describe.

@@ -13,9 +13,10 @@ class Split:
     """Which documents are for validation, by their size in UTF-8.
 
     Attributes:
-        fraction: Of the text that is for validation, nearly.
-        cut: None holds out whole documents: one whenever what is held out is behind by more than half of it.
-            A number of bytes holds out what comes after it, where the documents are too few or too unequal.
+        fraction: Approximate fraction of the text, in bytes, that is for validation.
+        cut: With None whole documents are held out: a document is if the bytes held out would otherwise fall
+            short of `fraction` by at least half its size. With a number, all text after so many bytes is held
+            out, for texts with too few documents or documents of too unequal sizes.
     """
 
     fraction: float
@@ -28,9 +29,9 @@ class Split:
         """Return True if a document is for validation.
 
         Args:
-            size: Of the document, in bytes.
-            before: Of all documents before it.
-            held: Of those before it that are for validation.
+            size: Size of the document, in bytes.
+            before: Size of all documents before it, in bytes.
+            held: Size of those before it that are for validation, in bytes.
         """
         return self.fraction * (before + size) - held >= size / 2
 
@@ -53,7 +54,7 @@ def split_of(sizes: list[int], fraction: float | None, path: Path) -> Split:
 
 
 def end_of_part(text: str, size: int) -> int:
-    """Characters of the part of a text that has about so many bytes; it ends with a line if it has one."""
+    """Return how many characters make about `size` bytes of a text, up to the end of a line if possible."""
     end = max(1, len(text.encode()[:size].decode(errors="ignore")))
     line = text.rfind("\n", end // 2, end) + 1
     return min(line or end, len(text) - 1) or 1

@@ -31,7 +31,7 @@ class Text:
         seed: Decides which windows each step sees.
 
     Attributes:
-        fingerprint: Stands for all of the tokens, and what they stand for.
+        fingerprint: Identifies all of the tokens and their tokenizer.
         sequences: Training windows of an epoch.
 
     Raises:

@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
 
     @property
     def sha256(self) -> str:
-        """What tells it from every other one: two with the same sum give the same tokens."""
+        """Checksum that identifies it: tokenizers with the same checksum give the same tokens."""
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -243,8 +243,8 @@ def read_tokenizer(name: str, sha256: str, folder: Path) -> Tokenizer:
 
     Args:
         name: Name of the tokenizer, as on the command line.
-        sha256: What it must have.
-        folder: Where its files are.
+        sha256: Checksum that the tokenizer must have, hexadecimal.
+        folder: Folder that its files are in.
 
     Raises:
         DataError: If files are missing or differ from those the data was prepared with.

@@ -45,9 +45,9 @@ class Tokenized:
     """The tokens of a chunk.
 
     Attributes:
-        tokens: Of all documents, each with its end, in a row.
-        lengths: Tokens of each document, shape (documents,).
-        bytes: Of each document in UTF-8, shape (documents,).
+        tokens: Tokens of all documents in order, each followed by the end-of-text token, shape (tokens,).
+        lengths: Number of tokens of each document, with its end, shape (documents,).
+        bytes: Length of each document in UTF-8, in bytes, shape (documents,).
     """
 
     tokens: Tokens

@@ -1,1 +1,1 @@
-"""Images from the files that their makers publish, one room per format."""
+"""Readers of image data sets in the files that their authors publish, one module per format."""

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100: Python pickles, read without executing any.
 
-A pickle is a program: it may name any function and call it. This reader knows three names, those with which
-numpy's arrays are pickled, and has stand-ins for them that keep what they are given and do nothing. What
-comes out is checked and made an array here.
+Unpickling can call any function that the file names. This reader accepts only the three names with which
+numpy pickles arrays, and replaces them by a class that stores its arguments and executes nothing. The arrays
+are then rebuilt from the stored arguments and checked.
 """
 
 import io
@@ -54,9 +54,9 @@ def read_cifar(content: bytes, place: str, *, labels: bytes, classes: int) -> La
 
     Args:
         content: Bytes of the file, a pickle.
-        place: What to call it in messages.
-        labels: Under which key they are: b"labels" or b"fine_labels".
-        classes: How many there are.
+        place: Name of the file in error messages.
+        labels: Key of the labels in the dictionary: b"labels" or b"fine_labels".
+        classes: Number of classes.
 
     Raises:
         DataError: If it holds anything else, or is damaged.
@@ -73,7 +73,7 @@ def read_cifar(content: bytes, place: str, *, labels: bytes, classes: int) -> La
 
 
 def _bytes_of(array: Any) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """The array of bytes that a stand-in was to be."""
+    """Rebuild the uint8 array from numpy's pickle state."""
     _, shape, kind, by_columns, raw = array.state
     if kind.arguments[0] != b"u1" or not isinstance(raw, bytes):
         raise ValueError("its data is not an array of bytes")

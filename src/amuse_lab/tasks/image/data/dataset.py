@@ -26,14 +26,14 @@ class Dataset(ABC):
     """A data set.
 
     Attributes:
-        name: What recipes call it.
-        description: One line for people.
+        name: Name of the data set, as `--task.data` takes it.
+        description: One-line description for `amuse-lab list`.
         shape: Channels, height and width of its images as models see them.
-        classes: How many there are.
-        mean: Of each channel, of 1.
-        std: Standard deviation of each channel, of 1.
-        validation: Images of the training set that are held out.
-        origin: Where people get it, in words.
+        classes: Number of classes.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        validation: Number of training images that are held out for validation.
+        origin: Where to get the files, in words.
         label_names: Names of the classes in the order of their numbers, where they are known.
     """
 
@@ -75,7 +75,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def prepare(self, path: Path, folder: Path) -> None:
-        """Check what somebody has and put it where `load` finds it, unless it is there already.
+        """Check the user's files and write them to where `load` finds them, unless they are there already.
 
         Args:
             path: Archive or folder that the user has.
@@ -100,11 +100,11 @@ class FileSet(Dataset):
 
     Attributes:
         originals: Files as their makers publish them.
-        archive: What they are published in together, if they are.
+        archive: Archive that the files are published in; None if they are published one by one.
         read: Makes training set and test set of the files' contents.
         padding: Largest random shift of training images, in pixels.
-        flip: Whether half of them are flipped.
-        bundled: Finds the folder in which a package carries the files, if one does.
+        flip: Whether half of the training images, chosen at random, are flipped left to right.
+        bundled: Finds the folder in which a package carries the files; None if no package does.
     """
 
     originals: tuple[Original, ...]

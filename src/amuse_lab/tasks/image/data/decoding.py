@@ -25,7 +25,7 @@ from amuse_lab.errors import DataError
 from amuse_lab.tasks.image.order import Visits, uniforms
 
 _GROUP = 8  # images that a process decodes at a time
-_WAITING = 64  # requests that were announced and not made
+_WAITING = 64  # requests that are begun ahead and kept; beyond that the oldest are dropped
 _RESIZED = 8 / 7  # the shorter side before an evaluation's crop, as a multiple of the crop: 256 of 224
 _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
@@ -113,10 +113,10 @@ def _seen(image: Image.Image, job: Job, size: int) -> Image.Image:
 
 
 class _Worker:
-    """A process that decodes, spoken to through a pipe whose other end nobody else holds.
+    """A process that decodes, connected by a pipe whose other end no other process holds.
 
-    It ends when the pipe is closed, so also when this process ends, however it does; and if it dies itself,
-    even with half an answer sent, `decoded` hears of it.
+    It ends when the pipe is closed, hence also when this process ends for whatever reason. If it dies itself,
+    even in the middle of an answer, `decoded` raises an error.
     """
 
     def __init__(self, size: int) -> None:
@@ -156,7 +156,7 @@ class _Worker:
 
 @contextmanager
 def _no_signals() -> Iterator[None]:
-    """A process that begins in here never gets Ctrl-C or SIGTERM: its parent answers them, and ends it."""
+    """Context manager: processes started inside never receive Ctrl-C or SIGTERM; this process ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -180,12 +180,12 @@ def serve(descriptor: int, size: int) -> None:
 
 
 class Decoder:
-    """Processes that decode, ahead of what is asked for.
+    """A pool of processes that decode images, some of them before they are asked for.
 
-    They end with the object.
+    The processes end when this object is deleted.
 
     Args:
-        size: Height and width of what comes out.
+        size: Height and width of the decoded images, in pixels.
         workers: Number of processes that decode.
     """
 

@@ -36,11 +36,11 @@ class Original:
         return f"{self.name} ({self.kind} {self.checksum})"
 
     def check(self, found: str, place: str) -> None:
-        """Compare.
+        """Compare a checksum with the published one.
 
         Args:
-            found: The checksum of what is there.
-            place: What to call it.
+            found: Checksum of the user's file.
+            place: Name of that file in the error message.
 
         Raises:
             DataError: If it is another one.

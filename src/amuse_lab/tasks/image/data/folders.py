@@ -40,12 +40,12 @@ class Listing:
         """List the images of a folder.
 
         Args:
-            root: With `train` and `val`.
-            classes: How many there must be.
-            images: How many there must be of each part, where that is known.
+            root: Folder with `train` and `val`, each with a folder for every class.
+            classes: Number of classes that there must be.
+            images: Numbers of images that `train` and `val` must have; None if they are not known.
 
         Raises:
-            DataError: If there are others.
+            DataError: If the folder cannot be read, or has other classes or another number of images.
         """
         parts: dict[str, dict[str, list[str]]] = {}
         for part in PARTS:

@@ -38,10 +38,10 @@ class ImageModelConfig(ABC):
 
         Args:
             shape: Channels, height and width of the images.
-            classes: How many there are to tell apart.
+            classes: Number of classes.
 
         Returns:
-            From images, shape (batch, *shape), to logits, shape (batch, classes).
+            A module that maps images, shape (batch, *shape), to logits, shape (batch, classes).
         """
 
 

@@ -32,7 +32,7 @@ class DenseNetConfig(ImageModelConfig):
 
 
 class _Layer(nn.Module):
-    """A 1x1 and a 3x3 convolution, each after a norm; what they find goes in front of what they saw."""
+    """A 1x1 and a 3x3 convolution, each after a norm; their output is concatenated in front of the input."""
 
     def __init__(self, before: int, growth: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def _transition(before: int, after: int) -> nn.Sequential:
 
 
 class DenseNet(nn.Module):
-    """Blocks in which every layer sees what all layers before it found; convolutions have no bias."""
+    """Blocks in which every layer gets the outputs of all layers before it; convolutions have no bias."""
 
     def __init__(self, config: DenseNetConfig, channels: int, classes: int) -> None:
         super().__init__()

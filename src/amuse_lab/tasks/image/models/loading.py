@@ -18,12 +18,12 @@ _PRETRAINING_ONLY = ("decoder_", "mask_token")  # of masked autoencoders
 def load_weights(model: nn.Module, path: Path, *, new_head: bool) -> None:
     """Fill a model with the weights and statistics of a file, all of them or none.
 
-    What a masked autoencoder has for pre-training alone is passed over.
+    The decoder and the mask token of a masked autoencoder are ignored.
 
     Args:
-        model: Changed in place; keeps its dtypes.
-        path: Of a safetensors file with the model's names, which for a ViT are timm's.
-        new_head: Leave the classifier as it is and pass over the file's, if it has one.
+        model: Model to fill, changed in place; its parameters keep their dtypes.
+        path: Path of a safetensors file with the model's parameter names, which for a ViT are timm's.
+        new_head: Whether the classifier is left as it is, and the file's classifier, if any, is ignored.
 
     Raises:
         DataError: If the file cannot be read.

@@ -20,9 +20,9 @@ class ViTConfig(ImageModelConfig):
 
     Attributes:
         patch: Height and width of a patch, in pixels; divides those of the images.
-        width: Of the residual stream.
+        width: Width of the residual stream.
         depth: Number of blocks.
-        heads: Of attention; divides the width.
+        heads: Number of attention heads; divides the width.
     """
 
     patch: int

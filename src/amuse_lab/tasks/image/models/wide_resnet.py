@@ -15,7 +15,7 @@ class WideResNetConfig(ImageModelConfig):
     """A wide residual network.
 
     Attributes:
-        depth: Layers that the name counts: 4 and six for each block of a stage.
+        depth: Depth as in the name WRN-16-8: 4 + 6 n for n blocks in each of the three stages.
         width: Factor of the widths 16, 32 and 64 of the three stages.
     """
 
