@@ -174,8 +174,10 @@ def test_more_entries_than_32_bits_count(device: torch.device, tmp_path: Path) -
 
 def test_nothing_to_move(device: torch.device) -> None:
     AveragingPlan([], device).advance_([], [], [], USUAL.on(device), at="z")
-    empty = [torch.zeros(0, device=device)]
+    around = torch.arange(4.0, device=device)
+    empty = [around[2:2]]
     AveragingPlan([0], device).advance_(empty, empty, empty, USUAL.on(device), at="z")
+    assert around.tolist() == [0, 1, 2, 3]
 
 
 def test_autograd_notices_the_change(device: torch.device) -> None:
