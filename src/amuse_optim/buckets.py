@@ -32,7 +32,7 @@ CHUNK_ENTRIES_ON_CPU = 2**16
 CHUNK_ENTRIES = 2**24
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_DENSE = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+DENSE = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 def dense_order(tensors: Sequence[Tensor], *, channels_last: bool = True) -> tuple[int, ...] | None:
@@ -94,7 +94,7 @@ class Slot:
         if is_sharded(param):
             tensors, gradient = [local(tensor) for tensor in tensors], local(gradient)
         order = None
-        if type(tensors[0]) in _DENSE:
+        if type(tensors[0]) in DENSE:
             order = dense_order(tensors, channels_last=not (group["stacked"] or group.get("transposed")))
         buffers = [flat(tensor, order or ()) for tensor in tensors]
         copies: list[tuple[Tensor, Tensor]] = []

@@ -5,6 +5,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable that imports nothing before it is called
 from torch.optim.optimizer import ParamsT
 
 from . import clock, options
@@ -178,6 +179,7 @@ class AMUSE(AveragedOptimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @_disable_dynamo  # tracing would set capturable=True in the groups
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step with the gradients in `p.grad`, which are read and not written.
@@ -225,7 +227,8 @@ class AMUSE(AveragedOptimizer):
                 if bucket.measurement is not None:
                     bucket.measurement.add_update(update, scale)
                 chunk.advance_(update, scale, numbers)
-            bucket.finish(now)
+        for bucket in buckets:  # which may share a step and a beta on the device
+            bucket.finish(schedules[id(bucket.group)][1])
         for group in active:
             clock.record(group, *schedules[id(group)])
         self.versions = self.versions.recorded(self.param_groups)

@@ -40,8 +40,8 @@ def buckets_of(
         if group["capturable"]:  # on the device: alike where they are the same tensors
             step, beta = id(step), id(beta)
             _check_capturable(group, slot)
-        dtypes = parameter.dtype, parameter.grad.dtype
-        key: object = (parameter.device, dtypes, is_sharded(parameter), names, step, beta)
+        dtypes = parameter.dtype, parameter.grad.dtype, state[names[0]].dtype
+        key: object = (parameter.device, type(parameter), dtypes, names, step, beta)
         alike.setdefault(index if group["foreach"] is False else key, []).append(slot)
     return [Bucket(group, number, slots, measurement) for slots in alike.values()]
 
@@ -67,15 +67,14 @@ def updates_of(buckets: list[Bucket]) -> list[tuple[Bucket, Iterable[Update]]]:
     Updates that can raise, because they call a user's function or a decomposition, are computed here, before
     any parameter changes; if one raises, the directions' state is restored.
     """
-    early: dict[int, list[Update]] = {}
+    found: dict[int, Iterable[Update]] = {}
     fallible = [b for b in buckets if DIRECTIONS[b.group["direction"]].may_raise(b.group)]
     with _restored_on_error(fallible):
         for bucket in fallible:
-            early[id(bucket)] = list(DIRECTIONS[bucket.group["direction"]].updates(bucket))
-    return [
-        (bucket, early.get(id(bucket)) or DIRECTIONS[bucket.group["direction"]].updates(bucket))
-        for bucket in buckets
-    ]
+            found[id(bucket)] = list(DIRECTIONS[bucket.group["direction"]].updates(bucket))
+    for bucket in buckets:
+        found.setdefault(id(bucket), DIRECTIONS[bucket.group["direction"]].updates(bucket))
+    return [(bucket, found[id(bucket)]) for bucket in buckets]
 
 
 @contextmanager

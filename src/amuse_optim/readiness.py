@@ -25,6 +25,11 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
             continue
         names, like_parameter = names_of(parameter)
         state = states[parameter]
+        if parameter.grad.shape != parameter.shape:
+            raise ValueError(
+                f"the gradient of {describe(group, index)} has the shape {tuple(parameter.grad.shape)}: the "
+                "parameter was replaced after the backward pass; compute its gradient again"
+            )
         if not started(state):
             if parameter.is_inference():
                 raise ValueError(

@@ -199,7 +199,7 @@ def muon(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
     names = {"method": "orthogonalize", "steps": "orthogonalize_steps", "dtype": "orthogonalize_dtype"}
     given = {name: group[option] for name, option in names.items()}
     factors = [_scale(matrix, group["scale"]) * orthogonalize(matrix, **given) for matrix in matrices]
-    d = torch.cat(factors).reshape(u.shape)
+    d = torch.cat(factors).reshape(u.shape) if factors else u
     return (_transposed(d, group) if group["transposed"] else d).reshape(shape)
 
 

@@ -36,32 +36,33 @@ class Versions:
             left = [(p, p._version) for p in parameters]
         except RuntimeError:  # tensors that were made under inference_mode have no counter
             left = [(p, p._version) for p in parameters if not p.is_inference()]
-        return Versions(tuple(left), self.told)
+        return Versions(tuple(left), self.told.intersection(parameters) if self.told else self.told)
 
     def accepted(self, parameters: Iterable[Tensor]) -> "Versions":
         """As they are now for some of the parameters."""
         chosen = set(parameters)
-        return Versions(tuple((p, p._version if p in chosen else v) for p, v in self.left), self.told)
+        left = tuple((p, p._version if p in chosen else v) for p, v in self.left)
+        return Versions(left, self.told - chosen)
 
     def checked(self, groups: Iterable[Group], states: Mapping[Tensor, State]) -> "Versions":
         """Warn of parameters that were written to since, each once."""
         edited = {p for p, version in self.left if p._version != version}
         if not edited:
             return self
-        edited -= self.told
-        names = [
-            describe(group, index)
+        names = {
+            p: describe(group, index)
             for group in groups
             for index, p in enumerate(group["params"])
-            if p in edited and started(states[p])
-        ]
+            if p in edited - self.told and started(states[p])
+        }
         if names:
+            named = ", ".join(list(names.values())[:_NAMED_AT_MOST])
             more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
             warnings.warn(
                 "weights were changed since the optimizer last wrote to them, and z and the average x do not "
-                f"follow: {', '.join(names[:_NAMED_AT_MOST])}{more}. Call accept_weights(optimizer) to go on "
+                f"follow: {named}{more}. Call accept_weights(optimizer) to go on "
                 "from the weights as they stand, or project(optimizer, function) to hold z and x to a mask "
                 "or bound as well. Nothing is to do where they were put back as they were",
                 stacklevel=6,
             )
-        return Versions(self.left, self.told | edited)
+        return Versions(self.left, self.told.union(names))

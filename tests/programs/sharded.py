@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
 
 from amuse_optim import AMUSE, averaged, param_groups, telemetry
 
@@ -20,6 +21,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"beta1": 0.0, "rho": 0.0},
     {"columns": True},
     {"columns": True, "matrices": "normuon"},
+    {"equal_splits": True, "matrices": "normuon"},
 ]
 
 
@@ -42,6 +44,8 @@ def build(network: nn.Module, options: dict[str, Any]) -> AMUSE:
     overrides: list[Any] = [("2.weight", matrices)]
     if options.pop("columns", False):  # sharded along its inputs, split along its outputs
         overrides.append(("0.weight", {"transposed": True, "split_rows": (2, 4)}))
+    if options.pop("equal_splits", False):  # several matrices of one parameter in a batch
+        overrides.append(("0.weight", {"split_rows": (2, 2, 4)}))
     groups = param_groups(network, matrices=matrices, overrides=overrides)
     return AMUSE(groups, lr=0.05, warmup_steps=3, weight_decay=0.1, **options)
 
@@ -97,12 +101,31 @@ def refuse_together() -> None:
         assert torch.equal(parameter.detach().to_local(), kept)
 
 
+def decompose_what_one_process_has() -> None:
+    """All shards of the others are empty; they take part in every collective all the same, and once."""
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    start, gradient = torch.arange(4.0).view(1, 4), torch.ones(1, 4)
+    found = []
+    for of in (
+        lambda value: value.clone(),
+        lambda value: distributed.tensor.distribute_tensor(value, mesh, [Shard(0)]),
+    ):
+        parameter = nn.Parameter(of(start))
+        optimizer = AMUSE([parameter], direction="muon", lr=0.1, warmup_steps=2, orthogonalize="exact")
+        for _ in range(2):
+            parameter.grad = of(gradient)
+            optimizer.step()
+        found.append(whole(parameter.detach()))
+    torch.testing.assert_close(found[1], found[0])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     for options in OPTIONS:
         compare(options)
     refuse_together()
+    decompose_what_one_process_has()
     gc.collect()  # torch 2.11 aborts at exit where a sharded module outlives its process group
     distributed.destroy_process_group()
     print("equal")

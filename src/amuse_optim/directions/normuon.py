@@ -36,16 +36,17 @@ class NorMuon(Muon):
         group = bucket.group
         _, rows, cols = factors.shape
         factors = factors.to(bucket.dtype)
-        kept = [whole(piece.slot.state["row_exp_avg_sq"]) for piece in pieces]
+        slots = {piece.slot.index: piece.slot for piece in pieces}
+        kept = {index: whole(slot.state["row_exp_avg_sq"]) for index, slot in slots.items()}
         mine = [
-            v.view(-1)[piece.place.row :][: piece.place.entries // cols]
-            for v, piece in zip(kept, pieces, strict=True)
+            kept[piece.slot.index].view(-1)[piece.place.row :][: piece.place.entries // cols]
+            for piece in pieces
         ]
         v = torch.cat(mine).to(bucket.dtype).view(-1, rows)
         v.lerp_(factors.square().mean(-1), 1.0 - group["row_beta2"])
         torch._foreach_copy_(mine, v.view(-1).split([len(part) for part in mine]))
-        for piece, tensor in zip(pieces, kept, strict=True):
-            store_whole_(piece.slot.state["row_exp_avg_sq"], tensor)
+        for index, slot in slots.items():
+            store_whole_(slot.state["row_exp_avg_sq"], kept[index])
 
         normalized = factors / (v.sqrt() + group["eps"]).unsqueeze(-1)
         norms = torch.linalg.vector_norm(normalized, dim=(-2, -1), keepdim=True)

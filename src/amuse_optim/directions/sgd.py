@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from amuse_optim.averaging import Tensors
-from amuse_optim.buckets import Chunk
+from amuse_optim.buckets import DENSE, Chunk
 from amuse_optim.schedule import Number
 
 from .base import ElementwiseDirection, Shape
@@ -28,4 +28,7 @@ class SGD(ElementwiseDirection):
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are in one memory; buffers of tensors without storage are copies."""
+    if type(one) not in DENSE or type(other) not in DENSE:
+        return False
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
