@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -51,7 +51,7 @@ def param_groups(
     model: nn.Module,
     *,
     matrices: str = "muon",
-    auxiliary: Literal["adamw", "sgd"] = "adamw",
+    auxiliary: str = "adamw",
     overrides: Sequence[Override] = (),
     weight_decay: float | None = None,
 ) -> ParamGroups:
@@ -68,7 +68,8 @@ def param_groups(
         model: Any module, and the same groups come out whatever wraps it or its parts: `torch.compile`, DDP,
             FSDP, activation checkpointing. Parameters with `requires_grad=False` are left out.
         matrices: Direction of the hidden matrices: "muon", or another one for matrices.
-        auxiliary: Direction of the rest. With "sgd" the matrices get the "spectral" scale.
+        auxiliary: Direction of the rest: "adamw", "sgd", or another one that is not for matrices. With "sgd"
+            the matrices get the "spectral" scale.
         overrides: Pairs (pattern, options), applied in order, later ones on top: a shell-style pattern on
             full parameter names (without what wrappers add), and a direction or a dict of group options such
             as `("*.lora_*", "adamw")`, `("*.qkv.weight", {"split_rows": (512, 512, 512)})`.
