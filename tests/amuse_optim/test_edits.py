@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, accept_weights, averaged, averaged_state_dict, project, telemetry
+from tests.amuse_optim.training import build_list, train_list
 
 KINDS: dict[str, dict[str, Any]] = {
     "muon": {"direction": "muon"},
@@ -31,21 +32,6 @@ FORMS = [
 NOTICED = "accept_weights.* project"
 
 
-def build(dtype: torch.dtype = torch.float32, **options: Any) -> tuple[nn.ParameterList, AMUSE]:
-    generator = torch.Generator().manual_seed(0)
-    model = nn.ParameterList(torch.randn(4, 3, generator=generator).to(dtype) for _ in range(3))
-    settings: dict[str, Any] = {"direction": "adamw", "lr": 0.1, "warmup_steps": 3, **options}
-    return model, AMUSE(list(model.named_parameters()), **settings)
-
-
-def train(model: nn.ParameterList, optimizer: AMUSE, steps: range) -> None:
-    for step in steps:
-        for i, parameter in enumerate(model):
-            generator = torch.Generator().manual_seed(10 * step + i)
-            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-        optimizer.step()
-
-
 def fill(parameter: Tensor, value: float) -> None:
     with torch.no_grad():
         parameter.fill_(value)
@@ -63,8 +49,8 @@ def fast(optimizer: AMUSE, parameter: Tensor) -> Tensor:
 def test_accepted_weights_are_z_x_and_y_and_nothing_else_changes(
     kind: str, dtype: torch.dtype, mode: str
 ) -> None:
-    model, optimizer = build(dtype, **KINDS[kind])
-    train(model, optimizer, range(20))
+    model, optimizer = build_list(3, dtype, **KINDS[kind])
+    train_list(model, optimizer, range(20))
     getattr(optimizer, mode)()
     untouched = copy.deepcopy(optimizer.state_dict())
     values = torch.arange(12.0).view(4, 3).to(dtype)  # which bfloat16 holds as well
@@ -87,7 +73,7 @@ def test_accepted_weights_are_z_x_and_y_and_nothing_else_changes(
     assert torch.equal(model[0], values)
     optimizer.train()
     assert torch.equal(model[0], values)
-    train(model, optimizer, range(20, 22))
+    train_list(model, optimizer, range(20, 22))
     assert all(parameter.isfinite().all() for parameter in model)
 
 
@@ -113,12 +99,12 @@ def test_from_accepted_weights_training_goes_on_as_from_a_start() -> None:
 @pytest.mark.parametrize(("kind", "dtype"), FORMS)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_mask_and_a_bound_hold_for_z_x_and_y(kind: str, dtype: torch.dtype, mode: str) -> None:
-    model, optimizer = build(dtype, **KINDS[kind])
+    model, optimizer = build_list(3, dtype, **KINDS[kind])
     generator = torch.Generator().manual_seed(3)
     mask, kept = torch.rand(4, 3, generator=generator) > 0.5, torch.rand(4, 3, generator=generator) > 0.5
     rounding = 1e-5 if dtype != torch.bfloat16 and kind != "lean" else 2**-8
     for step in range(12):
-        train(model, optimizer, range(step, step + 1))
+        train_list(model, optimizer, range(step, step + 1))
         getattr(optimizer, mode)()
         untouched = averaged_state_dict(model, optimizer)["2"]
         project(optimizer, lambda tensor: tensor.mul_(mask), [model[0]])
@@ -138,8 +124,8 @@ def test_a_mask_and_a_bound_hold_for_z_x_and_y(kind: str, dtype: torch.dtype, mo
 @pytest.mark.parametrize(("kind", "dtype"), [form for form in FORMS if form[0] != "lean"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_projecting_on_everything_changes_nothing(kind: str, dtype: torch.dtype, mode: str) -> None:
-    model, optimizer = build(dtype, **KINDS[kind])
-    train(model, optimizer, range(12))
+    model, optimizer = build_list(3, dtype, **KINDS[kind])
+    train_list(model, optimizer, range(12))
     y, x = [p.detach().clone() for p in model], averaged_state_dict(model, optimizer)
     z = [fast(optimizer, p).clone() for p in model]
     getattr(optimizer, mode)()
@@ -155,24 +141,24 @@ def test_projecting_on_everything_changes_nothing(kind: str, dtype: torch.dtype,
 
 @pytest.mark.requirement("B17")
 def test_before_the_first_step_the_parameter_is_all_there_is() -> None:
-    model, optimizer = build()
+    model, optimizer = build_list(3)
     fill(model[0], 2.0)
     project(optimizer, lambda tensor: tensor.clamp_(-1.0, 1.0))
     accept_weights(optimizer)
     assert torch.equal(model[0], torch.ones(4, 3))
-    train(model, optimizer, range(1))
+    train_list(model, optimizer, range(1))
     assert all(state["step"] == 1 for state in optimizer.state.values())
 
 
 @pytest.mark.requirement("B15", "B17")
 def test_accepting_weights_makes_state_that_is_gone() -> None:
-    model, optimizer = build()
-    train(model, optimizer, range(5))
+    model, optimizer = build_list(3)
+    train_list(model, optimizer, range(5))
     optimizer.state.clear()
     y = model[0].detach().clone()
     accept_weights(optimizer)
     assert torch.equal(averaged_state_dict(model, optimizer)["0"], y)
-    train(model, optimizer, range(5, 7))
+    train_list(model, optimizer, range(5, 7))
     assert [(state["step"], optimizer.param_groups[0]["t"]) for state in optimizer.state.values()] == [
         (2, 7)
     ] * 3
@@ -180,8 +166,8 @@ def test_accepting_weights_makes_state_that_is_gone() -> None:
 
 @pytest.mark.requirement("B17")
 def test_wrong_calls_are_refused_in_words() -> None:
-    model, optimizer = build()
-    train(model, optimizer, range(3))
+    model, optimizer = build_list(3)
+    train_list(model, optimizer, range(3))
     before = copy.deepcopy(optimizer.state_dict())
     refused = r"parameters must be the optimizer's own, got one of shape \(5,\)"
     with pytest.raises(ValueError, match=refused):
@@ -204,7 +190,7 @@ def best_weights(model: nn.ParameterList, optimizer: AMUSE) -> None:
 @pytest.mark.parametrize(
     "then",
     [
-        lambda model, optimizer: train(model, optimizer, range(5, 6)),
+        lambda model, optimizer: train_list(model, optimizer, range(5, 6)),
         lambda _, optimizer: optimizer.eval(),
         lambda model, optimizer: averaged_state_dict(model, optimizer),
         best_weights,
@@ -213,9 +199,9 @@ def best_weights(model: nn.ParameterList, optimizer: AMUSE) -> None:
 )
 @pytest.mark.parametrize("foreach", [None, False])
 def test_edits_are_noticed_and_said_once(then: Callable[..., Any], foreach: bool | None) -> None:
-    model, optimizer = build(foreach=foreach)
+    model, optimizer = build_list(3, foreach=foreach)
     fill(model[2], 1.0)  # before the first step nothing is lost
-    train(model, optimizer, range(5))
+    train_list(model, optimizer, range(5))
     fill(model[0], 1.0)
     with pytest.warns(UserWarning, match=NOTICED) as seen:
         then(model, optimizer)
@@ -224,16 +210,16 @@ def test_edits_are_noticed_and_said_once(then: Callable[..., Any], foreach: bool
     assert "'1'" not in str(seen[0].message)
     optimizer.train()
     fill(model[0], 2.0)
-    train(model, optimizer, range(6, 8))  # a second warning would be an error here
+    train_list(model, optimizer, range(6, 8))  # a second warning would be an error here
     fill(model[1], 2.0)
     with pytest.warns(UserWarning, match="parameter '1'"):
-        train(model, optimizer, range(8, 9))
+        train_list(model, optimizer, range(8, 9))
 
 
 @pytest.mark.requirement("B17")
 def test_an_edit_of_the_average_is_noticed_before_y_comes_back() -> None:
-    model, optimizer = build()
-    train(model, optimizer, range(5))
+    model, optimizer = build_list(3)
+    train_list(model, optimizer, range(5))
     optimizer.eval()
     fill(model[1], 1.0)
     with pytest.warns(UserWarning, match="parameter '1'"):
@@ -257,11 +243,11 @@ def test_many_edits_are_one_warning() -> None:
 @pytest.mark.requirement("B17")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_library_does_itself_is_no_edit(kind: str) -> None:
-    model, optimizer = build(**KINDS[kind])
+    model, optimizer = build_list(3, **KINDS[kind])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in range(6):
-            train(model, optimizer, range(step, step + 1))
+            train_list(model, optimizer, range(step, step + 1))
             optimizer.eval()
             optimizer.train()
             with averaged(optimizer), averaged(optimizer):
@@ -273,23 +259,23 @@ def test_what_the_library_does_itself_is_no_edit(kind: str) -> None:
             optimizer.add_param_group({"params": [(f"late {step}", late)]})
             model.append(late)
         saved_model, saved = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
-        train(model, optimizer, range(6, 8))
+        train_list(model, optimizer, range(6, 8))
         model.load_state_dict(saved_model)
         optimizer.load_state_dict(saved)
-        train(model, optimizer, range(6, 8))
+        train_list(model, optimizer, range(6, 8))
         optimizer.load_state_dict(saved)
         model.load_state_dict(saved_model)
-        train(model, optimizer, range(6, 8))
+        train_list(model, optimizer, range(6, 8))
 
 
 @pytest.mark.requirement("B3", "B17")
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copies_do_not_mistake_themselves_for_edits(copied: Callable[[Any], Any]) -> None:
-    model, optimizer = build()
-    train(model, optimizer, range(3))
+    model, optimizer = build_list(3)
+    train_list(model, optimizer, range(3))
     model, optimizer = copied((model, optimizer))
     assert not any("version" in key for state in optimizer.state_dict()["state"].values() for key in state)
-    train(model, optimizer, range(3, 5))
+    train_list(model, optimizer, range(3, 5))
     fill(model[0], 1.0)
     with pytest.warns(UserWarning, match="parameter '0'"):
         optimizer.step()
@@ -298,10 +284,10 @@ def test_copies_do_not_mistake_themselves_for_edits(copied: Callable[[Any], Any]
 @pytest.mark.requirement("B17")
 def test_edits_through_data_go_unseen_and_do_no_harm() -> None:
     """As the documentation says: those that nobody can see."""
-    model, optimizer = build()
-    train(model, optimizer, range(3))
+    model, optimizer = build_list(3)
+    train_list(model, optimizer, range(3))
     model[0].data.fill_(1.0)
     model[1].data = torch.ones(4, 3)
-    train(model, optimizer, range(3, 5))
+    train_list(model, optimizer, range(3, 5))
     accept_weights(optimizer)
     assert torch.equal(averaged_state_dict(model, optimizer)["1"], model[1])

@@ -11,6 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, averaged, averaged_state_dict, telemetry
+from tests.amuse_optim.training import build_list, train_list
 
 KINDS: dict[str, dict[str, Any]] = {
     "muon": {"direction": "muon"},
@@ -29,21 +30,6 @@ CALLS: dict[str, Callable[[AMUSE], Any]] = {
 }
 
 
-def build(dtype: torch.dtype = torch.float32, **options: Any) -> tuple[nn.ParameterList, AMUSE]:
-    generator = torch.Generator().manual_seed(0)
-    model = nn.ParameterList(torch.randn(4, 3, generator=generator).to(dtype) for _ in range(2))
-    settings: dict[str, Any] = {"direction": "adamw", "lr": 0.1, "warmup_steps": 3, **options}
-    return model, AMUSE(list(model.named_parameters()), **settings)
-
-
-def train(model: nn.ParameterList, optimizer: AMUSE, steps: range) -> None:
-    for step in steps:
-        for i, parameter in enumerate(model):
-            generator = torch.Generator().manual_seed(10 * step + i)
-            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-        optimizer.step()
-
-
 def values(model: nn.ParameterList, optimizer: AMUSE) -> list[Tensor]:
     kept = optimizer.state_dict()["state"].values()
     tensors = [value for state in kept for value in state.values() if isinstance(value, Tensor)]
@@ -58,23 +44,23 @@ def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("empty", [collections.defaultdict(dict), {}], ids=["defaultdict", "dict"])
 def test_state_emptied_before_the_first_step_is_made_anew(call: str, empty: Any) -> None:
-    model, optimizer = build()
-    twin, untouched = build()
+    model, optimizer = build_list(2)
+    twin, untouched = build_list(2)
     optimizer.state = copy.copy(empty)
     CALLS[call](optimizer)
     optimizer.train()
     CALLS[call](untouched)
     untouched.train()
-    train(model, optimizer, range(3))
-    train(twin, untouched, range(3))
+    train_list(model, optimizer, range(3))
+    train_list(twin, untouched, range(3))
     assert equal(values(model, optimizer), values(twin, untouched))
 
 
 @pytest.mark.requirement("B15")
 @pytest.mark.parametrize("call", CALLS)
 def test_state_emptied_after_a_step_is_missed_in_words(call: str) -> None:
-    model, optimizer = build()
-    train(model, optimizer, range(3))
+    model, optimizer = build_list(2)
+    train_list(model, optimizer, range(3))
     kept, saved, before = optimizer.state, copy.deepcopy(optimizer.state_dict()), values(model, optimizer)
     optimizer.state = collections.defaultdict(dict)
     with pytest.raises(ValueError, match=r"state of parameter '0' .* is not in optimizer.state"):
@@ -93,8 +79,8 @@ def test_state_emptied_after_a_step_is_missed_in_words(call: str) -> None:
 @pytest.mark.requirement("B15")
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_parameters_may_be_exchanged_before_the_first_step(mode: str) -> None:
-    model, optimizer = build()
-    twin, untouched = build()
+    model, optimizer = build_list(2)
+    twin, untouched = build_list(2)
     for one in (optimizer, untouched):
         getattr(one, mode)()
     group = optimizer.param_groups[0]
@@ -103,8 +89,8 @@ def test_parameters_may_be_exchanged_before_the_first_step(mode: str) -> None:
     assert list(optimizer.state_dict()["state"]) == [0, 1]
     for one in (optimizer, untouched):
         one.train()
-    train(model, optimizer, range(3))
-    train(twin, untouched, range(3))
+    train_list(model, optimizer, range(3))
+    train_list(twin, untouched, range(3))
     assert equal(values(model, optimizer), values(twin, untouched))
     assert len(optimizer.state) == 2  # nothing keeps the old ones alive
     assert group["param_names"] == ["0", "1"]
@@ -112,8 +98,8 @@ def test_parameters_may_be_exchanged_before_the_first_step(mode: str) -> None:
 
 @pytest.mark.requirement("B15")
 def test_a_parameter_that_takes_anothers_place_begins_anew() -> None:
-    model, optimizer = build()
-    train(model, optimizer, range(3))
+    model, optimizer = build_list(2)
+    train_list(model, optimizer, range(3))
     wider = nn.Parameter(torch.ones(6, 3))
     optimizer.param_groups[0]["params"][1] = wider
     wider.grad = torch.ones(6, 3)
@@ -132,8 +118,8 @@ def test_a_parameter_that_takes_anothers_place_begins_anew() -> None:
 
 @pytest.mark.requirement("B15")
 def test_a_parameter_removed_and_put_back_is_missed_in_words() -> None:
-    model, optimizer = build()
-    train(model, optimizer, range(3))
+    model, optimizer = build_list(2)
+    train_list(model, optimizer, range(3))
     removed = optimizer.param_groups[0]["params"].pop()
     optimizer.param_groups[0]["param_names"].pop()
     assert list(optimizer.state_dict()["state"]) == [0]
@@ -152,28 +138,28 @@ def test_raw_distributed_checkpoints_lose_nothing(
 ) -> None:
     if kind == "captured" and dtype != torch.float32:
         dtype = torch.float64
-    model, optimizer = build(dtype, **KINDS[kind])
-    train(model, optimizer, range(5))
+    model, optimizer = build_list(2, dtype, **KINDS[kind])
+    train_list(model, optimizer, range(5))
     dcp.save(
         {"model": model, "optim": optimizer if whole else optimizer.state_dict()}, checkpoint_id=tmp_path
     )
-    again, target = build(dtype, **KINDS[kind])
-    train(again, target, range(50, 52))
+    again, target = build_list(2, dtype, **KINDS[kind])
+    train_list(again, target, range(50, 52))
     stored = target.state_dict()
     dcp.load({"model": again, "optim": target if whole else stored}, checkpoint_id=tmp_path)
     if not whole:
         target.load_state_dict(stored)
     assert equal(values(again, target), values(model, optimizer))
-    train(model, optimizer, range(5, 8))
-    train(again, target, range(5, 8))
+    train_list(model, optimizer, range(5, 8))
+    train_list(again, target, range(5, 8))
     assert equal(values(again, target), values(model, optimizer))
 
 
 @pytest.mark.requirement("B15")
 @pytest.mark.parametrize("key", [str, int])
 def test_numbers_saved_as_tensors_and_keys_as_strings(key: Callable[[int], Any]) -> None:
-    model, optimizer = build()
-    train(model, optimizer, range(5))
+    model, optimizer = build_list(2)
+    train_list(model, optimizer, range(5))
     saved = copy.deepcopy(optimizer.state_dict())
     numbers = {**saved["param_groups"][0], "t": torch.tensor(5), "beta_t": torch.tensor(0.5)}
     saved["param_groups"] = [numbers]
@@ -181,21 +167,21 @@ def test_numbers_saved_as_tensors_and_keys_as_strings(key: Callable[[int], Any])
         key(i): {**state, "step": torch.tensor(5.0), "beta": torch.tensor(state["beta"]).double()}
         for i, state in saved["state"].items()
     }
-    again, target = build()
+    again, target = build_list(2)
     again.load_state_dict(model.state_dict())
     target.load_state_dict(saved)
     assert [type(state["step"]) for state in target.state.values()] == [int, int]
     assert type(target.param_groups[0]["t"]) is int
-    train(model, optimizer, range(5, 8))
-    train(again, target, range(5, 8))
+    train_list(model, optimizer, range(5, 8))
+    train_list(again, target, range(5, 8))
     assert equal(list(again), list(model))
 
 
 @pytest.mark.requirement("B5", "B9")
 def test_load_hooks_see_and_keep_what_is_loaded() -> None:
-    model, optimizer = build(torch.bfloat16)
-    train(model, optimizer, range(2))
-    again, target = build(torch.bfloat16)
+    model, optimizer = build_list(2, torch.bfloat16)
+    train_list(model, optimizer, range(2))
+    again, target = build_list(2, torch.bfloat16)
     seen: list[torch.dtype] = []
 
     def hook(loaded: torch.optim.Optimizer) -> None:
@@ -213,10 +199,10 @@ def test_load_hooks_see_and_keep_what_is_loaded() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_mode_around_anything_changes_nothing(kind: str) -> None:
     def life(around: Callable[[], Any]) -> list[Tensor]:
-        model, _ = build()
+        model, _ = build_list(2)
         with around():
             optimizer = AMUSE(model, lr=0.1, warmup_steps=3, **KINDS[kind])
-        train(model, optimizer, range(3))
+        train_list(model, optimizer, range(3))
         with around():
             optimizer.eval()
         optimizer.train()
@@ -225,7 +211,7 @@ def test_inference_mode_around_anything_changes_nothing(kind: str) -> None:
         saved = copy.deepcopy(optimizer.state_dict())
         with around():
             optimizer.load_state_dict(copy.deepcopy(saved))
-        train(model, optimizer, range(3, 5))
+        train_list(model, optimizer, range(3, 5))
         return values(model, optimizer)
 
     assert equal(life(torch.inference_mode), life(torch.no_grad))
@@ -234,7 +220,7 @@ def test_inference_mode_around_anything_changes_nothing(kind: str) -> None:
 @pytest.mark.requirement("B15")
 def test_what_was_made_under_inference_mode_is_refused_before_a_step_counts() -> None:
     with torch.inference_mode():
-        model, optimizer = build()
+        model, optimizer = build_list(2)
     for parameter in model:
         with torch.inference_mode():
             parameter.grad = torch.ones_like(parameter)
@@ -242,11 +228,11 @@ def test_what_was_made_under_inference_mode_is_refused_before_a_step_counts() ->
         optimizer.step()
     assert optimizer.param_groups[0]["t"] == 0
 
-    model, optimizer = build()
-    train(model, optimizer, range(2))
+    model, optimizer = build_list(2)
+    train_list(model, optimizer, range(2))
     with torch.inference_mode():
         for state in optimizer.state.values():
             state["z"] = state["z"].clone()
     with pytest.raises(ValueError, match=r"state of parameter '0' .* was made under torch.inference_mode"):
-        train(model, optimizer, range(2, 3))
+        train_list(model, optimizer, range(2, 3))
     assert [state["step"] for state in optimizer.state.values()] == [2, 2]

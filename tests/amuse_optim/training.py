@@ -61,3 +61,22 @@ def bits(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
     """Whether two lists of tensors are equal to the bit."""
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def build_list(
+    count: int, dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[nn.ParameterList, AMUSE]:
+    """Random named parameters of shape (4, 3), and their optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.ParameterList(torch.randn(4, 3, generator=generator).to(dtype) for _ in range(count))
+    settings: dict[str, Any] = {"direction": "adamw", "lr": 0.1, "warmup_steps": 3, **options}
+    return model, AMUSE(list(model.named_parameters()), **settings)
+
+
+def train_list(model: nn.ParameterList, optimizer: AMUSE, steps: range) -> None:
+    """Steps with random gradients."""
+    for step in steps:
+        for i, parameter in enumerate(model):
+            generator = torch.Generator().manual_seed(10 * step + i)
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        optimizer.step()
