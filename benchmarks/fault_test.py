@@ -146,7 +146,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     text = b"To be, or not to be. " * 200
-    BUNDLED["tiny"] = Bundled("a line, repeated", lambda: ByPosition([text], {"kind": "tiny"}))  # type: ignore[index]
+    BUNDLED["tiny"] = Bundled("a line, repeated", lambda: ByPosition([text], {"kind": "tiny"}))
     chance = random.Random(arguments.seed)
     died: list[str] = []
     different: list[str] = []

@@ -99,13 +99,13 @@ def _forms() -> list[Contestant]:
     """AMUSE with its kernels, captured, and both."""
 
     def eager(model: nn.Module) -> Optimizers:
-        return [WithKernels(optimizer) for optimizer in CONTESTANTS["amuse"].build(model)]  # type: ignore[misc]
+        return [WithKernels(optimizer) for optimizer in CONTESTANTS["amuse"].build(model)]
 
     def captured(model: nn.Module) -> Optimizers:
-        return [Captured(_capturable(model))]  # type: ignore[list-item]
+        return [Captured(_capturable(model))]
 
     def both(model: nn.Module) -> Optimizers:
-        return [WithKernels(Captured(_capturable(model)))]  # type: ignore[list-item]
+        return [WithKernels(Captured(_capturable(model)))]
 
     return [
         Contestant("amuse-kernels", "AMUSE with its Triton kernels", eager),

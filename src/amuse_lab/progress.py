@@ -21,7 +21,7 @@ class Status:
     """Where a run stands.
 
     Attributes:
-        step: Training steps done.
+        step: How many training steps have been taken, counted from the run's beginning.
         steps: Training steps in all.
         rate: Units per second of training time, since the previous logged line of training.
         unit: What `rate` counts, such as "tokens".

@@ -35,7 +35,7 @@ class Run:
     Attributes:
         config: Settings of the run.
         trainer: Model, optimizer and task on this process.
-        folder: The run folder.
+        folder: The run folder, where metrics, checkpoints and the model are written.
         processes: Processes of the run.
         interrupt: Tells whether this process was asked to stop.
         progress: Display of the run's progress.

@@ -48,8 +48,8 @@ def test_nested_settings_in_both_spellings(tiny: Make, tmp_path: Path) -> None:
         *("--optimizer.lr-rest", "0.5", "--optimizer.warmup_steps=7", "--task.model.n-head", "4"),
         *("--clip", "1.5", "--runs", str(tmp_path), "--task.model.no-tied"),
     )
-    assert config.optimizer.lr_rest == 0.5  # type: ignore[attr-defined]
-    assert config.optimizer.warmup_steps == 7  # type: ignore[attr-defined]
+    assert config.optimizer.lr_rest == 0.5
+    assert config.optimizer.warmup_steps == 7
     assert isinstance(config.task, LanguageModelConfig)
     assert config.task.model.n_head == 4
     assert not config.task.model.tied

@@ -64,7 +64,7 @@ def test_the_others_end_with_the_one_that_fails(monkeypatch: pytest.MonkeyPatch)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-PYTHON = os.path.realpath(sys.executable)  # noqa: PTH - before a test changes it
+PYTHON = os.path.realpath(sys.executable)  # noqa: PTH
 
 
 def test_at_least_one() -> None:

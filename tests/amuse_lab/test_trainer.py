@@ -41,7 +41,7 @@ def gradients(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[float
     found: dict[str, Tensor] = {}
 
     def step() -> None:
-        found.update({name: p.grad.clone() for name, p in learning.model.named_parameters()})  # type: ignore[union-attr]
+        found.update({name: p.grad.clone() for name, p in learning.model.named_parameters()})
 
     monkeypatch.setattr(learning.optimizer, "step", step)
     learning.advance(look=True)
@@ -61,7 +61,7 @@ def test_microbatches_add_up_to_the_mean_over_the_batch(
     expected = reference.task.loss(model, windows)
     expected.backward()
     if clip is not None:
-        norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))  # type: ignore[union-attr]
+        norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
         for parameter in model.parameters():
             assert parameter.grad is not None
             parameter.grad *= clip / norm
@@ -160,17 +160,17 @@ def test_curvature_is_estimated_when_it_is_wanted(tiny: Make) -> None:
 
             def observe_curvature(self) -> None:
                 calls.append("observe")
-                found.append(parameter.grad.clone())  # type: ignore[union-attr]
+                found.append(parameter.grad.clone())
 
             def step(self) -> None:
                 calls.append("step")
-                found.append(parameter.grad.clone())  # type: ignore[union-attr]
+                found.append(parameter.grad.clone())
 
             def zero_grad(self) -> None:
                 learning.model.zero_grad()
 
         parameter = learning.model.get_parameter("embedding.weight")
-        learning.optimizer = Curious()  # type: ignore[assignment]
+        learning.optimizer = Curious()
         learning.advance(look=True)
         learning.advance(look=True)
         assert calls == ["observe", "watch", "step", "watch", "step"]
@@ -257,7 +257,7 @@ def test_every_step_and_seed_samples_other_labels(wide: Make, monkeypatch: pytes
         learning.config = replace(config, seed=seed)
         learning.model.zero_grad()
         learning._accumulate(learning._sampled_loss())
-        kept.append(learning.model.get_parameter("embedding.weight").grad.clone())  # type: ignore[union-attr]
+        kept.append(learning.model.get_parameter("embedding.weight").grad.clone())
     assert (kept[1] - kept[0]).norm() > 0.1 * kept[0].norm()
 
 

@@ -33,7 +33,7 @@ def test_equals_descent_with_an_average_beside_it(decay_at: str, foreach: bool |
         lr=0.1,
         warmup_steps=5,
         weight_decay=0.2,
-        weight_decay_at=decay_at,  # type: ignore[arg-type]
+        weight_decay_at=decay_at,
         foreach=foreach,
         **ZERO,
     )

@@ -11,17 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, accept_weights, averaged, averaged_state_dict, project, telemetry
+from tests.amuse_optim import training
 from tests.amuse_optim.training import build_list, train_list
 
-KINDS: dict[str, dict[str, Any]] = {
-    "muon": {"direction": "muon"},
-    "normuon": {"direction": "normuon"},
-    "adamw": {"direction": "adamw", "auxiliary_momentum": 0.9},
-    "gradients at z": {"direction": "sgd", "beta1": 0.0, "rho": 0.0},
-    "lean": {"direction": "muon", "state_precision": "lean"},
-    "captured": {"direction": "adamw", "capturable": True, "nonfinite": "ignore"},
-    "published": {"direction": "sgd", "parity": "published"},
-}
+KINDS = training.KINDS | {"published": {"direction": "sgd", "parity": "published"}}
 FORMS = [
     (kind, dtype)
     for kind in KINDS
@@ -108,7 +101,7 @@ def test_a_mask_and_a_bound_hold_for_z_x_and_y(kind: str, dtype: torch.dtype, mo
         getattr(optimizer, mode)()
         untouched = averaged_state_dict(model, optimizer)["2"]
         project(optimizer, lambda tensor: tensor.mul_(mask), [model[0]])
-        project(optimizer, lambda tensor: tensor.clamp_(-0.75, 0.75), model[1])  # type: ignore[arg-type]
+        project(optimizer, lambda tensor: tensor.clamp_(-0.75, 0.75), model[1])
         assert torch.equal(averaged_state_dict(model, optimizer)["2"], untouched)
         x = averaged_state_dict(model, optimizer)
         optimizer.train()

@@ -271,7 +271,7 @@ def test_z_equals_torch_muon(
         t0_steps=50,
         weight_decay=0.1,
         nesterov=nesterov,
-        scale=scale,  # type: ignore[arg-type]
+        scale=scale,
         orthogonalize=torch_iteration,
     )
     peer = torch.optim.Muon(

@@ -97,7 +97,7 @@ def test_accessors_of_the_model_name_the_head() -> None:
 def test_what_an_accessor_returns_is_looked_into(answer: object, heads: set[str]) -> None:
     class Model(Parts):
         def get_classifier(self) -> object:
-            return answer(self)  # type: ignore[operator]
+            return answer(self)
 
     layers = {name: nn.Linear(8, 8, bias=False) for name in ("one", "two", "trunk")}
     several = nn.ModuleList([nn.Linear(8, 8, bias=False), chain(8, 8, 3)])

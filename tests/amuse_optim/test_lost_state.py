@@ -11,16 +11,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, averaged, averaged_state_dict, telemetry
-from tests.amuse_optim.training import build_list, train_list
+from tests.amuse_optim.training import KINDS, build_list, train_list
 
-KINDS: dict[str, dict[str, Any]] = {
-    "muon": {"direction": "muon"},
-    "normuon": {"direction": "normuon"},
-    "adamw": {"direction": "adamw", "auxiliary_momentum": 0.9},
-    "gradients at z": {"direction": "sgd", "beta1": 0.0, "rho": 0.0},
-    "lean": {"direction": "muon", "state_precision": "lean"},
-    "captured": {"direction": "adamw", "capturable": True, "nonfinite": "ignore"},
-}
 CALLS: dict[str, Callable[[AMUSE], Any]] = {
     "step": lambda optimizer: optimizer.step(),
     "state_dict": lambda optimizer: optimizer.state_dict(),

@@ -145,7 +145,7 @@ def test_an_attached_model_is_set_right_after_loading(
     attach(optimizer, model)
     model.train(loaded_in == "train")
     for part in ("model", "optimizer") if first == "model" else ("optimizer", "model"):
-        {"model": model, "optimizer": optimizer}[part].load_state_dict(saved[part])  # type: ignore[attr-defined]
+        {"model": model, "optimizer": optimizer}[part].load_state_dict(saved[part])
     if switch:
         model.train(loaded_in == "train")
     model(torch.ones(1, 6))
@@ -202,12 +202,12 @@ def test_attach_goes_through_lightnings_validation(tmp_path: Any) -> None:
 
         def training_step(self, x: Tensor, _: int) -> Tensor:
             loss = self.net(x).square().mean()
-            seen.append(("training", self.optimizers().mode))  # type: ignore[union-attr]
+            seen.append(("training", self.optimizers().mode))
             return loss
 
         def validation_step(self, x: Tensor, _: int) -> None:
             self.net(x)
-            seen.append(("validation", self.optimizers().mode))  # type: ignore[union-attr]
+            seen.append(("validation", self.optimizers().mode))
 
         def configure_optimizers(self) -> AMUSE:
             optimizer = AMUSE(param_groups(self.net), lr=0.02, warmup_steps=4)

@@ -103,7 +103,7 @@ def test_wrapped_as_the_model_of_a_trainer_module(build: Callable[[], nn.Module]
     def plainly_named(model: nn.Module) -> list[dict[str, object]]:
         groups = described(model)
         for group in groups:
-            members: list[tuple[str, object]] = group["params"]  # type: ignore[assignment]
+            members: list[tuple[str, object]] = group["params"]
             group["params"] = [(name.removeprefix("model."), shape) for name, shape in members]
         return groups
 

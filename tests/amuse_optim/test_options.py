@@ -161,9 +161,9 @@ def test_unusable_parameters_are_refused() -> None:
     with pytest.raises(TypeError, match=r"view_as_real"):
         AMUSE([nn.Parameter(torch.ones(2, dtype=torch.complex64))], direction="sgd", warmup_steps=2)
     with pytest.raises(TypeError, match="ordered collection"):
-        AMUSE({nn.Parameter(torch.ones(2))}, direction="sgd", warmup_steps=2)  # type: ignore[arg-type]
+        AMUSE({nn.Parameter(torch.ones(2))}, direction="sgd", warmup_steps=2)
     with pytest.raises(TypeError, match="params must be tensors"):
-        AMUSE([1.0], direction="sgd", warmup_steps=2)  # type: ignore[list-item]
+        AMUSE([1.0], direction="sgd", warmup_steps=2)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_parameter_twice_in_a_group_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         AMUSE([parameter, parameter], direction="sgd", warmup_steps=2)
     with pytest.raises(ValueError, match="must have 'params'"):
-        AMUSE([{"direction": "sgd"}], warmup_steps=2)  # type: ignore[list-item]
+        AMUSE([{"direction": "sgd"}], warmup_steps=2)
 
 
 def test_options_changed_to_nonsense_are_caught_at_the_next_step() -> None:

@@ -66,7 +66,7 @@ def test_orthogonality_error_is_that_of_the_matrices() -> None:
 
     for method in ("exact", record):
         parameters = [nn.Parameter(torch.ones(s, dtype=torch.float64)) for s in ((6, 4), (3, 5))]
-        optimizer = AMUSE(parameters, direction="muon", warmup_steps=4, orthogonalize=method)  # type: ignore[arg-type]
+        optimizer = AMUSE(parameters, direction="muon", warmup_steps=4, orthogonalize=method)
         telemetry(optimizer)
         take_steps(optimizer, range(1, 2))
         value = float(telemetry(optimizer)["0_muon/orthogonality_error"])

@@ -7,6 +7,16 @@ from torch import Tensor, nn
 
 from amuse_optim import AMUSE, param_groups
 
+# A group of every form that state and steps have.
+KINDS: dict[str, dict[str, Any]] = {
+    "muon": {"direction": "muon"},
+    "normuon": {"direction": "normuon"},
+    "adamw": {"direction": "adamw", "auxiliary_momentum": 0.9},
+    "gradients at z": {"direction": "sgd", "beta1": 0.0, "rho": 0.0},
+    "lean": {"direction": "muon", "state_precision": "lean"},
+    "captured": {"direction": "adamw", "capturable": True, "nonfinite": "ignore"},
+}
+
 
 def build(seed: int = 0, **options: Any) -> tuple[nn.Module, AMUSE]:
     """A perceptron with two matrices for Muon and a head, and its optimizer."""

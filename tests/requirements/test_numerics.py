@@ -52,7 +52,7 @@ def test_a03_the_first_update_of_a_late_parameter_has_size_one() -> None:
 @pytest.mark.parametrize("parity", ["exact", "published"])
 def test_a04_a_raised_learning_rate_keeps_beta_and_the_sequences_sane(factor: int, parity: str) -> None:
     parameter = nn.Parameter(torch.ones(4, 4, dtype=torch.float64))
-    optimizer = AMUSE([parameter], direction="muon", lr=0.01, warmup_steps=10, parity=parity)  # type: ignore[arg-type]
+    optimizer = AMUSE([parameter], direction="muon", lr=0.01, warmup_steps=10, parity=parity)
     betas = []
     for step in range(200):
         if step == 50:
@@ -125,7 +125,7 @@ def test_a09_state_bytes_per_parameter(
 ) -> None:
     for direction, expected in (("muon", muon), ("adamw", adamw), ("sgd", sgd)):
         weight = nn.Parameter(torch.ones(8, 8, dtype=dtype))
-        optimizer = AMUSE([weight], direction=direction, warmup_steps=2, state_precision=precision)  # type: ignore[arg-type]
+        optimizer = AMUSE([weight], direction=direction, warmup_steps=2, state_precision=precision)
         for _ in range(3):
             weight.grad = torch.ones_like(weight)
             optimizer.step()

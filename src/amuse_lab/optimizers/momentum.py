@@ -18,7 +18,7 @@ class SGD(ScheduledConfig):
     """SGD with Nesterov's momentum under a schedule; from torch.
 
     Attributes:
-        momentum: Nesterov momentum, positive.
+        momentum: Decay of the momentum, positive; Nesterov's form looks one step ahead.
         weight_decay: Added to the gradient of every parameter.
     """
 

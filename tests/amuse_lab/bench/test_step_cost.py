@@ -17,7 +17,7 @@ from amuse_optim import AMUSE, param_groups
 
 def ready(model: nn.Module, **options: object) -> AMUSE:
     """An optimizer that has taken two steps."""
-    optimizer = AMUSE(param_groups(model), lr=1e-3, warmup_steps=2, weight_decay=0.1, **options)  # type: ignore[arg-type]
+    optimizer = AMUSE(param_groups(model), lr=1e-3, warmup_steps=2, weight_decay=0.1, **options)
     _with_gradients(model)
     for _ in range(2):
         optimizer.step()

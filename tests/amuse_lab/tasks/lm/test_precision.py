@@ -28,7 +28,7 @@ def validation_loss(dtype: torch.dtype, precision: str, steps: int) -> float:
         warmup_steps=steps // 10,
         t0_steps=steps * 7 // 20,
         auxiliary_momentum=0.9,
-        state_precision=precision,  # type: ignore[arg-type]
+        state_precision=precision,
     )
     for step in range(steps):
         optimizer.zero_grad()
