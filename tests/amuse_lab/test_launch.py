@@ -64,6 +64,7 @@ def test_the_others_end_with_the_one_that_fails(monkeypatch: pytest.MonkeyPatch)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+# Found before a test changes where it is.
 PYTHON = os.path.realpath(sys.executable)  # noqa: PTH
 
 
