@@ -91,7 +91,7 @@ def disturb(runs: Path, steps: int, longest: float, chance: random.Random, *, ai
         steps: Of the run.
         longest: Seconds after which it dies at the latest.
         chance: Chooses the moment.
-        aimed: Whether it is to die in a checkpoint, however long it takes to get to the next one.
+        aimed: Whether it is to die in a checkpoint, however long it takes to get to one.
 
     Returns:
         Where it died, "checkpoint" or "elsewhere"; None if it came to its end before.
@@ -99,13 +99,18 @@ def disturb(runs: Path, steps: int, longest: float, chance: random.Random, *, ai
     since = time.time()
     process = attempt(runs, steps)
     deadline = time.time() + chance.uniform(0, longest)
-    waiting = aimed
     while not ended(process):
-        if waiting and writing(runs, since):
-            waiting, deadline = False, time.time() + chance.uniform(0, 0.005)
-        if not waiting and time.time() >= deadline:
+        if aimed and writing(runs, since):
+            time.sleep(chance.uniform(0, 0.005))
+            os.kill(process, signal.SIGSTOP)  # so that what is seen now is where it dies
+            if writing(runs, since):
+                kill(process)
+                return "checkpoint"
+            os.kill(process, signal.SIGCONT)  # too late for this checkpoint: wait for the next
+        if not aimed and time.time() >= deadline:
+            where = "checkpoint" if writing(runs, since) else "elsewhere"
             kill(process)
-            return "checkpoint" if writing(runs, since) else "elsewhere"
+            return where
         time.sleep(0.0005)
     return None
 

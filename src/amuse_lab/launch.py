@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import Never
 
 from amuse_lab.errors import require
 
@@ -61,6 +62,23 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             child.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def exit_rank(status: int) -> Never:
+    """End this process; where it is one of several, without the interpreter's finalization.
+
+    A thread of gloo may still hold the tensors of the last exchange while it does: their release would need
+    the interpreter, and torch would abort a process whose work is done ("terminate called without an active
+    exception").
+
+    Args:
+        status: The exit status.
+    """
+    if "RANK" not in os.environ:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _first_failure(children: Sequence["subprocess.Popen[bytes]"]) -> int:

@@ -71,3 +71,18 @@ PYTHON = os.path.realpath(sys.executable)  # noqa: PTH
 def test_at_least_one() -> None:
     with pytest.raises(ConfigError, match="--processes must be at least 1, got 0"):
         launch(0, [])
+
+
+@pytest.mark.parametrize(("environment", "finalized"), [({}, "done\nfinalized\n"), ({"RANK": "0"}, "done\n")])
+def test_one_of_several_processes_ends_without_finalization(
+    environment: dict[str, str], finalized: str
+) -> None:
+    program = (
+        "import atexit; from amuse_lab.launch import exit_rank; "
+        "atexit.register(print, 'finalized'); print('done'); exit_rank(7)"
+    )
+    alone = {name: value for name, value in os.environ.items() if name != "RANK"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=alone | environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (7, finalized)

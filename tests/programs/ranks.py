@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from amuse_lab import cli
 from amuse_lab.config import RunConfig
+from amuse_lab.launch import exit_rank
 from amuse_lab.progress import Silence
 from amuse_lab.recipes.lm import shakespeare
 from amuse_lab.tasks.lm.bundled import BUNDLED
@@ -88,3 +89,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    exit_rank(0)

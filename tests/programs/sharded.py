@@ -1,6 +1,7 @@
 """What each of torchrun's processes does for `test_sharding.py`: the same steps as one process, on shards."""
 
 import gc
+import os
 from typing import Any
 
 import pytest
@@ -128,4 +129,5 @@ if __name__ == "__main__":
     decompose_what_one_process_has()
     gc.collect()  # torch 2.11 aborts at exit where a sharded module outlives its process group
     distributed.destroy_process_group()
-    print("equal")
+    print("equal", flush=True)
+    os._exit(0)  # a thread of gloo that still holds a tensor aborts the interpreter's finalization
