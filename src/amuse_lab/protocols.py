@@ -1,5 +1,6 @@
 """What the training loop asks of a task and of an optimizer. Neither knows the other."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -130,6 +131,12 @@ class TrainingOptimizer(Protocol):
 
     def averaged(self) -> AbstractContextManager[None]:
         """Context manager: the parameters hold x; afterwards y again, bit for bit."""
+
+    def fast(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return z, which each step moves, of these parameters; they are z themselves without averaging.
+
+        Outside `averaged()` only. The tensors are those in use.
+        """
 
     def telemetry(self) -> dict[str, float]:
         """Return scalars of the last step to log: "lr", and others such as "beta"."""

@@ -20,6 +20,7 @@ class AdamW(ScheduledConfig):
     """AdamW under a schedule; from torch.
 
     Attributes:
+        lr_rest: Peak learning rate of all that is no hidden matrix; None means `lr`.
         beta1: Decay of the first moment.
         beta2: Decay of the second moment.
         weight_decay: Decoupled; not on norms and embeddings.
@@ -27,12 +28,13 @@ class AdamW(ScheduledConfig):
 
     name: ClassVar[str] = "adamw"
 
+    lr_rest: Positive | None = None
     beta1: PositiveDecay = 0.9
     beta2: Decay = 0.999
     weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
-        groups = decay_split(model, self.weight_decay)
+        groups = decay_split(model, self.weight_decay, lr_rest=self.lr_rest)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2))
         return Scheduled(optimizer, schedule=self._multiplier(steps))
 

@@ -12,15 +12,31 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def decay_split(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices decay; vectors and embeddings, with a head tied to one, do not."""
+def decay_split(
+    model: nn.Module, weight_decay: float, *, lr_rest: float | None = None
+) -> list[dict[str, Any]]:
+    """Two groups: matrices decay; vectors and embeddings, with a head tied to one, do not.
+
+    Args:
+        model: Whose parameters they are.
+        weight_decay: Of the group that decays.
+        lr_rest: Learning rate of all that is no hidden matrix, in groups of its own; None makes none.
+    """
     looked_up = {
         p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()
     }
-    parameters = trainable(model)
-    still = [p for p in parameters if p in looked_up or p.dim() < 2]
-    decaying = [p for p in parameters if p not in looked_up and p.dim() >= 2]
-    return [{"params": decaying, "weight_decay": weight_decay}, {"params": still, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = []
+    if lr_rest is None:
+        parts: list[tuple[list[nn.Parameter], dict[str, float]]] = [(trainable(model), {})]
+    else:
+        matrices, rest = routed(model)
+        parts = [(matrices, {}), (rest, {"lr": lr_rest})]
+    for parameters, options in parts:
+        still = [p for p in parameters if p in looked_up or p.dim() < 2]
+        decaying = [p for p in parameters if p not in looked_up and p.dim() >= 2]
+        groups.append({"params": decaying, "weight_decay": weight_decay} | options)
+        groups.append({"params": still, "weight_decay": 0.0} | options)
+    return groups if lr_rest is None else [group for group in groups if group["params"]]
 
 
 def routed(

@@ -47,12 +47,13 @@ class Muon(ScheduledConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DMuon(ScheduledConfig):
-    """D-Muon: Muon with updates as large as AdamW's, AdamW for the rest at the same rate; from torch.
+    """D-Muon: Muon with updates as large as AdamW's, AdamW for the rest; from torch.
 
     The updates of an r x c matrix have a root mean square near 0.2: the orthogonal factor times
     0.2 sqrt(max(r, c)), as in arXiv 2502.16982.
 
     Attributes:
+        lr_rest: Peak learning rate of AdamW; None means `lr`.
         momentum: Nesterov momentum of Muon.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
@@ -61,6 +62,7 @@ class DMuon(ScheduledConfig):
 
     name: ClassVar[str] = "d-muon"
 
+    lr_rest: Positive | None = None
     momentum: Decay = 0.95
     beta1: PositiveDecay = 0.8
     beta2: Decay = 0.999
@@ -81,7 +83,8 @@ class DMuon(ScheduledConfig):
             group | {"params": [p for p in group["params"] if p not in taken]}
             for group in decay_split(model, self.weight_decay)
         ]
-        adamw = torch.optim.AdamW(rest, lr=self.lr, betas=(self.beta1, self.beta2))
+        lr_rest = self.lr if self.lr_rest is None else self.lr_rest
+        adamw = torch.optim.AdamW(rest, lr=lr_rest, betas=(self.beta1, self.beta2))
         return Scheduled(muon, adamw, schedule=self._multiplier(steps))
 
 

@@ -25,9 +25,11 @@ class Amuse(AveragedConfig):
             sqrt(max(1, rows / columns)).
         lr_rest: Peak learning rate of the rest; None means `lr`.
         warmup_steps: Steps of linear learning-rate warm-up.
+        lr_decay: Exponent a of the learning rate's decay (lr_decay_from / t)^a; 0 keeps it at its peak.
+        lr_decay_from: Step after which the learning rate decays; None means 3 warmup_steps.
         t0_steps: Steps for which beta stays at beta1; None means warmup_steps.
         c_warmup_steps: Steps before averaging starts.
-        beta1: Interpolation between z (0) and x (1) up to t0_steps.
+        beta1: Interpolation between z (0) and x (1) up to t0_steps; 0 takes gradients at z.
         rho: Exponent of the rise of beta after t0_steps; 0 keeps beta at beta1.
         momentum: Nesterov momentum of Muon.
         beta2: Decay of the second moment, for the rest with "adamw".
@@ -44,9 +46,11 @@ class Amuse(AveragedConfig):
     auxiliary: Literal["adamw", "sgd"] = "adamw"
     lr_rest: Positive | None = None
     warmup_steps: Steps
+    lr_decay: NotNegative = 0.0
+    lr_decay_from: Steps | None = None
     t0_steps: int | None = None
     c_warmup_steps: Steps = 0
-    beta1: PositiveDecay = 0.6
+    beta1: Decay = 0.6
     rho: NotNegative = 0.8
     momentum: Decay = 0.95
     beta2: Decay = 0.999
@@ -71,6 +75,8 @@ class Amuse(AveragedConfig):
             lr=self.lr,
             lr_rest=self.lr_rest,
             warmup_steps=self.warmup_steps,
+            lr_decay=self.lr_decay,
+            lr_decay_from=self.lr_decay_from,
             t0_steps=self.t0_steps,
             c_warmup_steps=self.c_warmup_steps,
             beta1=self.beta1,
@@ -90,6 +96,7 @@ class ScheduleFreeAdamW(AveragedConfig):
     """Schedule-Free AdamW, from the package `schedulefree`.
 
     Attributes:
+        lr_rest: Peak learning rate of all that is no hidden matrix; None means `lr`.
         warmup_steps: Steps of linear learning-rate warm-up.
         beta1: Interpolation between z (0) and x (1).
         beta2: Decay of the second moment.
@@ -98,6 +105,7 @@ class ScheduleFreeAdamW(AveragedConfig):
 
     name: ClassVar[str] = "sf-adamw"
 
+    lr_rest: Positive | None = None
     warmup_steps: Steps
     beta1: PositiveDecay = 0.9
     beta2: Decay = 0.999
@@ -107,7 +115,7 @@ class ScheduleFreeAdamW(AveragedConfig):
         import schedulefree
 
         optimizer = schedulefree.AdamWScheduleFree(
-            decay_split(model, self.weight_decay),
+            decay_split(model, self.weight_decay, lr_rest=self.lr_rest),
             lr=self.lr,
             betas=(self.beta1, self.beta2),
             warmup_steps=self.warmup_steps,

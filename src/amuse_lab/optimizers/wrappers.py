@@ -70,6 +70,11 @@ class Packaged:
         """Context manager that changes nothing: there is no average."""
         yield
 
+    def fast(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return z where the optimizers keep it, and the parameter itself where they do not."""
+        states = {p: state for optimizer in self._optimizers for p, state in optimizer.state.items()}
+        return [states.get(parameter, {}).get("z", parameter) for parameter in parameters]
+
     def telemetry(self) -> dict[str, float]:
         """Return the lr of the first group in the last step."""
         return {"lr": float(self._optimizers[0].param_groups[0]["lr"])}
@@ -267,6 +272,10 @@ class WithEMA:
                 yield
             finally:
                 self._at_x = False
+
+    def fast(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return z of the optimizer."""
+        return self._optimizer.fast(parameters)
 
     def telemetry(self) -> dict[str, float]:
         """Return what the optimizer tells."""

@@ -1,0 +1,144 @@
+"""One run of a study: train, evaluate at the readouts, and keep what is worth keeping."""
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amuse_lab import checkpoint
+from amuse_lab.errors import TrainingError
+from amuse_lab.parallel import ALONE, usable
+from amuse_lab.studies.readouts import Readouts
+from amuse_lab.studies.study import Record, Request, Study
+from amuse_lab.trainer import Trainer
+
+_TRAINING_POINTS = 60  # means of the training loss that are kept of a run
+_DIGITS = 6  # of what is measured
+
+
+def measure(
+    study: Study,
+    request: Request,
+    folder: Path,
+    *,
+    environment: str = "",
+    alive: Callable[[], None] = lambda: None,
+) -> Record:
+    """Make a run.
+
+    Args:
+        study: The study.
+        request: What is run.
+        folder: Where a trial of an optimizer without a horizon is saved at its end, so that a request for
+            more steps goes on from there.
+        environment: Hash of the environment, for the record.
+        alive: Called after each step.
+
+    Returns:
+        The record; of a run whose loss was not finite up to there.
+
+    Raises:
+        RequestError: If the data is missing or the device cannot be used.
+    """
+    config = request.config(study)
+    config.task.check(config.steps)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    trainer = Trainer.build(config, ALONE, usable(config.device))
+    entry = study.entry(request.entry)
+    readouts = Readouts(trainer, request.readouts, study.kept)
+    root = folder / request.key(study)
+    run = _Run(trainer, readouts)
+    if not entry.scheduled:
+        run.restore(root)
+    failure = None
+    points = request.wanted_at(study)
+    try:
+        while trainer.step < request.steps:
+            run.advance()
+            if trainer.step in points:
+                run.evaluate()
+            alive()
+    except TrainingError as error:
+        failure = str(error)
+    if not entry.scheduled and not request.reported:
+        if failure is None and request.steps < study.longest:
+            run.save(root)
+        else:
+            shutil.rmtree(root, ignore_errors=True)
+    return Record(
+        key=request.key(study),
+        entry=request.entry,
+        point=dict(request.point),
+        seed=request.seed,
+        steps=trainer.step,
+        scheduled=entry.scheduled,
+        readings=run.readings,
+        training=_thinned(run.losses),
+        seconds=round(run.seconds, 2),
+        environment=environment,
+        failure=failure,
+    )
+
+
+class _Run:
+    """A run under way: its trainer, its readouts, and what was found so far."""
+
+    def __init__(self, trainer: Trainer, readouts: Readouts) -> None:
+        self.trainer = trainer
+        self.readouts = readouts
+        self.readings: dict[int, dict[str, dict[str, float]]] = {}
+        self.losses: list[float] = []
+        self.seconds = 0.0
+
+    def advance(self) -> None:
+        started = time.perf_counter()
+        self.trainer.advance(look=False)
+        self.seconds += time.perf_counter() - started
+        self.losses.append(self.trainer.take_losses())
+        self.readouts.update()
+
+    def evaluate(self) -> None:
+        self.readings[self.trainer.step] = {
+            readout: {
+                name: float(f"{value:.{_DIGITS}g}") for name, value in values.items() if math.isfinite(value)
+            }
+            for readout, values in self.readouts.evaluate().items()
+        }
+
+    def save(self, root: Path) -> None:
+        readings = [[step, values] for step, values in self.readings.items()]
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "readouts": self.readouts.state_dict(),
+            "run": {"readings": readings, "losses": self.losses, "seconds": self.seconds},
+        }
+        checkpoint.save(root, self.trainer.step, state, ALONE)
+        checkpoint.prune(root, keep_last=1, keep_every=None)
+
+    def restore(self, root: Path) -> None:
+        """Go on from the newest intact checkpoint, if there is one."""
+        with contextlib.suppress(StopIteration):
+            path = next(checkpoint.intact(root, lambda _: None))
+            state: Mapping[str, Any] = checkpoint.load(path, ALONE, device=self.trainer.device)
+            self.trainer.load_state_dict(state["trainer"])
+            self.readouts.load_state_dict(state["readouts"])
+            self.readings = dict(state["run"]["readings"])
+            self.losses = list(state["run"]["losses"])
+            self.seconds = state["run"]["seconds"]
+
+
+def _thinned(losses: list[float]) -> tuple[tuple[int, float], ...]:
+    """Means of the training loss over stretches that grow with the step, each with its last step."""
+    edges = sorted({round(len(losses) ** (n / _TRAINING_POINTS)) for n in range(_TRAINING_POINTS + 1)})
+    found = []
+    for start, end in zip((0, *edges), edges, strict=False):
+        stretch = losses[start:end]
+        if stretch:
+            found.append((end, float(f"{sum(stretch) / len(stretch):.5g}")))
+    return tuple(found)

@@ -1,0 +1,114 @@
+"""The records of a study as files: runs.jsonl, environments.json and study.json in one folder."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from amuse_lab.config import to_json
+from amuse_lab.errors import RecordError
+from amuse_lab.files import replacing
+from amuse_lab.studies.study import Record, Records, Study
+
+RUNS = "runs.jsonl"
+ENVIRONMENTS = "environments.json"
+STUDY = "study.json"
+
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Return a record in JSON's types."""
+    return asdict(record)
+
+
+def record_from_json(content: Mapping[str, Any]) -> Record:
+    """Return the record that `record_to_json` has written.
+
+    Raises:
+        TypeError: If a field is missing or unknown.
+    """
+    readings = {int(step): values for step, values in content["readings"].items()}
+    training = tuple((int(step), float(loss)) for step, loss in content["training"])
+    return Record(**{**content, "readings": readings, "training": training})
+
+
+def study_to_json(study: Study) -> dict[str, Any]:
+    """Return all that was fixed before the runs, in JSON's types."""
+    run = {
+        name: value
+        for name, value in to_json(study.run).items()
+        if name in ("recipe", "task", "clip", "precision", "threads", "device")
+    }
+    entries = [
+        {
+            "name": entry.name,
+            "optimizer": {
+                name: value
+                for name, value in ({"name": entry.optimizer.name} | asdict(entry.optimizer)).items()
+                if name not in entry.tuned
+            },
+            "tuned": {name: asdict(scale) for name, scale in entry.tuned.items()},
+            "readouts": entry.readouts,
+            "scheduled": entry.scheduled,
+        }
+        for entry in study.entries
+    ]
+    rest = {
+        name: getattr(study, name)
+        for name in (
+            *("name", "question", "horizons", "warmup_steps", "trials", "finalists", "reused", "tuning_seed"),
+            *("reporting_seeds", "seeds_at_longest", "kept", "measure", "beside", "margin"),
+        )
+    }
+    content: dict[str, Any] = json.loads(json.dumps(rest | {"run": run, "entries": entries}))
+    return content
+
+
+def environment_hash(environment: Mapping[str, Any]) -> str:
+    """Return a hash of an environment, which several runs share."""
+    return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def read(folder: Path) -> dict[str, Record]:
+    """Read the records of a folder; none if it has none.
+
+    Raises:
+        RecordError: If a line is damaged.
+    """
+    path = folder / RUNS
+    found: dict[str, Record] = {}
+    if not path.exists():
+        return found
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = record_from_json(json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RecordError(f"{path}, line {number}: not the record of a run: {error}") from error
+        found[record.key] = record
+    return found
+
+
+def read_environments(folder: Path) -> dict[str, Any]:
+    """Read the environments of a folder by their hashes."""
+    path = folder / ENVIRONMENTS
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
+
+
+def write(folder: Path, study: Study, records: Records, environments: Mapping[str, Any]) -> None:
+    """Write all files of a study, each whole or not at all, sorted by optimizer, steps, seed and key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    order = [entry.name for entry in study.entries]
+    known = sorted(
+        (record for record in records.values() if record.entry in order),
+        key=lambda record: (order.index(record.entry), record.seed, record.steps, record.key),
+    )
+    used = {record.environment for record in known}
+    kept = {name: environments[name] for name in sorted(used) if name in environments}
+    with replacing(folder / RUNS) as partial:
+        partial.write_text("".join(json.dumps(record_to_json(record)) + "\n" for record in known), "utf-8")
+    with replacing(folder / ENVIRONMENTS) as partial:
+        partial.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    with replacing(folder / STUDY) as partial:
+        partial.write_text(json.dumps(study_to_json(study), indent=1) + "\n", "utf-8")

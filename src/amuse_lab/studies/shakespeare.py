@@ -1,0 +1,82 @@
+"""The study `shakespeare-anytime`: a byte-level Llama on Shakespeare's plays."""
+
+from dataclasses import replace
+
+from amuse_lab.optimizers import AdamW, Amuse, DMuon, ScheduleFreeAdamW
+from amuse_lab.recipes.lm import shakespeare
+from amuse_lab.studies.study import Entry, Scale, Study
+from amuse_lab.tasks.lm.task import LanguageModelConfig
+
+_WARMUP = 60
+_MATRICES = Scale(0.004, 0.08)
+_REST = Scale(0.002, 0.04)
+_DECAY = Scale(0.03, 0.3)
+_MOMENTUM = Scale(0.85, 0.975, complement=True)
+_POWERS = ("power 5", "power 7", "power 10", "power 14", "power 20")
+_AVERAGED = ("x", "y", *_POWERS)
+_PLAIN = ("x", *_POWERS)
+
+
+def shakespeare_anytime() -> Study:
+    """At which horizons is one AMUSE run as good as Muon and AdamW that were told where to end?"""
+    run = shakespeare()
+    assert isinstance(run.task, LanguageModelConfig)
+    model = replace(run.task.model, n_embd=64, n_head=2, n_layer=2)
+    task = replace(run.task, model=model, eval_windows=1024)
+    muon = {"lr": _MATRICES, "lr_rest": _REST, "weight_decay": _DECAY}
+    amuse = Amuse(lr=0.02, warmup_steps=_WARMUP, auxiliary_momentum=0.9)
+    plain = replace(amuse, beta1=0.0, rho=0.0)
+    cosine = DMuon(lr=0.02, warmup_steps=_WARMUP, beta1=0.9)
+    adamw = {"lr": Scale(0.002, 0.04), "lr_rest": _REST, "weight_decay": _DECAY}
+    return Study(
+        name="shakespeare-anytime",
+        question="Is one run of an optimizer without a horizon, wherever it is stopped, as good as a run of "
+        "Muon or AdamW that was tuned for exactly that number of steps?",
+        run=replace(run, task=task, threads=1),
+        horizons=(200, 400, 800, 1600, 3200),
+        warmup_steps=_WARMUP,
+        kept=(5.0, 7.0, 10.0, 14.0, 20.0),
+        entries=(
+            Entry("muon-cosine", cosine, muon | {"momentum": _MOMENTUM}, _PLAIN, scheduled=True),
+            Entry("amuse", amuse, muon | {"t0_steps": Scale(100, 1600, whole=True)}, _AVERAGED),
+            Entry(
+                "muon-decaying",
+                replace(plain, momentum=0.9),
+                muon | {"lr_decay": Scale(0.3, 1.0)},
+                _AVERAGED,
+            ),
+            Entry("muon-constant", plain, muon | {"momentum": _MOMENTUM}, _AVERAGED),
+            Entry(
+                "amuse-published",
+                Amuse(lr=0.02, warmup_steps=_WARMUP, parity="published"),
+                muon | {"t0_steps": Scale(100, 1600, whole=True)},
+                _AVERAGED,
+            ),
+            Entry(
+                "muon-wsd",
+                replace(cosine, schedule="wsd"),
+                muon | {"momentum": _MOMENTUM},
+                _PLAIN,
+                scheduled=True,
+            ),
+            Entry(
+                "sf-muon",
+                replace(amuse, rho=0.0),
+                muon | {"beta1": Scale(0.5, 0.95, complement=True)},
+                _AVERAGED,
+            ),
+            Entry(
+                "adamw-cosine",
+                AdamW(lr=0.005, warmup_steps=_WARMUP),
+                adamw | {"beta2": Scale(0.95, 0.999, complement=True)},
+                _PLAIN,
+                scheduled=True,
+            ),
+            Entry(
+                "sf-adamw",
+                ScheduleFreeAdamW(lr=0.01, warmup_steps=_WARMUP),
+                adamw | {"beta1": Scale(0.8, 0.98, complement=True)},
+                _AVERAGED,
+            ),
+        ),
+    )
