@@ -61,11 +61,11 @@ def combination(kept: Sequence[tuple[float, int]], kappa: float, last: int) -> t
     if last > _EXACT:
         count = math.ceil(math.log(last / _EXACT) / math.log(1.002))
         edges |= {round(_EXACT * 1.002**n) for n in range(count)}
-    blocks = np.array(sorted(edge for edge in edges if edge <= last + 1), dtype=float)
+    blocks: Numbers = np.array(sorted(edge for edge in edges if edge <= last + 1), dtype=np.float64)
     starts, widths = blocks[:-1], np.sqrt(np.diff(blocks))
     profiles = np.stack([profile(k, step, starts) for k, step in kept], axis=1) * widths[:, None]
     target = profile(kappa, last, starts) * widths
-    coefficients: Numbers = np.linalg.lstsq(profiles, target, rcond=1e-10)[0]
+    coefficients = np.asarray(np.linalg.lstsq(profiles, target, rcond=1e-10)[0], dtype=np.float64)
     residual = np.abs(profiles @ coefficients - target) @ widths / 2
     return coefficients, float(residual)
 

@@ -137,7 +137,7 @@ class Readouts:
             z = [tensor.detach().clone() for tensor in self._trainer.optimizer.fast(self._parameters)]
             with self._trainer.optimizer.averaged():
                 x = [parameter.detach().clone() for parameter in self._parameters]
-            return torch._foreach_lerp(x, z, value)
+            return list(torch._foreach_lerp(x, z, value))
         if value in self._averages.averages:
             return self._averages.averages[value]
         assert self._snapshots is not None, "they are kept if a power is not"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import qmc
 
-from amuse_lab.studies.study import Entry, Point, Record, Records, Request, Study
+from amuse_lab.studies.study import Entry, Point, Records, Request, Study
 
 _EDGE = ("lr", "lr_rest")
 """The settings whose range is extended where the best trial has its smallest or largest value."""
@@ -200,8 +200,3 @@ def wanted(study: Study, records: Records) -> list[Request]:
             reported += reports(study, entry, state.choices)
     later = [request for _, request in sorted(reported, key=lambda pair: pair[0])]
     return trials + _missing(study, later, records)
-
-
-def record_of(study: Study, request: Request, records: Records) -> Record | None:
-    """Return the record of a request, if there is one."""
-    return records.get(request.key(study))
