@@ -1,0 +1,53 @@
+"""How each optimizer of a study looks in its figures: colour, marker and line, distinct without colour too."""
+
+from dataclasses import dataclass
+
+from amuse_lab.studies.study import Entry, Study
+
+BAND = "#e4e4e4"
+GREY = "#b8b8b8"
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look of an optimizer.
+
+    Attributes:
+        color: Colour, as #rrggbb.
+        marker: Name of a marker, a key of `MARKERS`.
+        dash: Lengths of lines and gaps in points; empty for a solid line.
+        width: Width of the line in points.
+    """
+
+    color: str
+    marker: str
+    dash: tuple[float, ...] = ()
+    width: float = 1.5
+
+
+MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "cross": "X"}
+"""Markers by their names, as matplotlib writes them."""
+
+# The colours of Okabe and Ito (2008), which people with any common colour vision tell apart, without yellow;
+# black and greys are left to the optimizers that are told where they end.
+_FREE = (
+    Look("#d55e00", "circle", width=2.4),
+    Look("#0072b2", "square", (6, 2)),
+    Look("#009e73", "triangle", (6, 2, 1.5, 2)),
+    Look("#cc79a7", "diamond", (1.5, 1.5)),
+    Look("#e69f00", "down", (9, 2)),
+    Look("#56b4e9", "cross", (4, 1.5, 1.5, 1.5, 1.5, 1.5)),
+)
+_SCHEDULED = (
+    Look("#000000", "circle"),
+    Look("#4d4d4d", "square", (6, 2)),
+    Look("#808080", "triangle", (1.5, 1.5)),
+    Look("#666666", "diamond", (6, 2, 1.5, 2)),
+)
+
+
+def look(study: Study, entry: Entry) -> Look:
+    """Return the look of an optimizer: by its place among those of its kind, so that it is always the same."""
+    known = _SCHEDULED if entry.scheduled else _FREE
+    alike = [each.name for each in study.entries if each.scheduled == entry.scheduled]
+    return known[alike.index(entry.name) % len(known)]
