@@ -51,3 +51,7 @@ def look(study: Study, entry: Entry) -> Look:
     known = _SCHEDULED if entry.scheduled else _FREE
     alike = [each.name for each in study.entries if each.scheduled == entry.scheduled]
     return known[alike.index(entry.name) % len(known)]
+
+
+SHADES = ("#e69f00", "#56b4e9", "#009e73", "#0072b2", "#000000", "#cc79a7")
+"""Colours of horizons; but for the last they grow darker, so that their order is seen without colour."""

@@ -1,11 +1,15 @@
 """The numbers that figures and pages show, taken from the records of a study, as far as there are any."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from amuse_lab.studies.statistics import interval
 from amuse_lab.studies.study import Entry, Point, Record, Records, Study
-from amuse_lab.studies.tuning import Choice, reports, tuning
+from amuse_lab.studies.verdicts import Findings
+
+Points = list[tuple[int, float]]
+"""A curve: steps, ascending, each with a value."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,38 @@ class Trial:
     value: float
 
 
-def choices(study: Study, entry: Entry, records: Records) -> dict[int, Choice]:
-    """Return the best trial by horizon, of those that are decided."""
-    return tuning(study, entry, records).choices
+def curve(findings: Findings, entry: Entry) -> dict[int, Summary]:
+    """Return the measure of an optimizer at its chosen readout by step, over its reported seeds.
+
+    Of an optimizer without a horizon these are the steps at which it was evaluated, of one with a horizon the
+    ends of its runs. A step at which one of them had failed is left out.
+    """
+    found = {}
+    for step, by_seed in findings.values[entry.name].items():
+        values = list(by_seed.values())
+        mean = interval(values).mean
+        if math.isfinite(mean):
+            found[step] = Summary(mean, min(values), max(values), len(values))
+    return found
 
 
-def reported(study: Study, entry: Entry, records: Records) -> list[Record]:
-    """Return the records of an optimizer that are reported, seed by seed."""
-    wanted = reports(study, entry, choices(study, entry, records))
-    keys = [request.key(study) for _, request in sorted(wanted, key=lambda pair: pair[0])]
-    return [records[key] for key in keys if key in records]
+def envelope(findings: Findings) -> Points:
+    """Return the mean of the best scheduled optimizer at each horizon."""
+    found = []
+    for horizon, name in findings.envelope.items():
+        summary = curve(findings, findings.study.entry(name)).get(horizon)
+        if summary is not None:
+            found.append((horizon, summary.mean))
+    return found
+
+
+def training(findings: Findings, entry: Entry, steps: int) -> Points:
+    """Return the training loss of the reported runs of so many steps, averaged over them where all have it."""
+    runs = [
+        dict(run.record.training) for run in findings.reported[entry.name].runs if run.record.steps == steps
+    ]
+    common = sorted(set.intersection(*map(set, runs))) if runs else []
+    return [(step, math.fsum(run[step] for run in runs) / len(runs)) for step in common]
 
 
 def trials(study: Study, entry: Entry, records: Records) -> list[Record]:
@@ -58,74 +84,38 @@ def trials(study: Study, entry: Entry, records: Records) -> list[Record]:
     return [record for record in own if record.seed == study.tuning_seed]
 
 
-def curve(study: Study, entry: Entry, records: Records) -> dict[int, Summary]:
-    """Return the measure of an optimizer at its chosen readout by step, over its reported seeds.
-
-    Of an optimizer without a horizon these are all steps of the study's curve, of one with a horizon the ends
-    of its runs.
-    """
-    chosen = choices(study, entry, records)
-    runs = reported(study, entry, records)
-    found: dict[int, Summary] = {}
-    for step in study.horizons if entry.scheduled else study.curve:
-        choice = chosen.get(step if entry.scheduled else study.longest)
-        if choice is not None:
-            values = [run.value(step, choice.readout, study.measure) for run in runs]
-            summary = _summary(values)
-            if summary is not None:
-                found[step] = summary
-    return found
-
-
-def _summary(values: Iterable[float]) -> Summary | None:
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return None
-    return Summary(math.fsum(finite) / len(finite), min(finite), max(finite), len(finite))
-
-
-def training(runs: Sequence[Record]) -> list[tuple[int, float]]:
-    """Return the training loss of runs of the same length: means over the runs, by step."""
-    if not runs:
-        return []
-    steps = [step for step, _ in runs[0].training]
-    alike = [run for run in runs if [step for step, _ in run.training] == steps]
-    losses = zip(*([loss for _, loss in run.training] for run in alike), strict=True)
-    return [(step, sum(loss) / len(alike)) for step, loss in zip(steps, losses, strict=True)]
-
-
 def tried(study: Study, entry: Entry, records: Records) -> list[Trial]:
     """Return what the trials of an optimizer measured at each horizon; failed ones are left out."""
     found = []
     for record in trials(study, entry, records):
         for horizon in study.horizons:
-            values = [record.value(horizon, readout, study.measure) for readout in entry.readouts]
-            if math.isfinite(min(values)):
-                found.append(Trial(record.point, horizon, min(values)))
+            value = best_readout(study, entry, record, horizon)
+            if math.isfinite(value):
+                found.append(Trial(record.point, horizon, value))
     return found
 
 
-def readout_losses(study: Study, entry: Entry, records: Records) -> dict[int, dict[str, float]]:
+def best_readout(study: Study, entry: Entry, record: Record, horizon: int) -> float:
+    """Return a run's measure at the readout that is the best there; infinite if there is none."""
+    return min(record.value(horizon, readout, study.measure) for readout in entry.readouts)
+
+
+def readout_losses(findings: Findings, entry: Entry, records: Records) -> dict[int, dict[str, float]]:
     """Return, by horizon, what each readout of the chosen trial is behind the best of them there."""
+    study = findings.study
     found: dict[int, dict[str, float]] = {}
-    for horizon, choice in choices(study, entry, records).items():
-        runs = [
-            record
-            for record in trials(study, entry, records)
-            if dict(record.point) == dict(choice.point)
-            and record.steps >= horizon
-            and (not entry.scheduled or record.steps == horizon)
-        ]
-        values = {
-            readout: run.value(horizon, readout, study.measure) for run in runs for readout in entry.readouts
-        }
-        best = min(values.values(), default=math.inf)
-        if math.isfinite(best):
-            found[horizon] = {readout: value - best for readout, value in values.items()}
+    for horizon, choice in findings.reported[entry.name].choices.items():
+        for record in trials(study, entry, records):
+            best = best_readout(study, entry, record, horizon)
+            if dict(record.point) == dict(choice.point) and math.isfinite(best):
+                found[horizon] = {
+                    readout: record.value(horizon, readout, study.measure) - best
+                    for readout in entry.readouts
+                }
     return found
 
 
-def thinned(points: Sequence[tuple[int, float]], most: int = 300) -> list[tuple[int, float]]:
+def thinned(points: Sequence[tuple[int, float]], most: int = 300) -> Points:
     """Return at most so many points of a curve, the first and the last among them, evenly by position."""
     if len(points) <= most:
         return list(points)

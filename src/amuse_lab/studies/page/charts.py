@@ -1,0 +1,191 @@
+"""The charts of a page as data in JSON's types; `page.js` draws them."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from amuse_lab.studies import drawing, series
+from amuse_lab.studies.looks import GREY, MARKERS, SHADES, look
+from amuse_lab.studies.study import Entry, Record, Records, Study
+from amuse_lab.studies.verdicts import Findings
+
+Json = dict[str, Any]
+
+_MOST = 300  # points of a curve
+
+
+def anytime(found: Findings, _records: Records) -> Json:
+    """The loss against steps, with the envelope of the scheduled runs."""
+    study = found.study
+    lines, ends = [], []
+    for entry in study.entries:
+        own = [(step, value) for step, value in series.curve(found, entry).items()]
+        own = [(step, value) for step, value in own if 2 * step >= study.horizons[0]]
+        bounds = ([value.low for _, value in own], [value.high for _, value in own])
+        points = [(step, value.mean) for step, value in own]
+        if points and entry.scheduled:
+            ends.append(_series(_style(study, entry, line=False), points, bounds, "band"))
+        elif points:
+            lines.append(_series(_style(study, entry), points, bounds, "band"))
+    grey = [
+        _series(_line(f"training loss of {entry.name}, {horizon:,} steps", GREY), points)
+        for entry in study.entries
+        if entry.scheduled
+        for horizon in study.horizons
+        if (points := [p for p in series.thinned(series.training(found, entry, horizon), _MOST) if 2 * p[0] >= study.horizons[0]])
+    ]
+    best = series.envelope(found)
+    line = [_series(_line("envelope of scheduled runs", "#000000"), best)] if best else []
+    values = [y for each in (*lines, *ends) for y in each["y"]]
+    return _chart(
+        "anytime",
+        "Loss against steps",
+        ("steps", drawing.measure(study)),
+        [
+            {"name": "without the training losses of scheduled runs", "series": lines + line + ends},
+            {"name": "with them, in grey", "series": grey + lines + line + ends},
+        ],
+        log={"x": "log", "y": "log"},
+        ticks=study.horizons,
+        fit=[min(values), max(values)] if values else None,
+    )
+
+
+def difference(found: Findings, _records: Records) -> Json:
+    """What each optimizer is behind the envelope by horizon."""
+    study = found.study
+    shown = []
+    for entry in study.entries:
+        own = [each for each in found.verdicts(entry.name).values() if math.isfinite(each.difference.mean)]
+        points = [(each.horizon, each.difference.mean) for each in own]
+        ends = [
+            (d.low, d.high) if math.isfinite(d.half) else (d.mean, d.mean)
+            for d in (e.difference for e in own)
+        ]
+        if points:
+            bounds = ([low for low, _ in ends], [high for _, high in ends])
+            shown.append(_series(_style(study, entry), points, bounds, "bars"))
+    return _chart(
+        "difference",
+        "Difference to the envelope",
+        ("steps", f"{study.measure} minus the envelope's"),
+        [{"name": "all", "series": shown}],
+        log={"x": "log", "y": "asinh"},
+        ticks=study.horizons,
+        linear=2 * study.margin,
+        zero=0,
+        band=[-study.margin, study.margin],
+    )
+
+
+def learning_rate(found: Findings, records: Records) -> Json:
+    """What the trials of an optimizer are behind its best one, against the learning rate."""
+    study = found.study
+    groups = []
+    for entry in study.entries:
+        shown = []
+        tried = series.tried(study, entry, records)
+        for number, horizon in enumerate(study.horizons):
+            points = sorted((each.point["lr"], each.value) for each in tried if each.horizon == horizon)
+            best = min((value for _, value in points), default=0.0)
+            style = {
+                "name": f"{horizon:,} steps",
+                "color": SHADES[number % len(SHADES)],
+                "marker": list(MARKERS)[number % len(MARKERS)],
+                "hollow": True,
+                "line": False,
+            }
+            if points:
+                shown.append(_series(style, [(lr, value - best) for lr, value in points]))
+        if shown:
+            groups.append({"name": entry.name, "series": shown})
+    return _chart(
+        "learning-rate",
+        "Sensitivity to the learning rate",
+        ("learning rate", f"{study.measure} behind the best trial"),
+        groups,
+        log={"x": "log", "y": "asinh"},
+        linear=2 * study.margin,
+        zero=0,
+    )
+
+
+def single_runs(found: Findings, records: Records) -> Json:
+    """The training loss of each reported run, uncut, and what its evaluations found."""
+    study = found.study
+    groups = []
+    for entry in study.entries:
+        for run in found.reported[entry.name].runs:
+            record = run.record
+            name = f"{entry.name}, seed {record.seed}, {record.steps:,} steps ({record.key})"
+            shown = []
+            if record.training:
+                shown.append(_series(_line("training loss", "#555555"), series.thinned(record.training, _MOST)))
+            for measure in (study.measure, study.beside):
+                points = _measured(record, run.choice.readout, measure) if measure else []
+                if points:
+                    style = _style(study, entry) | {"name": f"validation {measure} at {run.choice.readout}"}
+                    style |= {} if measure == study.measure else _line(style["name"], "#000000")
+                    shown.append(_series(style, points))
+            if shown:
+                groups.append({"name": name, "series": shown})
+    return _chart(
+        "single-runs",
+        "A single run",
+        ("steps", drawing.measure(study)),
+        groups,
+        log={"x": "log", "y": "log"},
+    )
+
+
+CHARTS = (anytime, difference, learning_rate, single_runs)
+"""The charts, in the order of the page."""
+
+
+def _measured(record: Record, readout: str, measure: str) -> series.Points:
+    values = [(step, record.value(step, readout, measure)) for step in record.readings]
+    return [(step, value) for step, value in values if math.isfinite(value)]
+
+
+def _chart(
+    name: str, title: str, labels: tuple[str, str], groups: list[Json], *, log: Mapping[str, str], **more: Any
+) -> Json:
+    """A chart: its groups are shown one at a time; `log` says how its axes can be switched."""
+    labelled = dict(zip("xy", labels, strict=True))
+    return {"id": name, "title": title, "labels": labelled, "groups": groups, "log": dict(log)} | more
+
+
+def _style(study: Study, entry: Entry, *, line: bool = True) -> Json:
+    own = look(study, entry)
+    dash = [round(own.width * length, 2) for length in own.dash]
+    return {
+        "name": entry.name,
+        "color": own.color,
+        "marker": own.marker,
+        "hollow": entry.scheduled,
+        "dash": dash,
+        "width": own.width,
+        "line": line,
+    }
+
+
+def _line(name: str, color: str) -> Json:
+    return {"name": name, "color": color, "marker": "none", "hollow": False, "width": 1, "line": True}
+
+
+def _series(
+    style: Json,
+    points: Sequence[tuple[float, float]],
+    bounds: tuple[Iterable[float], Iterable[float]] | None = None,
+    spread: str = "",
+) -> Json:
+    """A series of a chart; bounds are drawn as a band or as bars."""
+    content = style | {"x": [x for x, _ in points], "y": [_short(y) for _, y in points]}
+    if bounds is not None:
+        low, high = ([_short(value) for value in side] for side in bounds)
+        content |= {"low": low, "high": high, "spread": spread}
+    return content
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
