@@ -41,6 +41,8 @@ usage: amuse-lab COMMAND ... [--data-root FOLDER]
                                                          `prepare --help` lists the data sets
   export RUN_FOLDER [--out FOLDER]                       writes a language model for transformers, or an
                                                          image classifier for plain torch
+  compare STUDY [--workers N] [--OPTION VALUE ...]       makes the runs of a study that its records lack;
+                                                         `compare STUDY --plan` says how many those are
   bench [--OPTION VALUE ...]                             times optimizer steps against the installed peers
   list [--json]                                          recipes, studies, data sets and optimizers
   completion bash|zsh                                    a script that completes these commands with Tab
@@ -50,7 +52,10 @@ Prepared data lies in the folder `data`, or where AMUSE_LAB_DATA or --data-root 
 130 and 143.
 """
 
-_NEEDED = ("matplotlib", "numpy", "pytorch_optimizer", "rich", "safetensors", "schedulefree", "tyro")
+_NEEDED = (
+    *("matplotlib", "numpy", "optuna", "pytorch_optimizer", "rich", "safetensors", "schedulefree", "scipy"),
+    "tyro",
+)
 """The packages of the extra `lab`, without which no command runs; looked for before torch is loaded."""
 
 # The commands import what they need when they run: torch takes seconds to load, and Ctrl-C should end those
@@ -254,6 +259,12 @@ def _export(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _compare(arguments: Sequence[str]) -> int:
+    from amuse_lab.studies.compare import parse, run
+
+    return run(*parse(arguments))
+
+
 def _bench(arguments: Sequence[str]) -> int:
     from amuse_lab.bench.command import parse, run
 
@@ -289,6 +300,7 @@ _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "prepare": _prepare,
     "export": _export,
+    "compare": _compare,
     "bench": _bench,
     "list": _list,
     "completion": _completion,
