@@ -4,7 +4,7 @@ TORCH  := torch==2.13.0
 BIN    := .venv/bin
 ON_TWO := -n 2 --dist loadfile
 
-.PHONY: demo test test-all setup lint pytest fuzz gpu clean
+.PHONY: demo test test-all report setup lint pytest fuzz gpu clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.lab  ## train a small Llama on Shakespeare with AMUSE, about 90 seconds
@@ -27,6 +27,9 @@ test-all: export OMP_NUM_THREADS = 1
 test-all: lint  ## the gate, and what is too slow for it
 	$(BIN)/pytest -q --doctest-modules src/amuse_optim
 	$(BIN)/pytest -q $(ON_TWO)
+
+report: .venv/.lab  ## the pages and figures of all studies with records, the same bytes from the same records
+	$(BIN)/amuse-lab report --figures docs/figures
 
 fuzz: export OMP_NUM_THREADS = 1
 fuzz: .venv/.dev  ## 2,000 random lives of the optimizer against its specification, a minute or two

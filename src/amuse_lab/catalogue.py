@@ -13,6 +13,7 @@ from amuse_lab.files import data_root
 from amuse_lab.optimizers import OPTIMIZERS
 from amuse_lab.prepare import PREPARATIONS
 from amuse_lab.recipes import RECIPES
+from amuse_lab.studies.catalogue import STUDIES
 from amuse_lab.tasks.image.data.sets import DATASETS as IMAGES
 from amuse_lab.tasks.lm.bundled import BUNDLED
 
@@ -25,7 +26,7 @@ def catalogue(runs: Path = Path("runs")) -> dict[str, list[dict[str, Any]]]:
     """
     return {
         "recipes": [_recipe(name, runs) for name in RECIPES],
-        "studies": [],
+        "studies": [{"name": name, "description": _first_line(made)} for name, made in STUDIES.items()],
         "datasets": [{"name": name, "description": text} for name, text in _datasets().items()],
         "optimizers": [{"name": name, "description": _first_line(kind)} for name, kind in OPTIMIZERS.items()],
     }

@@ -43,6 +43,8 @@ usage: amuse-lab COMMAND ... [--data-root FOLDER]
                                                          image classifier for plain torch
   compare STUDY [--workers N] [--OPTION VALUE ...]       makes the runs of a study that its records lack;
                                                          `compare STUDY --plan` says how many those are
+  report [STUDY ...] [--figures FOLDER]                  writes the page of a study from its records, and
+                                                         its figures
   bench [--OPTION VALUE ...]                             times optimizer steps against the installed peers
   list [--json]                                          recipes, studies, data sets and optimizers
   completion bash|zsh                                    a script that completes these commands with Tab
@@ -265,6 +267,13 @@ def _compare(arguments: Sequence[str]) -> int:
     return run(*parse(arguments))
 
 
+def _report(arguments: Sequence[str]) -> int:
+    from amuse_lab.studies.report import parse, run
+
+    run(parse(arguments))
+    return 0
+
+
 def _bench(arguments: Sequence[str]) -> int:
     from amuse_lab.bench.command import parse, run
 
@@ -301,6 +310,7 @@ _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "prepare": _prepare,
     "export": _export,
     "compare": _compare,
+    "report": _report,
     "bench": _bench,
     "list": _list,
     "completion": _completion,

@@ -12,6 +12,9 @@ from amuse_lab import export
 from amuse_lab.bench.command import Options as BenchOptions
 from amuse_lab.prepare import PREPARATIONS
 from amuse_lab.recipes import RECIPES
+from amuse_lab.studies.catalogue import STUDIES
+from amuse_lab.studies.compare import CompareOptions
+from amuse_lab.studies.report import ReportOptions
 
 SHELLS = ("bash", "zsh")
 
@@ -43,6 +46,8 @@ def script(shell: str) -> str:
             "train": recipes,
             "prepare": prepared,
             "export": export.Request,
+            "compare": _choice({name: CompareOptions() for name in STUDIES}),
+            "report": ReportOptions,
             "bench": BenchOptions,
             "list": _ListOptions,
         }

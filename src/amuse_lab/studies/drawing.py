@@ -31,7 +31,7 @@ _SETTINGS: Any = {
 
 @contextmanager
 def defaults() -> Iterator[None]:
-    """Context manager: matplotlib's own settings and these, whatever the machine has; as bytes are compared."""
+    """Context manager: matplotlib's own settings and these, whatever the machine has."""
     with rc_context():
         rcdefaults()
         rcParams.update(_SETTINGS)
@@ -96,6 +96,16 @@ def logarithmic(axes: Axes, which: str, values: Sequence[float]) -> None:
     low, high = min(values) / 1.2, max(values) * 1.2
     known = [base * 10.0**power for power in range(-8, 8) for base in (1, 2, 5)]
     _ticks(getattr(axes, f"{which}axis"), [tick for tick in known if low <= tick <= high])
+
+
+def shares_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Make the vertical axis logarithmic, for values around 1."""
+    axes.set_yscale("log")
+    low, high = min([*values, 0.95]) / 1.03, max([*values, 1.05]) * 1.03
+    axes.set_ylim(low, high)
+    fine = (0.9, 0.95, 1, 1.05, 1.1, 1.2, 1.3) if high / low < 3 else (1,)
+    known = sorted({0.1, 0.2, 0.3, 0.5, 0.7, *fine, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0})
+    _ticks(axes.yaxis, [tick for tick in known if low <= tick <= high])
 
 
 def differences_axis(axes: Axes, margin: float) -> None:

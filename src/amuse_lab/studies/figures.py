@@ -65,7 +65,7 @@ def anytime(found: Findings, _records: Records) -> Figure | None:
 
 
 def difference(found: Findings, _records: Records) -> Figure | None:
-    """Draw what each optimizer is behind the envelope by horizon, with intervals, and the margin as a band."""
+    """Draw the difference to the envelope by horizon, with intervals, and the margin as a band."""
     study = found.study
     verdicts = {entry.name: found.verdicts(entry.name) for entry in study.entries}
     shown = sorted(
@@ -90,6 +90,34 @@ def difference(found: Findings, _records: Records) -> Figure | None:
     axes.set_xlim(-0.5, len(study.horizons) - 0.5)
     axes.set_xlabel("steps")
     axes.set_ylabel(f"{study.measure} minus the envelope's, 95 % intervals")
+    drawing.legend(figure, axes)
+    return figure
+
+
+def steps(found: Findings, _records: Records) -> Figure | None:
+    """Draw the steps that optimizers need for the envelope's loss at each horizon, over the horizon.
+
+    Arrows: the loss is never reached, or is reached before the first evaluation.
+    """
+    study = found.study
+    shares = {entry.name: series.steps_to_envelope(found, entry) for entry in study.entries}
+    shown = [entry for entry in study.entries if any(shares[entry.name])]
+    if not shown:
+        return None
+    figure, axes = drawing.single(5.6)
+    axes.axhline(1, color="black", linewidth=0.9, zorder=1, label="envelope of scheduled runs")
+    for number, entry in enumerate(shown):
+        reached, bounds = shares[entry.name]
+        style = drawing.style(study, entry)
+        axes.plot(*drawing.columns(reached), **style)
+        apart = 1 + 0.05 * (number - (len(shown) - 1) / 2)
+        for horizon, share in bounds:
+            arrow = r"$\uparrow$" if share >= 1 else r"$\downarrow$"
+            place = {"marker": arrow, "markersize": 11, "linestyle": "none", "color": style["color"]}
+            axes.plot([horizon * apart], [share], **place)
+    drawing.steps_axis(axes, study)
+    drawing.shares_axis(axes, [share for pair in shares.values() for part in pair for _, share in part])
+    axes.set_ylabel("steps needed / steps of the envelope")
     drawing.legend(figure, axes)
     return figure
 
@@ -155,7 +183,7 @@ def settings(found: Findings, records: Records) -> Figure | None:
         drawing.logarithmic(panel, "y", list(owns))
         panel.margins(0.12)
         setting, scale = list(study.entry(name).tuned.items())[-1]
-        panel.set_ylabel(f"1 − {setting}" if scale.complement else setting, fontsize=9)
+        panel.set_ylabel(f"1 - {setting}" if scale.complement else setting, fontsize=9)
         panel.set_xlabel("learning rate", fontsize=9)
         panel.set_title(name, loc="left", fontsize=10)
     bar = figure.colorbar(shades, ax=panels, location="bottom", extend="max", aspect=40)
@@ -177,7 +205,7 @@ def readouts(found: Findings, records: Records) -> Figure | None:
         table = np.array([[own[horizon][name] for horizon in own] for name in entry.readouts])
         panel.imshow(np.minimum(table, darkest), cmap="Greys", vmin=0, vmax=darkest, aspect="auto")
         for (row, column), value in np.ndenumerate(table):
-            text = f"{1000 * value:.0f}" if np.isfinite(value) else "–"
+            text = f"{1000 * value:.0f}" if np.isfinite(value) else "?"
             color = "white" if value > darkest / 2 else "black"
             panel.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
         panel.set_xticks(range(len(own)), [f"{horizon:,}" for horizon in own], fontsize=8)
@@ -192,6 +220,7 @@ def readouts(found: Findings, records: Records) -> Figure | None:
 FIGURES: Mapping[str, Callable[[Findings, Records], Figure | None]] = {
     "anytime": anytime,
     "difference": difference,
+    "steps": steps,
     "learning-rate": learning_rate,
     "settings": settings,
     "readouts": readouts,

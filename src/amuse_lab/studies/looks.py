@@ -1,4 +1,4 @@
-"""How each optimizer of a study looks in its figures: colour, marker and line, distinct without colour too."""
+"""How each optimizer looks in figures: colour, marker and line, told apart without colour too."""
 
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ _SCHEDULED = (
 
 
 def look(study: Study, entry: Entry) -> Look:
-    """Return the look of an optimizer: by its place among those of its kind, so that it is always the same."""
+    """Return the look of an optimizer, the same in all figures: by its place among those of its kind."""
     known = _SCHEDULED if entry.scheduled else _FREE
     alike = [each.name for each in study.entries if each.scheduled == entry.scheduled]
     return known[alike.index(entry.name) % len(known)]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from amuse_lab.studies import frontier
 from amuse_lab.studies.statistics import interval
 from amuse_lab.studies.study import Entry, Point, Record, Records, Study
 from amuse_lab.studies.verdicts import Findings
@@ -69,8 +70,24 @@ def envelope(findings: Findings) -> Points:
     return found
 
 
+def steps_to_envelope(findings: Findings, entry: Entry) -> tuple[Points, Points]:
+    """Return the steps that an optimizer without a horizon needs for the envelope's loss, over the horizon.
+
+    Returns:
+        Shares by horizon; first those that were measured, then those that are only bounds because the curve
+        never reaches the loss, or begins below it.
+    """
+    reached: Points = []
+    bounds: Points = []
+    for horizon in findings.study.horizons if not entry.scheduled else ():
+        found = frontier.steps_to_envelope(findings, entry.name, horizon)
+        if found is not None:
+            (reached if found.crossing.where == "at" else bounds).append((horizon, found.share))
+    return reached, bounds
+
+
 def training(findings: Findings, entry: Entry, steps: int) -> Points:
-    """Return the training loss of the reported runs of so many steps, averaged over them where all have it."""
+    """Return the training loss of the reported runs of so many steps: means where all of them have it."""
     runs = [
         dict(run.record.training) for run in findings.reported[entry.name].runs if run.record.steps == steps
     ]

@@ -47,7 +47,7 @@ class Browser:
         return answer["result"]
 
     def open(self, path: Path, *, width: int, height: int = 800) -> None:
-        """Open a file in a window of this width, as a phone or a monitor has it, and wait until it is drawn."""
+        """Open a file in a window of this width, as a phone or a monitor has it, and wait for it."""
         self.complaints.clear()
         self.requests.clear()
         self.send(
@@ -115,7 +115,14 @@ def browser(profile: Path) -> Iterator[Browser]:
         f"--user-data-dir={profile}",
     )
     # Chromium reads commands from descriptor 3 and writes answers to 4.
-    words = ["bash", "-c", f'exec "$@" 3<&{their_commands} 4>&{their_answers}', "chromium", CHROMIUM, *options]
+    words = [
+        "bash",
+        "-c",
+        f'exec "$@" 3<&{their_commands} 4>&{their_answers}',
+        "chromium",
+        CHROMIUM,
+        *options,
+    ]
     process = subprocess.Popen(
         words,
         pass_fds=(their_commands, their_answers),

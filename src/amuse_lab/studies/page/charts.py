@@ -32,7 +32,13 @@ def anytime(found: Findings, _records: Records) -> Json:
         for entry in study.entries
         if entry.scheduled
         for horizon in study.horizons
-        if (points := [p for p in series.thinned(series.training(found, entry, horizon), _MOST) if 2 * p[0] >= study.horizons[0]])
+        if (
+            points := [
+                p
+                for p in series.thinned(series.training(found, entry, horizon), _MOST)
+                if 2 * p[0] >= study.horizons[0]
+            ]
+        )
     ]
     best = series.envelope(found)
     line = [_series(_line("envelope of scheduled runs", "#000000"), best)] if best else []
@@ -46,6 +52,7 @@ def anytime(found: Findings, _records: Records) -> Json:
             {"name": "with them, in grey", "series": grey + lines + line + ends},
         ],
         log={"x": "log", "y": "log"},
+        checked="x",
         ticks=study.horizons,
         fit=[min(values), max(values)] if values else None,
     )
@@ -71,10 +78,33 @@ def difference(found: Findings, _records: Records) -> Json:
         ("steps", f"{study.measure} minus the envelope's"),
         [{"name": "all", "series": shown}],
         log={"x": "log", "y": "asinh"},
+        checked="xy",
         ticks=study.horizons,
         linear=2 * study.margin,
         zero=0,
         band=[-study.margin, study.margin],
+    )
+
+
+def steps(found: Findings, _records: Records) -> Json:
+    """Steps to the envelope's loss over the horizon; bounds are marks of their own."""
+    shown = []
+    for entry in found.study.entries:
+        reached, bounds = series.steps_to_envelope(found, entry)
+        if reached:
+            shown.append(_series(_style(found.study, entry), reached))
+        if bounds:
+            style = _style(found.study, entry, line=False) | {"name": f"{entry.name}, bounds", "hollow": True}
+            shown.append(_series(style | {"small": True}, bounds))
+    return _chart(
+        "steps",
+        "Steps to the envelope's loss",
+        ("steps of the envelope", "steps needed, as a share"),
+        [{"name": "all", "series": shown}],
+        log={"x": "log", "y": "log"},
+        checked="xy",
+        ticks=found.study.horizons,
+        zero=1,
     )
 
 
@@ -105,12 +135,13 @@ def learning_rate(found: Findings, records: Records) -> Json:
         ("learning rate", f"{study.measure} behind the best trial"),
         groups,
         log={"x": "log", "y": "asinh"},
+        checked="xy",
         linear=2 * study.margin,
         zero=0,
     )
 
 
-def single_runs(found: Findings, records: Records) -> Json:
+def single_runs(found: Findings, _records: Records) -> Json:
     """The training loss of each reported run, uncut, and what its evaluations found."""
     study = found.study
     groups = []
@@ -120,7 +151,9 @@ def single_runs(found: Findings, records: Records) -> Json:
             name = f"{entry.name}, seed {record.seed}, {record.steps:,} steps ({record.key})"
             shown = []
             if record.training:
-                shown.append(_series(_line("training loss", "#555555"), series.thinned(record.training, _MOST)))
+                shown.append(
+                    _series(_line("training loss", "#555555"), series.thinned(record.training, _MOST))
+                )
             for measure in (study.measure, study.beside):
                 points = _measured(record, run.choice.readout, measure) if measure else []
                 if points:
@@ -135,10 +168,11 @@ def single_runs(found: Findings, records: Records) -> Json:
         ("steps", drawing.measure(study)),
         groups,
         log={"x": "log", "y": "log"},
+        checked="x",
     )
 
 
-CHARTS = (anytime, difference, learning_rate, single_runs)
+CHARTS = (anytime, difference, steps, learning_rate, single_runs)
 """The charts, in the order of the page."""
 
 
@@ -150,7 +184,12 @@ def _measured(record: Record, readout: str, measure: str) -> series.Points:
 def _chart(
     name: str, title: str, labels: tuple[str, str], groups: list[Json], *, log: Mapping[str, str], **more: Any
 ) -> Json:
-    """A chart: its groups are shown one at a time; `log` says how its axes can be switched."""
+    """A chart: its groups are shown one at a time; `log` says how its axes can be switched.
+
+    More has `checked`, the axes that are logarithmic at first; `ticks`, where the horizontal axis is marked;
+    `zero` and `band`, a line and a stretch behind the curves; `linear`, up to where an asinh axis is nearly
+    linear; `fit`, the values that the vertical axis reaches over.
+    """
     labelled = dict(zip("xy", labels, strict=True))
     return {"id": name, "title": title, "labels": labelled, "groups": groups, "log": dict(log)} | more
 

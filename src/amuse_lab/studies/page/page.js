@@ -62,7 +62,7 @@ function decorate(u, number, style, data, many) {
       ctx.stroke();
     }
     if (style.marker === "none" || shown.indexOf(n) % step !== number % step) continue;
-    shape(ctx, style.marker, x, place(data.y[n], "y"), 4.2 * scale);
+    shape(ctx, style.marker, x, place(data.y[n], "y"), (style.small ? 2.6 : 4.2) * scale);
     ctx.fillStyle = style.hollow ? "#fff" : style.color;
     ctx.fill();
     ctx.stroke();
@@ -96,8 +96,28 @@ function marks(low, high) {
   return found.filter((mark) => mark >= low && mark <= high);
 }
 
+// Evenly spaced round numbers, for a logarithmic axis of less than a doubling.
+function even(low, high) {
+  const size = 10 ** Math.floor(Math.log10((high - low) / 4));
+  const step = size * [5, 2, 1].find((times) => size * times <= (high - low) / 4);
+  const first = Math.ceil(low / step);
+  return [...Array(Math.floor(high / step) - first + 1)].map((_, n) => Number(((first + n) * step).toPrecision(6)));
+}
+
 function short(value) {
   return Math.abs(value) >= 1000 ? value.toLocaleString("en-US") : String(Number(value.toPrecision(5)));
+}
+
+// Labels of the horizontal axis that do not run into each other.
+function apart(u, found) {
+  let last = -Infinity;
+  return found.map((value) => {
+    const at = u.valToPos(value, "x");
+    const room = 4 * (short(value).length + 1) + 4;
+    if (at - room < last) return null;
+    last = at + room;
+    return value;
+  });
 }
 
 function range(log, low, high) {
@@ -117,15 +137,13 @@ function scale(log, linear, time, spread) {
 
 function axis(label, log, at, linear) {
   const own = { label, stroke: INK, grid: { stroke: GRID, width: 1 }, ticks: { stroke: GRID, width: 1 },
-    font: "13px sans-serif", labelFont: "13px sans-serif", values: (_, splits) => splits.map(short),
-    filter: (_, splits) => splits };
+    font: "13px sans-serif", labelFont: "13px sans-serif", values: (_, found) => found.map((v) => (v == null ? "" : short(v))),
+    filter: (u, found, side) => (side === 0 ? apart(u, found) : found) };
   if (at) own.splits = () => at;
   else if (log === "log") {
     own.splits = (u, side, low, high) => {
       const found = marks(low, high);
-      const count = 6;
-      return found.length > 2 ? found
-        : [...Array(count)].map((_, n) => Number((low + (n + 0.5) * (high - low) / count).toPrecision(3)));
+      return found.length > 2 ? found : even(low, high);
     };
   } else if (log === "asinh") {
     own.splits = (u, side, low, high) => {
@@ -208,7 +226,8 @@ function reachable(u, chart, group) {
     if (n === 0) return;
     const style = group.series[n - 1];
     const glyph = document.createElement("span");
-    glyph.textContent = GLYPHS[style.marker][style.hollow ? 1 : 0] + " ";
+    glyph.textContent = GLYPHS[style.marker][style.hollow ? 1 : 0];
+    glyph.className = "glyph";
     glyph.style.color = style.color;
     const head = row.querySelector("th");
     row.querySelector(".u-label").prepend(glyph);

@@ -1,7 +1,7 @@
 """Writes the page of a study from its records."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -9,20 +9,25 @@ from string import Template
 from typing import Any
 
 from amuse_lab.files import replacing
-from amuse_lab.studies.page import charts, tables
+from amuse_lab.studies import tables
+from amuse_lab.studies.page import charts, sections
+from amuse_lab.studies.results import without_horizon
 from amuse_lab.studies.study import Records, Study
-from amuse_lab.studies.verdicts import findings, rule
+from amuse_lab.studies.verdicts import Findings, findings, rule
 
 _CAPTIONS = {
-    "anytime": "Lines: optimizers without a horizon, each one setting for all steps, mean over its seeds; bands "
-    "reach from the best to the worst seed. Hollow marks: where runs that were told to end there ended. Black: "
-    "the envelope, the scheduled optimizer that tuning preferred at each horizon.",
+    "anytime": "Lines: optimizers without a horizon, each with one setting for all steps, mean over its "
+    "seeds; bands reach from the best to the worst seed. Hollow marks: where runs that were told to end there "
+    "ended. Black: the envelope, the scheduled optimizer that tuning preferred at each horizon.",
     "difference": "Below zero is better than the envelope. Bars: 95 % intervals over paired seeds. Grey: the "
     "margin. The vertical axis is linear around zero and logarithmic farther away, unless it is switched.",
-    "learning-rate": "Each mark is a trial, at its best readout. All tuned settings differ between trials, not "
-    "the learning rate alone.",
-    "single-runs": "Training loss: means over stretches of steps that grow with the step, from the first step "
-    "on. Marks: evaluations.",
+    "steps": "Steps that an optimizer needs for the loss that the envelope has at a horizon, divided by that "
+    "horizon: below 1 it is faster. Small marks are bounds: never reached, or reached before the first "
+    "evaluation.",
+    "learning-rate": "Each mark is a trial, at its best readout. All tuned settings differ between trials, "
+    "not the learning rate alone.",
+    "single-runs": "Training loss: means over stretches of steps that grow with the step, from the first "
+    "step on. Marks: evaluations.",
 }
 
 
@@ -42,19 +47,32 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
     singles = _figure(drawn["single-runs"]) if "single-runs" in drawn else ""
     pictures = "\n".join(_figure(chart) for name, chart in drawn.items() if name != "single-runs")
     text = json.dumps(list(drawn.values()), separators=(",", ":"), ensure_ascii=False)
+    names = [entry.name for entry in study.entries]
+    free = [entry.name for entry in without_horizon(study)]
+    shown = sections.from_markdown
     return Template(_file("template.html")).substitute(
         name=escape(study.name),
         question=escape(study.question),
-        progress=tables.progress(study, records),
-        answer=tables.answer(found),
+        progress=sections.progress(study, records),
+        answer=sections.answer(found),
         pictures=pictures or "<p>There is nothing to draw yet.</p>",
-        table=tables.results(found),
+        measure=escape(study.measure),
+        difference=shown(tables.difference_table(found, names)),
+        losses=shown(tables.loss_table(found, names)),
+        shipped=shown(tables.loss_table(found, names, readout="x")),
+        beside=_beside(found, names),
+        overall=shown(tables.overall_table(found, free)),
+        steps=shown(tables.steps_table(found, free)),
         rule=escape(rule(study)),
-        how=tables.budgets(study) + tables.details("What tuning chose", tables.tuned(found)),
-        setting=tables.setting(study),
-        runs=_command(study) + tables.runs(study, records) + singles,
-        failures=tables.failures(study, records),
-        environments=tables.environments(records, environments),
+        budgets=sections.budgets(study),
+        tuned=shown(tables.settings_table(found)),
+        counts=shown(tables.counts_table(found, records)),
+        pairing=shown(tables.pairing_table(found, free)),
+        setting=sections.setting(study),
+        command=sections.command(study),
+        runs=sections.runs(study, records) + singles,
+        failures=shown(tables.failures_list(study, records)),
+        environments=sections.environments(records, environments),
         charts=text.replace("</", "<\\/"),
         style=_file("page.css"),
         script=_file("page.js"),
@@ -62,6 +80,14 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
         plot_script=_file("uPlot.min.js"),
         licence=escape(_file("uPlot.LICENSE")),
     )
+
+
+def _beside(found: Findings, names: Sequence[str]) -> str:
+    """What is reported beside the measure, if anything is."""
+    if found.study.beside is None:
+        return ""
+    title = f"Beside it, deciding nothing: {escape(found.study.beside)}"
+    return sections.details(title, sections.from_markdown(tables.beside_table(found, names)))
 
 
 def write_page(study: Study, records: Records, environments: Mapping[str, Any], path: Path) -> None:
@@ -82,23 +108,12 @@ def _file(name: str) -> str:
     return (files("amuse_lab.studies.page") / name).read_text("utf-8")
 
 
-def _command(study: Study) -> str:
-    return (
-        f"<p>This command makes all these runs again; every number of this page follows from them:</p>"
-        f"<pre>amuse-lab compare {escape(study.name)} --records FOLDER</pre>"
-        f"<p class='note'>It goes on where FOLDER has some of them already. A run is recognised by its key, a "
-        f"hash of its settings: take its line out of <code>runs.jsonl</code> and it is made anew, as the same "
-        f"key.</p>"
-    )
-
-
 def _figure(chart: Mapping[str, Any]) -> str:
     """The place of a chart, with its switches."""
-    names = {"x": chart["labels"]["x"], "y": "loss" if chart["log"]["y"] == "log" else "difference"}
     switches = [
-        f'<label><input type="checkbox" data-axis="{side}"'
-        f"{' checked' if (side, kind) != ('y', 'log') else ''}> logarithmic {names[side]}</label>"
-        for side, kind in chart["log"].items()
+        f'<label><input type="checkbox" data-axis="{side}"{" checked" if side in chart["checked"] else ""}> '
+        f"logarithmic: {escape(chart['labels'][side])}</label>"
+        for side in chart["log"]
     ]
     if len(chart["groups"]) > 1:
         options = "".join(f"<option>{escape(group['name'])}</option>" for group in chart["groups"])

@@ -1,0 +1,101 @@
+"""`amuse-lab report`: writes the page of a study, and its figures, from its records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from amuse_lab.arguments import parse as parse_options
+from amuse_lab.errors import MissingError, require
+from amuse_lab.studies import records as files
+from amuse_lab.studies.catalogue import STUDIES, find
+from amuse_lab.studies.figures import write_figures
+from amuse_lab.studies.page.page import write_page
+from amuse_lab.studies.study import Study
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Writes the page of a study, one file that needs no network, from its records.
+
+    Attributes:
+        studies: Names of the studies; none means all that have records.
+        records: Folder that has a folder of records for each study.
+        out: Folder for the pages, which are then called STUDY.html; None writes report.html beside the
+            records.
+        figures: A folder to write the figures to as well, as STUDY-FIGURE.png.
+    """
+
+    studies: tyro.conf.Positional[tuple[str, ...]] = ()
+    records: Path = Path("records")
+    out: Path | None = None
+    figures: Path | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to write, checked.
+
+    Attributes:
+        studies: The studies, each with the folder of its records.
+        out: Folder for the pages; None writes each beside its records.
+        figures: Folder for the figures; None draws none.
+    """
+
+    studies: list[tuple[Study, Path]]
+    out: Path | None
+    figures: Path | None
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """Read and check the command line.
+
+    Args:
+        arguments: What follows `amuse-lab report`.
+
+    Raises:
+        ConfigError: For a study that does not exist, or an option that does not.
+        MissingError: If a study has no records.
+        SystemExit: With status 0, after printing the help.
+    """
+    given = parse_options(
+        ReportOptions,
+        arguments,
+        prog="amuse-lab report",
+        description="Writes the page of a study, one file that needs no network, from its records. Studies: "
+        f"{', '.join(STUDIES)}.",
+    )
+    for name in ("out", "figures"):
+        folder = getattr(given, name)
+        require(folder is None or not folder.is_file(), f"--{name}", "a folder", str(folder))
+    studies = [find(name) for name in dict.fromkeys(given.studies or STUDIES)]
+    folders = [(study, given.records / study.name) for study in studies]
+    found = [(study, folder) for study, folder in folders if (folder / files.RUNS).is_file()]
+    missing = [study.name for study, folder in folders if (study, folder) not in found]
+    if missing and (given.studies or not found):
+        raise MissingError(
+            f"{given.records} has no records of {', '.join(missing)}: `amuse-lab compare {missing[0]}` makes them"
+        )
+    return Request(found, given.out, given.figures)
+
+
+def run(request: Request) -> None:
+    """Write the pages and the figures, and say where they are.
+
+    Args:
+        request: Checked command line, from `parse`.
+
+    Raises:
+        RecordError: If records are damaged.
+    """
+    for study, folder in request.studies:
+        records = files.read(folder)
+        path = folder / PAGE if request.out is None else request.out / f"{study.name}.html"
+        write_page(study, records, files.read_environments(folder), path)
+        print(f"page: {path}")
+        if request.figures is not None:
+            for figure in write_figures(study, records, request.figures):
+                print(f"figure: {figure}")
