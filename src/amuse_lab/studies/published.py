@@ -2,8 +2,8 @@
 
 PAPER = (
     "What the paper ([arXiv 2605.22432](https://arxiv.org/abs/2605.22432)) reports, as quoted by its "
-    "readers; none of it was measured here. Its released runs have one seed and a published setting each, on FineWeb "
-    "(124 M, 720 M and 1.3 B parameters) and on images, far above the size of the studies here."
+    "readers; none of it was measured here. Its released runs have one seed and a published setting each, "
+    "on FineWeb (124 M, 720 M and 1.3 B parameters) and on images, far above the size of the studies here."
 )
 
 FIGURES = (

@@ -70,10 +70,10 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
         parts.append(
             _wrapped(
                 f"**{study.name}.** {study.question} The opponent at each horizon is the best of {names}, "
-                f"tuned for exactly that number of steps. Every optimizer got {study.trials} trials, those with "
-                "a schedule at each horizon, and the "
-                f"[rule of the verdicts](docs/results.md#{study.name}) was fixed before the runs. Differences "
-                f"in {study.measure} (below 0 is better) are paired over seeds, with 95 % t-intervals. "
+                f"tuned for exactly that number of steps. Every optimizer got {study.trials} trials, those "
+                "with a schedule at each horizon, and the [rule of the "
+                f"verdicts](docs/results.md#{study.name}) was fixed before the runs. Differences in "
+                f"{study.measure} (below 0 is better) are paired over seeds, with 95 % t-intervals. "
                 + _progress(study, records)
             )
         )
@@ -164,8 +164,8 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
         _wrapped(
             "First, how many steps the optimizer needs for the loss that the envelope has at the horizon; "
             "second, how many steps the envelope needs, tuned for just so many, for the loss that the "
-            "optimizer has there; third, the difference in loss as a share of the steps by the slope of the "
-            "envelope between the neighbouring horizons, positive where more steps are needed. One stopping "
+            "optimizer has there; third, to first order, the difference in loss as a share of the steps by the "
+            "slope of the envelope between the neighbouring horizons, positive where more steps are needed. One stopping "
             "step for all seeds: the first at which their mean is there."
         ),
         steps_table(found, free),

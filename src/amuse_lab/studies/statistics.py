@@ -67,7 +67,7 @@ def interval(values: Sequence[float], level: float = CONFIDENCE) -> Interval:
 
 
 def simultaneous_level(count: int) -> float:
-    """Return the confidence of each of `count` intervals that hold all at once with `CONFIDENCE` (Bonferroni)."""
+    """Return the level of each of `count` intervals that hold all at once with `CONFIDENCE` (Bonferroni)."""
     return 1 - (1 - CONFIDENCE) / count
 
 

@@ -16,13 +16,20 @@ def plain(found: Interval) -> str:
     """Return a mean with the half-width of its interval, which one seed does not have."""
     if math.isnan(found.mean):
         return _FAILED
-    half = f" ± {found.half:.4f}" if math.isfinite(found.half) else ""
-    return f"{found.mean:.4f}{half}"
+    return f"{found.mean:.4f}{_half(found)}"
 
 
 def signed(found: Interval) -> str:
     """Return a mean difference with its sign and the half-width of its interval."""
-    return plain(found) if math.isnan(found.mean) or found.mean < 0 else f"+{plain(found)}"
+    return _FAILED if math.isnan(found.mean) else f"{_difference(found.mean)}{_half(found)}"
+
+
+def _half(found: Interval) -> str:
+    return f" ± {found.half:.4f}" if math.isfinite(found.half) else ""
+
+
+def _difference(value: float) -> str:
+    return f"{round(value, 4) + 0.0:+.4f}"  # + 0.0: no zero has a minus
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -93,8 +100,12 @@ def overall_table(found: Findings, names: Sequence[str]) -> str:
             rows.append([name, NOTHING, NOTHING, NOTHING])
             continue
         bounded = math.isfinite(overall.worst_low) and math.isfinite(overall.worst_high)
-        bounds = f"{overall.worst_low:+.4f} to {overall.worst_high:+.4f}" if bounded else "unbounded"
-        worst = _FAILED if math.isnan(overall.worst) else f"{overall.worst:+.4f}"
+        bounds = (
+            f"{_difference(overall.worst_low)} to {_difference(overall.worst_high)}"
+            if bounded
+            else "unbounded"
+        )
+        worst = _FAILED if math.isnan(overall.worst) else _difference(overall.worst)
         rows.append(
             [
                 name,
@@ -136,7 +147,7 @@ def _percent(share: Interval) -> str:
     if math.isnan(share.mean):
         return _FAILED
     half = f" ± {share.half:.1%}" if math.isfinite(share.half) else ""
-    return f"{share.mean:+.1%}{half}"
+    return f"{round(share.mean, 3) + 0.0:+.1%}{half}"
 
 
 def pairing_table(found: Findings, names: Sequence[str]) -> str:
