@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 """Confidence of every interval."""
 
 
@@ -45,7 +45,7 @@ def _quantile(level: float, n: int) -> float:
     return float(t.ppf((1 + level) / 2, n - 1))
 
 
-def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+def interval(values: Sequence[float], level: float = CONFIDENCE) -> Interval:
     r"""Return the mean of numbers with the t-interval around it.
 
     .. code-block:: text
@@ -67,8 +67,8 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def simultaneous_level(count: int) -> float:
-    """Return the confidence of each of `count` intervals that hold all at once with `LEVEL` (Bonferroni)."""
-    return 1 - (1 - LEVEL) / count
+    """Return the level of each of `count` intervals that hold all at once with `CONFIDENCE` (Bonferroni)."""
+    return 1 - (1 - CONFIDENCE) / count
 
 
 def log_weights(steps: Sequence[int]) -> list[float]:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amuse_lab.studies.reported import Reported, Values, reported
-from amuse_lab.studies.statistics import LEVEL, Interval, interval, log_weights, simultaneous_level
+from amuse_lab.studies.statistics import CONFIDENCE, Interval, interval, log_weights, simultaneous_level
 from amuse_lab.studies.study import Records, Study
 
-AHEAD, BEHIND, LEVEL_WITH, UNDECIDED = WORDS = ("ahead", "behind", "level", "undecided")
+AHEAD, BEHIND, LEVEL, UNDECIDED = WORDS = ("ahead", "behind", "level", "undecided")
 
 
 def word(low: float, high: float, margin: float) -> str:
@@ -17,7 +17,7 @@ def word(low: float, high: float, margin: float) -> str:
         return AHEAD
     if low > 0:
         return BEHIND
-    return LEVEL_WITH if -margin < low and high < margin else UNDECIDED
+    return LEVEL if -margin < low and high < margin else UNDECIDED
 
 
 def size(low: float, high: float, margin: float) -> str:
@@ -34,10 +34,10 @@ def rule(study: Study) -> str:
         f"At each horizon the envelope is the scheduled optimizer with the lowest {study.measure} in the "
         "tuning for that horizon, on the tuning seed, which is never reported. The difference of an "
         f"optimizer's {study.measure} to the envelope's is paired over the seeds that both have, with a "
-        f"{LEVEL:.0%} t-interval. Ahead: the whole interval is below 0. Behind: it is above 0. Level: it "
-        f"contains 0 and lies between -{margin} and {margin}, the margin that was set before the runs. "
-        "Undecided: everything else, and everything with fewer than two seeds or with a run that failed. "
-        "Ahead and behind are by less than the margin where the interval lies within it, and by more than the "
+        f"{100 * CONFIDENCE:g} % t-interval. Ahead: the whole interval is below 0. Behind: it is above 0. "
+        f"Level: it contains 0 and lies between -{margin} and {margin}, the margin that was set before the "
+        "runs. Undecided: everything else, and everything with fewer than two seeds or with a run that failed. "
+        "Ahead and behind are by less than the margin where the interval lies within it, by more than the "
         "margin where it lies outside. The worst horizon is judged in the same way from intervals that hold "
         f"at all {len(study.horizons)} horizons at once (Bonferroni); the area under the curve from the mean "
         "of the differences over the logarithm of the step, seed by seed. No correction is made for the "
