@@ -77,7 +77,8 @@ def parse(arguments: Sequence[str]) -> Request:
     missing = [study.name for study, folder in folders if (study, folder) not in found]
     if missing and (given.studies or not found):
         raise MissingError(
-            f"{given.records} has no records of {', '.join(missing)}: `amuse-lab compare {missing[0]}` makes them"
+            f"{given.records} has no records of {', '.join(missing)}: "
+            f"`amuse-lab compare {missing[0]}` makes them"
         )
     return Request(found, given.out, given.figures)
 

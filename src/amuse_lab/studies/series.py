@@ -96,9 +96,12 @@ def training(findings: Findings, entry: Entry, steps: int) -> Points:
 
 
 def trials(study: Study, entry: Entry, records: Records) -> list[Record]:
-    """Return the records of an optimizer's tuning, in the order of the records."""
+    """Return the records of an optimizer's tuning, by their steps and keys."""
     own = (record for record in records.values() if record.entry == entry.name)
-    return [record for record in own if record.seed == study.tuning_seed]
+    return sorted(
+        (record for record in own if record.seed == study.tuning_seed),
+        key=lambda record: (record.steps, record.key),
+    )
 
 
 def tried(study: Study, entry: Entry, records: Records) -> list[Trial]:

@@ -17,8 +17,8 @@ from amuse_lab.studies.verdicts import Findings, findings, rule
 
 _CAPTIONS = {
     "anytime": "Lines: optimizers without a horizon, each with one setting for all steps, mean over its "
-    "seeds; bands reach from the best to the worst seed. Hollow marks: where runs that were told to end there "
-    "ended. Black: the envelope, the scheduled optimizer that tuning preferred at each horizon.",
+    "seeds; bands reach from the best to the worst seed. Hollow marks: where runs ended that were told to. "
+    "Black: the envelope, the scheduled optimizer that tuning preferred at each horizon.",
     "difference": "Below zero is better than the envelope. Bars: 95 % intervals over paired seeds. Grey: the "
     "margin. The vertical axis is linear around zero and logarithmic farther away, unless it is switched.",
     "steps": "Steps that an optimizer needs for the loss that the envelope has at a horizon, divided by that "

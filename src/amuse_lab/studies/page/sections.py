@@ -13,7 +13,6 @@ from amuse_lab.studies.study import Entry, Record, Records, Study
 from amuse_lab.studies.tuning import wanted
 from amuse_lab.studies.verdicts import WORDS, Findings
 
-
 _LAST = ("readout", "seconds", "environment")  # of the columns of runs
 
 
@@ -40,8 +39,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "ru
         for first, *rest in rows
     )
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="table"><table class="{kind}">\n<thead><tr>{heads}</tr>'
-        f"</thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="table"><table class="{kind}">\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 
 
@@ -90,9 +89,9 @@ def budgets(study: Study) -> str:
         f"{study.reused} of the horizon before), once for all horizons otherwise (to {study.first_stage:,} "
         f"steps, and the best {study.finalists} of them to {study.longest:,}). Where the best trial has an "
         f"extreme learning rate, trials beyond it are added. The readout, that is the weights at which the "
-        f"model is evaluated, is chosen with the settings. Reported: {len(study.reporting_seeds)} other seeds, "
-        f"{study.seeds_at_longest} of them at {study.longest:,} steps. Warm-up: {study.warmup_steps} steps, "
-        f"for all.</p>"
+        f"model is evaluated, is chosen with the settings. Reported: {len(study.reporting_seeds)} other "
+        f"seeds, {study.seeds_at_longest} of them at {study.longest:,} steps. Warm-up: "
+        f"{study.warmup_steps} steps, for all.</p>"
     )
 
 
