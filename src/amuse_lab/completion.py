@@ -47,7 +47,7 @@ def script(shell: str) -> str:
             "prepare": prepared,
             "export": export.Request,
             "compare": _choice({name: CompareOptions() for name in STUDIES}),
-            "report": ReportOptions,
+            "report": _choice({name: ReportOptions() for name in STUDIES}),
             "bench": BenchOptions,
             "list": _ListOptions,
         }
@@ -66,4 +66,5 @@ def _choice(members: Mapping[str, Any]) -> Any:
         else Annotated[type(kind), tyro.conf.subcommand(name=name, default=kind, prefix_name=False)]
         for name, kind in members.items()
     ]
-    return Union[tuple(choices)]  # noqa: UP007 - made of a list
+    unseen = Annotated[_ListOptions, tyro.conf.Suppress]  # a union of one type would be no union
+    return Union[(*choices, unseen)]  # noqa: UP007 - made of a list

@@ -120,19 +120,20 @@ function apart(u, found) {
   });
 }
 
-function range(log, low, high) {
+function range(log, low, high, linear) {
   if (low == null) return [log === "log" ? 1 : 0, 2];
   if (log === "log") {
     const room = Math.max((high / low) ** 0.06, 1.01);
     return [low / room, high * room];
   }
+  if (log === "asinh") return [low - linear / 2, high + 0.15 * (high - low) + linear / 2];
   const room = 0.06 * (high - low) || 0.05 * Math.abs(high) || 1;
   return [low - room, high + room];
 }
 
 function scale(log, linear, time, spread) {
   const kind = log === "log" ? { distr: 3 } : log === "asinh" ? { distr: 4, asinh: linear } : { distr: 1 };
-  return { time, ...kind, range: (_, low, high) => range(log, ...spread(low, high)) };
+  return { time, ...kind, range: (_, low, high) => range(log, ...spread(low, high), linear) };
 }
 
 function axis(label, log, at, linear) {

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+
+from amuse_lab.cli import main
+from amuse_lab.completion import script
+from amuse_lab.studies import catalogue
+from amuse_lab.studies.page.page import page
+from amuse_lab.studies.records import write
+from tests.amuse_lab.studies import invented
+
+STUDY = invented.study()
+RECORDS = invented.records(STUDY)
+ENVIRONMENTS = {"invented": invented.ENVIRONMENT}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of records of a study that the laboratory knows for once."""
+    monkeypatch.setitem(catalogue.STUDIES, STUDY.name, invented.study)  # type: ignore[arg-type]
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "records" / STUDY.name, STUDY, RECORDS, ENVIRONMENTS)
+    return tmp_path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_report_lies_beside_the_records(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(folder)
+    assert main(["report"]) == 0
+    path = Path("records") / STUDY.name / "report.html"
+    assert capsys.readouterr().out == f"page: {path}\n"
+    assert files(folder) == before | {str(path): page(STUDY, RECORDS, ENVIRONMENTS).encode()}
+
+
+def test_pages_and_figures_elsewhere_are_the_same_bytes_each_time(folder: Path) -> None:
+    made = []
+    for name in ("one", "two"):
+        words = ["report", STUDY.name, "--records", "records", "--out", f"{name}/pages"]
+        assert main([*words, "--figures", f"{name}/figures"]) == 0
+        made.append(files(folder / name))
+    figures = ("anytime", "difference", "learning-rate", "readouts", "settings", "steps")
+    assert sorted(made[0]) == [
+        *(f"figures/invented-{figure}.png" for figure in figures),
+        "pages/invented.html",
+    ]
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["inventd"], "unknown study 'inventd'; did you mean 'invented'?"),
+        (
+            ["shakespeare-anytime"],
+            "records has no records of shakespeare-anytime: "
+            "`amuse-lab compare shakespeare-anytime` makes them",
+        ),
+        (
+            ["--records", "nowhere"],
+            "nowhere has no records of shakespeare-anytime, invented: "
+            "`amuse-lab compare shakespeare-anytime` makes them",
+        ),
+        (["--figure", "there"], "unknown option --figure; did you mean --figures?"),
+        (
+            ["--out", "records/invented/runs.jsonl"],
+            "--out must be a folder, got 'records/invented/runs.jsonl'",
+        ),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_writes_nothing(
+    words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(folder)
+    assert main(["report", *words]) == 2
+    assert capsys.readouterr().err == f"amuse-lab: {message}\n"
+    assert files(folder) == before
+
+
+def test_damaged_records_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = (folder / "records" / STUDY.name / "runs.jsonl").relative_to(folder)
+    with path.open("a") as file:
+        file.write("{}\n")
+    assert main(["report"]) == 2
+    assert f"{path}, line {len(RECORDS) + 1}: not the record of a run" in capsys.readouterr().err
+
+
+def test_help_names_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in catalogue.STUDIES)
+    assert "--figures" in printed
+
+
+def test_studies_are_listed_and_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out.partition("studies:\n")[2].partition("\n\n")[0]
+    completed = script("bash")
+    for name, made in catalogue.STUDIES.items():
+        assert f"  {name}  {(made.__doc__ or '').partition(chr(10))[0]}" in listed
+        assert name in completed
+    assert "--figures" in completed
