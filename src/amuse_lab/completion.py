@@ -67,4 +67,4 @@ def _choice(members: Mapping[str, Any]) -> Any:
         for name, kind in members.items()
     ]
     unseen = Annotated[_ListOptions, tyro.conf.Suppress]  # a union of one type would be no union
-    return Union[(*choices, unseen)]  # noqa: UP007 - made of a list
+    return Union[(*choices, unseen)]
