@@ -335,6 +335,22 @@ def test_steps_and_losses_are_translated_into_each_other(study: Study) -> None:
             assert reach.crossing.steps == pytest.approx(horizon * 1.25)
 
 
+def test_a_share_of_steps_has_the_interval_of_its_difference(study: Study, records: Found) -> None:
+    found = findings(study, records)
+    falls = slope(found, 80)
+    at_80 = verdict(found, "amuse", 80)
+    share = extra_steps(found, at_80)
+    assert falls is not None
+    assert share is not None
+    means = [
+        np.mean([found.at("muon-cosine", horizon)[seed] for seed in (1, 2, 3, 4)]) for horizon in (40, 160)
+    ]
+    assert falls == pytest.approx((means[1] - means[0]) / math.log(4))
+    assert share.mean == pytest.approx(at_80.difference.mean / -falls)
+    assert 0 < share.half == pytest.approx(at_80.difference.half / -falls)
+    assert (share.n, share.mean < 0) == (4, True)
+
+
 def test_slower_runs_go_on_over_the_seeds_that_go_on(study: Study) -> None:
     found = powers(study, faster=0.8)
     seeds = {}
