@@ -1,0 +1,230 @@
+"""Verdicts of a study: the optimizers against the best scheduled one at each horizon, over paired seeds."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from amuse_lab.studies.reported import Reported, Values, reported
+from amuse_lab.studies.statistics import CONFIDENCE, Interval, interval, log_weights, simultaneous_level
+from amuse_lab.studies.study import Records, Study
+
+AHEAD, BEHIND, LEVEL, UNDECIDED = WORDS = ("ahead", "behind", "level", "undecided")
+
+
+def word(low: float, high: float, margin: float) -> str:
+    """Return the verdict on a difference to the envelope, by its interval: see `rule`."""
+    if high < 0:
+        return AHEAD
+    if low > 0:
+        return BEHIND
+    return LEVEL if -margin < low and high < margin else UNDECIDED
+
+
+def size(low: float, high: float, margin: float) -> str:
+    """Return how the interval of a difference lies to the margin: "less than", "more than", or neither."""
+    if -margin < low and high < margin:
+        return "less than"
+    return "more than" if high < -margin or low > margin else ""
+
+
+def rule(study: Study) -> str:
+    """Return the rule of the verdicts in words, as pages and study.json give it; fixed before the runs."""
+    margin = f"{study.margin:g}"
+    return (
+        f"At each horizon the envelope is the scheduled optimizer with the lowest {study.measure} in the "
+        "tuning for that horizon, on the tuning seed, which is never reported. The difference of an "
+        f"optimizer's {study.measure} to the envelope's is paired over the seeds that both have, with a "
+        f"{100 * CONFIDENCE:g} % t-interval. Ahead: the whole interval is below 0. Behind: it is above 0. "
+        f"Level: it contains 0 and lies between -{margin} and {margin}, the margin that was set before the "
+        "runs. Undecided: everything else, also whatever has fewer than two seeds or a run that failed. "
+        "Ahead and behind are by less than the margin where the interval lies within it, by more than the "
+        "margin where it lies outside. The worst horizon is judged in the same way from intervals that hold "
+        f"at all {len(study.horizons)} horizons at once (Bonferroni); the area under the curve from the mean "
+        "of the differences over the logarithm of the step, seed by seed. No correction is made for the "
+        "number of optimizers."
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An optimizer against the envelope at one horizon.
+
+    Attributes:
+        entry: Name of the optimizer.
+        envelope: Name of the scheduled optimizer that is the envelope there.
+        horizon: In steps.
+        seeds: Seeds that both have.
+        own: The optimizer's measure over these seeds.
+        other: The envelope's.
+        difference: Own minus other, paired; its `n` and `half` are to be shown with every word.
+        simultaneous: The same with the interval that holds at all horizons at once.
+        word: One of `WORDS`.
+        size: "less than" or "more than" the margin, or "" if the interval says neither.
+    """
+
+    entry: str
+    envelope: str
+    horizon: int
+    seeds: tuple[int, ...]
+    own: Interval
+    other: Interval
+    difference: Interval
+    simultaneous: Interval
+    word: str
+    size: str
+
+    @property
+    def unpaired_sd(self) -> float:
+        """Standard deviation that the difference of two runs of different seeds has."""
+        return math.hypot(self.own.sd, self.other.sd)
+
+    @property
+    def pairing(self) -> float:
+        """How many times as many seeds would be needed for the same precision if they were not paired."""
+        paired = self.difference.sd
+        return (self.unpaired_sd / paired) ** 2 if paired > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class Overall:
+    """An optimizer against the envelope over all horizons.
+
+    Attributes:
+        entry: Name of the optimizer.
+        area: Mean of the difference over the logarithm of the step, over the seeds with all horizons.
+        area_word: One of `WORDS`.
+        worst_horizon: The horizon with the largest mean difference.
+        worst: Largest mean difference.
+        worst_low: With `worst_high` an interval of the largest true difference: the largest ends of the
+            intervals that hold at all horizons at once.
+        worst_high: Its upper end: at no horizon is the optimizer further behind than this.
+        worst_word: One of `WORDS`.
+    """
+
+    entry: str
+    area: Interval
+    area_word: str
+    worst_horizon: int
+    worst: float
+    worst_low: float
+    worst_high: float
+    worst_word: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is reported of a study, and what follows from it.
+
+    Attributes:
+        study: The study.
+        reported: The reported runs of each optimizer.
+        envelope: Name of the scheduled optimizer that is the envelope, by horizon; the horizons for which a
+            scheduled optimizer has been tuned.
+        values: The study's measure at the chosen readouts, by optimizer, step and seed.
+    """
+
+    study: Study
+    reported: Mapping[str, Reported]
+    envelope: Mapping[int, str]
+    values: Mapping[str, Values]
+
+    def at(self, entry: str, step: int) -> dict[int, float]:
+        """Return an optimizer's measure at a step by seed; empty if there is none."""
+        return self.values[entry].get(step, {})
+
+    def verdict(self, entry: str, horizon: int) -> Verdict | None:
+        """Return the verdict on an optimizer at a horizon.
+
+        Returns:
+            None where it is the envelope itself, and where no seed has runs of both.
+        """
+        best = self.envelope.get(horizon)
+        if best is None or best == entry:
+            return None
+        own, other = self.at(entry, horizon), self.at(best, horizon)
+        seeds = tuple(seed for seed in own if seed in other)
+        if not seeds:
+            return None
+        differences = [own[seed] - other[seed] for seed in seeds]
+        difference = interval(differences)
+        ends = (difference.low, difference.high, self.study.margin)
+        return Verdict(
+            entry=entry,
+            envelope=best,
+            horizon=horizon,
+            seeds=seeds,
+            own=interval([own[seed] for seed in seeds]),
+            other=interval([other[seed] for seed in seeds]),
+            difference=difference,
+            simultaneous=interval(differences, simultaneous_level(len(self.study.horizons))),
+            word=word(*ends),
+            size=size(*ends),
+        )
+
+    def verdicts(self, entry: str) -> dict[int, Verdict]:
+        """Return the verdicts on an optimizer by horizon, those that there are."""
+        found = ((horizon, self.verdict(entry, horizon)) for horizon in self.study.horizons)
+        return {horizon: verdict for horizon, verdict in found if verdict is not None}
+
+    def overall(self, entry: str) -> Overall | None:
+        """Return the verdict on an optimizer over all horizons.
+
+        Returns:
+            None while a horizon is missing, and for an optimizer that is the envelope somewhere.
+        """
+        study, verdicts = self.study, self.verdicts(entry)
+        if len(verdicts) < len(study.horizons):
+            return None
+        seeds = sorted(set.intersection(*(set(verdict.seeds) for verdict in verdicts.values())))
+        weights = log_weights(study.horizons)
+        area = interval([self._area(entry, seed, weights) for seed in seeds])
+        worst = max(verdicts.values(), key=lambda verdict: _sortable(verdict.difference.mean))
+        low = max(verdict.simultaneous.low for verdict in verdicts.values())
+        high = max(verdict.simultaneous.high for verdict in verdicts.values())
+        return Overall(
+            entry=entry,
+            area=area,
+            area_word=word(area.low, area.high, study.margin),
+            worst_horizon=worst.horizon,
+            worst=worst.difference.mean,
+            worst_low=low,
+            worst_high=high,
+            worst_word=word(low, high, study.margin),
+        )
+
+    def _area(self, entry: str, seed: int, weights: list[float]) -> float:
+        return math.fsum(
+            weight * (self.at(entry, horizon)[seed] - self.at(self.envelope[horizon], horizon)[seed])
+            for horizon, weight in zip(self.study.horizons, weights, strict=True)
+        )
+
+
+def _sortable(mean: float) -> float:
+    """Return a mean difference, or infinity where a run failed."""
+    return math.inf if math.isnan(mean) else mean
+
+
+def envelope(study: Study, found: Mapping[str, Reported]) -> dict[int, str]:
+    """Return the name of the best scheduled optimizer by horizon.
+
+    It is the one with the lowest score of its choice for that horizon, a run of the tuning seed. Which one
+    is the envelope is not read off the reported seeds: the best of several means of the same few seeds is
+    too good by chance, and what is compared with it would look worse than it is.
+    """
+    best: dict[int, str] = {}
+    for horizon in study.horizons:
+        scores = {
+            name: each.choices[horizon].score
+            for name, each in found.items()
+            if each.entry.scheduled and horizon in each.choices and math.isfinite(each.choices[horizon].score)
+        }
+        if scores:
+            best[horizon] = min(scores, key=lambda name: scores[name])
+    return best
+
+
+def findings(study: Study, records: Records) -> Findings:
+    """Return what is reported of a study and what follows from it; the records may be incomplete."""
+    found = reported(study, records)
+    values = {name: each.values(study.measure) for name, each in found.items()}
+    return Findings(study, found, envelope(study, found), values)
