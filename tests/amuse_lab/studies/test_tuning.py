@@ -116,6 +116,20 @@ def test_nothing_is_wanted_of_a_complete_study_and_trials_come_before_reports() 
     records = invented.records(study)
     assert wanted(study, records) == []
     assert all(not request.reported for request in wanted(study, {}))
+    tuned = {
+        key: record for key, record in records.items() if record.entry == "muon-cosine" and record.seed == 0
+    }
+    following = wanted(study, tuned)
+    order = [(request.entry, request.reported, request.seed) for request in following]
+    kinds = list(dict.fromkeys((name, seed) for name, _, seed in order))
+    # Three seeds of the first optimizer, the trials of the second, and then the other seeds.
+    assert kinds == [
+        ("muon-cosine", 1),
+        ("muon-cosine", 2),
+        ("muon-cosine", 3),
+        ("amuse", 0),
+        ("muon-cosine", 4),
+    ]
     of_seed_2 = {key for key, record in records.items() if record.seed == 2}
     missing = wanted(study, {key: record for key, record in records.items() if key not in of_seed_2})
     assert {request.key(study) for request in missing} == of_seed_2
