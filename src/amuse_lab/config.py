@@ -19,7 +19,7 @@ from amuse_lab.parallel import Mode, Precision
 from amuse_lab.protocols import Task, TrainingOptimizer
 from amuse_lab.ranges import Positive, check_ranges
 
-SinkName = Literal["tensorboard", "wandb"]
+SinkName = Literal["tensorboard", "wandb", "trackio"]
 Settings = TypeVar("Settings")
 
 

@@ -1,14 +1,15 @@
-"""Where metrics go besides metrics.jsonl: TensorBoard and Weights & Biases, where they are installed."""
+"""Where metrics go besides metrics.jsonl, where it is installed: TensorBoard, Weights & Biases, Trackio."""
 
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from amuse_lab.config import RunConfig, SinkName, to_json
 from amuse_lab.errors import RequestError
+from amuse_lab.records import RunFolder
 
 
 class Sink(Protocol):
@@ -84,9 +85,46 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+class Trackio:
+    """A run of Trackio with the name of the run folder; `TRACKIO_DIR` and its like apply.
+
+    Trackio keeps a point twice if it is sent twice, and loses the last ones if the process is killed. The
+    lines of metrics.jsonl of a resumed run are therefore sent anew, to a run that replaces the earlier one of
+    this name. A run that Trackio stores on another machine is not replaced; there it gets a second one.
+
+    Args:
+        folder: Path of the run folder.
+        config: Config of the run, which is recorded with it.
+        step: Training steps done; an earlier run is looked for if there are any.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, step: int) -> None:
+        trackio = importlib.import_module("trackio")
+        project = "amuse-optim"
+        if step > 0:
+            with suppress(ValueError):  # there is no such project on this machine
+                for run in list(trackio.Api().runs(project)):
+                    if run.name == folder.name:
+                        run.delete()
+        self._run = trackio.init(
+            project=project, group=config.recipe, name=folder.name, config=to_json(config), embed=False
+        )
+        for line in RunFolder(folder).metrics():
+            self.log(line)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add one point to each curve."""
+        self._run.log(_scalars(line), step=line["step"])
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._run.finish()
+
+
 _SINKS: Mapping[SinkName, tuple[Callable[[Path, RunConfig, int], Sink], str]] = {
     "tensorboard": (TensorBoard, "tensorboard"),
     "wandb": (WeightsAndBiases, "wandb"),
+    "trackio": (Trackio, "trackio"),
 }
 """What makes each sink, and the package it needs."""
 

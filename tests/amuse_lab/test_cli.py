@@ -124,7 +124,7 @@ def test_a_run_goes_on_to_more_steps(
             ["--optimizer", "adamw"],
             "optimizer must stay 'amuse' when a run goes on, got 'adamw': its state belongs to it; start a",
         ),
-        (["--sinks", "wand"], "--sinks must be one of tensorboard, wandb, got 'wand'"),
+        (["--sinks", "wand"], "--sinks must be one of tensorboard, wandb, trackio, got 'wand'"),
     ):
         assert main(["train", "--resume", str(folder), *wrong]) == 2
         error = capsys.readouterr().err

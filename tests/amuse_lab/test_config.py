@@ -99,7 +99,7 @@ def test_a_config_survives_its_json_form(tiny: Make, optimizer: str) -> None:
         (("clip",), "x", "clip must be a number or null, got 'x'"),
         (("compile",), 1, "compile must be true or false, got 1"),
         (("precision",), "fp8", "precision must be one of fp32, amp-bf16, bf16, got 'fp8'"),
-        (("sinks",), "wandb", "sinks must be a list, each one of tensorboard, wandb, got 'wandb'"),
+        (("sinks",), "wandb", "sinks must be a list, each one of tensorboard, wandb, trackio, got 'wandb'"),
         (("device",), 3, "device must be text, got 3"),
         (("task",), "lm", "task must be an object with settings, got 'lm'"),
         (("task", "batch"), None, "batch must be a whole number, got None"),

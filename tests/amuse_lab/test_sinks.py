@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from amuse_lab.config import RunConfig
+from amuse_lab.config import RunConfig, to_json
 from amuse_lab.errors import ConfigError, RequestError
 from amuse_lab.progress import Silence
 from amuse_lab.records import RunFolder
@@ -80,7 +83,85 @@ sys.exit(cli.main({arguments!r}))
         assert json.dumps(points[2]).encode() in content
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+class RecordedRun:
+    """What `trackio.init` and `trackio.Api().runs` return, in one; rows arrive when it is finished."""
+
+    def __init__(self, runs: list["RecordedRun"], name: str, group: str, config: dict[str, object]) -> None:
+        self.runs, self.name, self.group, self.config = runs, name, group, config
+        self.queue: list[tuple[int, dict[str, float]]] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        runs.append(self)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.queue.append((step, metrics))
+
+    def finish(self) -> None:
+        self.rows, self.queue = self.rows + self.queue, []
+
+    def delete(self) -> None:
+        self.runs.remove(self)
+
+
+@pytest.fixture
+def projects(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RecordedRun]]:
+    """Puts a stand-in with the part of trackio 0.43 that the sink uses in its place, and shows its runs."""
+    kept: dict[str, list[RecordedRun]] = {}
+
+    class Api:
+        def runs(self, project: str) -> list[RecordedRun]:
+            if project not in kept:
+                raise ValueError(f"Project '{project}' does not exist")
+            return kept[project]
+
+    def init(
+        project: str, name: str, group: str, config: dict[str, object], embed: bool = True
+    ) -> RecordedRun:
+        assert not embed, "a dashboard opens in a notebook"
+        return RecordedRun(kept.setdefault(project, []), name, group, config)
+
+    module = ModuleType("trackio")
+    module.__dict__.update(__spec__=ModuleSpec("trackio", None), Api=Api, init=init)
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    return kept
+
+
+def test_trackio_gets_what_the_metrics_file_has(tiny: Make, projects: dict[str, list[RecordedRun]]) -> None:
+    """Against a stand-in that records, not the package: it wants an older Pillow than the one pinned here.
+
+    The earlier process has sent a step that was after its newest checkpoint, as one that is killed does.
+    """
+    config = tiny(steps=6, log_every=2, eval_every=3, sinks=("trackio",))
+    folder = train(config, Stopping(4)).folder
+    (first,) = projects["amuse-optim"]
+    assert {step for step, _ in first.rows} == {2, 3, 4}
+    first.rows.append((5, {"train/loss": 1.0}))
+    other = RecordedRun(projects["amuse-optim"], "another run", config.recipe, {})
+    train(config, Silence(), resume=folder)
+    assert projects["amuse-optim"][0] is other
+    (run,) = projects["amuse-optim"][1:]
+    assert (run.name, run.group) == (folder.name, "shakespeare")
+    assert run.config == to_json(config)
+    found: dict[str, dict[int, float]] = {}
+    for step, metrics in run.rows:
+        for name, value in metrics.items():
+            assert step not in found.setdefault(name, {})
+            found[name][step] = value
+    assert found == curves(folder)
+
+
+def test_a_run_goes_on_with_trackio_where_that_knows_nothing_of_it(
+    tiny: Make, projects: dict[str, list[RecordedRun]]
+) -> None:
+    """The sink was not there from the beginning, and yet it has all of the run."""
+    config = tiny(steps=4, log_every=1)
+    folder = train(config, Stopping(2)).folder
+    assert projects == {}
+    train(replace(config, sinks=("trackio",)), Silence(), resume=folder)
+    (run,) = projects["amuse-optim"]
+    assert [step for step, metrics in run.rows if "train/loss" in metrics] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 def test_a_sink_that_is_not_installed_is_a_wrong_request(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -96,5 +177,7 @@ def test_a_sink_that_is_not_installed_is_a_wrong_request(
 
 
 def test_an_unknown_sink_is_a_wrong_setting(tiny: Make) -> None:
-    with pytest.raises(ConfigError, match=r"^sinks must be among tensorboard, wandb, got 'tensorbord'$"):
+    with pytest.raises(
+        ConfigError, match=r"^sinks must be among tensorboard, wandb, trackio, got 'tensorbord'$"
+    ):
         tiny(sinks=("tensorbord",))

@@ -1,4 +1,4 @@
-"""`amuse-lab compare`: makes the runs of a study, on several processes and in as many sittings as it takes."""
+"""`amuse-lab compare`: makes the runs of a study, on several processes and in as many sittings as needed."""
 
 import multiprocessing
 import os
@@ -6,11 +6,10 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -65,8 +64,8 @@ def parse(arguments: Sequence[str]) -> tuple[Study, CompareOptions]:
         rest,
         default=CompareOptions(),
         prog=f"amuse-lab compare {name or 'STUDY'}",
-        description="Makes the runs of a study that its records lack. It can be interrupted and goes on where "
-        "it was; several may work on one study.",
+        description="Makes the runs of a study that its records lack. It can be interrupted and goes on "
+        "where it was; several may work on one study.",
         others=("--data-root",),
     )
     return find(name), options
@@ -100,7 +99,7 @@ def run(study: Study, options: CompareOptions) -> int:
     """Make the runs that are missing, and write the records.
 
     Returns:
-        The exit status: 0 if the study is complete, 1 if runs failed for a reason that is not the optimizer's.
+        The exit status: 0 if the study is complete, 1 if runs failed for no fault of the optimizer's.
     """
     folder = options.records or Path("records") / study.name
     known, environments = files.read(folder), files.read_environments(folder)
@@ -114,20 +113,20 @@ def run(study: Study, options: CompareOptions) -> int:
     store.add(known, environments)
     context = multiprocessing.get_context("spawn")
     workers = [
-        context.Process(target=_worker, args=(study, place, work, number)) for number in range(options.workers)
+        context.Process(target=_worker, args=(study, place, work, number))
+        for number in range(options.workers)
     ]
     print(_forecast(study, store.records(), options.workers), flush=True)
-    with _terminable():
+    try:
         for worker in workers:
             worker.start()
-        try:
-            _watch(study, store, folder, workers)
-        finally:
-            for worker in workers:
+        _watch(study, store, folder, workers)
+    finally:
+        for worker in workers:
+            if worker.pid is not None:
                 worker.terminate()
-            for worker in workers:
                 worker.join()
-            files.write(folder, study, store.records(), store.environments())
+        files.write(folder, study, store.records(), store.environments())
     missing = wanted(study, store.records())
     print(f"records: {folder}" + (f"; {len(missing)} runs are missing" if missing else "; complete"))
     return 1 if missing else 0
@@ -169,16 +168,6 @@ def _line(study: Study, record: Record) -> str:
     return f"  {record.entry} to {record.steps}, seed {record.seed}: {result} ({point})"
 
 
-class _terminable:  # noqa: N801 - used as a function
-    """Context manager: SIGTERM ends the block like Ctrl-C."""
-
-    def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-
 def _worker(study: Study, place: str | Path, folder: Path, number: int) -> None:
     """What each process does: take runs and make them until none can be taken."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -206,7 +195,9 @@ def work(study: Study, store: Store, folder: Path) -> None:
             time.sleep(_WAIT_SECONDS)
             continue
         try:
-            record = measure(study, claim.request, folder / "checkpoints", environment=name, alive=store.alive)
+            record = measure(
+                study, claim.request, folder / "checkpoints", environment=name, alive=store.alive
+            )
         except KeyboardInterrupt:
             store.release(claim)
             raise

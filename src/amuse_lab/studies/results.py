@@ -164,9 +164,9 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
         _wrapped(
             "First, how many steps the optimizer needs for the loss that the envelope has at the horizon; "
             "second, how many steps the envelope needs, tuned for just so many, for the loss that the "
-            "optimizer has there; third, to first order, the difference in loss as a share of the steps by the "
-            "slope of the envelope between the neighbouring horizons, positive where more steps are needed. One stopping "
-            "step for all seeds: the first at which their mean is there."
+            "optimizer has there; third, to first order, the difference in loss as a share of the steps by "
+            "the slope of the envelope between the neighbouring horizons, positive where more steps are "
+            "needed. One stopping step for all seeds: the first at which their mean is there."
         ),
         steps_table(found, free),
         "### What the pairing of seeds buys",

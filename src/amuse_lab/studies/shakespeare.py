@@ -53,17 +53,17 @@ def shakespeare_anytime() -> Study:
                 _AVERAGED,
             ),
             Entry(
+                "sf-muon",
+                replace(amuse, rho=0.0),
+                muon | {"beta1": Scale(0.5, 0.95, complement=True)},
+                _AVERAGED,
+            ),
+            Entry(
                 "muon-wsd",
                 replace(cosine, schedule="wsd"),
                 muon | {"momentum": _MOMENTUM},
                 _PLAIN,
                 scheduled=True,
-            ),
-            Entry(
-                "sf-muon",
-                replace(amuse, rho=0.0),
-                muon | {"beta1": Scale(0.5, 0.95, complement=True)},
-                _AVERAGED,
             ),
             Entry(
                 "adamw-cosine",

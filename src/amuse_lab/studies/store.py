@@ -1,7 +1,7 @@
 """The runs of a study as trials of Optuna: what waits, what runs where, and what has been found.
 
-A run is one trial, made with all that says what it is, so that any of Optuna's storages shows the same runs to
-all workers. Who takes a run of which another worker has an earlier trial drops it: each is made once.
+A run is one trial, made with all that says what it is, so that any of Optuna's storages shows all workers the
+same runs. Who takes a run of which another worker has an earlier trial drops it: each is made once.
 """
 
 import json
@@ -17,6 +17,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import ArgumentError
 
 from amuse_lab.errors import RecordError
 from amuse_lab.studies import records as files
@@ -25,6 +26,8 @@ from amuse_lab.studies.study import Record, Records, Request, Study
 _SILENT_SECONDS = 1800.0  # after which a worker of which nothing was heard is taken for dead
 _HEARD_SECONDS = 30.0  # between two signs of life
 _STARTING_SECONDS = 60.0  # within which a worker signs what it has taken
+
+_OPENINGS = 3  # attempts to open a database, which two workers may want to make at once
 
 _TAKEN = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
@@ -39,14 +42,18 @@ def open_storage(place: str | Path) -> BaseStorage:
     Raises:
         RecordError: If it cannot be opened.
     """
-    try:
-        if "://" in str(place):
-            return RDBStorage(str(place))
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(place)))
-    except Exception as error:  # a driver's own
-        reason = str(error).split("\n")[0]
-        raise RecordError(f"cannot open the storage {place}: {reason}") from error
+    for left in reversed(range(_OPENINGS)):
+        try:
+            if "://" in str(place):
+                return RDBStorage(str(place))
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(JournalFileBackend(str(place)))
+        except Exception as error:  # a driver's own
+            reason = str(error).split("\n")[0]
+            if not left or isinstance(error, ValueError | ImportError | ArgumentError):
+                raise RecordError(f"cannot open the storage {place}: {reason}") from error
+            time.sleep(1.0)  # another one may have been making the tables
+    raise AssertionError("the last opening returns or raises")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from amuse_lab.studies.study import Entry, Point, Records, Request, Study
 _EDGE = ("lr", "lr_rest")
 """The settings whose range is extended where the best trial has its smallest or largest value."""
 
+_FIRST_SEEDS = 3
+
 _BEYOND = (0.2, 0.4)
 """How far beyond it the second round reaches, in shares of the range."""
 
@@ -190,13 +192,19 @@ def _report(entry: Entry, choice: Choice, seed: int, steps: int) -> Request:
 
 
 def wanted(study: Study, records: Records) -> list[Request]:
-    """Return all runs that can be made now, the most urgent first: trials, then reports seed by seed."""
-    trials: list[Request] = []
-    reported: list[tuple[int, Request]] = []
+    """Return all runs that can be made now, the most urgent first.
+
+    Optimizers are tuned in the study's order, and `_FIRST_SEEDS` of each are reported before the next one is
+    tuned, so that a study under way can be read; then all others seed by seed.
+    """
+    first: list[Request] = []
+    later: list[tuple[int, Request]] = []
     for entry in study.entries:
         state = tuning(study, entry, records)
-        trials += state.wanted
+        first += state.wanted
         if state.decided:
-            reported += reports(study, entry, state.choices)
-    later = [request for _, request in sorted(reported, key=lambda pair: pair[0])]
-    return trials + _missing(study, later, records)
+            reported = sorted(reports(study, entry, state.choices), key=lambda pair: pair[0])
+            first += [request for number, request in reported if number < _FIRST_SEEDS]
+            later += [pair for pair in reported if pair[0] >= _FIRST_SEEDS]
+    later.sort(key=lambda pair: pair[0])
+    return _missing(study, [*first, *(request for _, request in later)], records)

@@ -36,7 +36,7 @@ def rule(study: Study) -> str:
         f"optimizer's {study.measure} to the envelope's is paired over the seeds that both have, with a "
         f"{100 * CONFIDENCE:g} % t-interval. Ahead: the whole interval is below 0. Behind: it is above 0. "
         f"Level: it contains 0 and lies between -{margin} and {margin}, the margin that was set before the "
-        "runs. Undecided: everything else, and everything with fewer than two seeds or with a run that failed. "
+        "runs. Undecided: everything else, also whatever has fewer than two seeds or a run that failed. "
         "Ahead and behind are by less than the margin where the interval lies within it, by more than the "
         "margin where it lies outside. The worst horizon is judged in the same way from intervals that hold "
         f"at all {len(study.horizons)} horizons at once (Bonferroni); the area under the curve from the mean "

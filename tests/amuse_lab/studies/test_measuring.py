@@ -1,0 +1,77 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from amuse_lab.parallel import ALONE
+from amuse_lab.studies.measuring import measure
+from amuse_lab.studies.records import environment_hash, read, record_from_json, record_to_json, write
+from amuse_lab.studies.study import Request
+from amuse_lab.studies.tuning import first_round, trial
+from amuse_lab.trainer import Trainer
+from tests.amuse_lab.studies import invented, small
+
+STUDY = small.study()
+
+
+def request(name: str, steps: int) -> Request:
+    entry = STUDY.entry(name)
+    return trial(STUDY, entry, first_round(STUDY, entry)[0], steps)
+
+
+def test_a_run_is_the_trainers_with_its_losses_and_readings(tmp_path: Path) -> None:
+    wanted = request("amuse", 16)
+    record = measure(STUDY, wanted, tmp_path)
+    trainer = Trainer.build(wanted.config(STUDY), ALONE, torch.device("cpu"))
+    losses = []
+    for step in range(1, 17):
+        trainer.advance(look=False)
+        losses.append(trainer.take_losses())
+        if step in STUDY.horizons:
+            assert record.readings[step]["x"]["loss"] == pytest.approx(
+                trainer.evaluate()[0]["loss"], rel=1e-5
+            )
+    assert list(record.readings) == [4, 8, 16]
+    assert record.steps == 16
+    assert [step for step, _ in record.training] == list(range(1, 17))
+    assert [loss for _, loss in record.training] == pytest.approx(losses, rel=1e-4)
+    assert record.satisfies(wanted, STUDY)
+
+
+@pytest.mark.parametrize("kept", [(5.0, 10.0), (5.0, 20.0)])
+def test_a_trial_that_goes_on_ends_as_one_that_was_never_stopped(
+    tmp_path: Path, kept: tuple[float, ...]
+) -> None:
+    study = replace(STUDY, kept=kept)  # the average with kappa 10 is kept, or rebuilt from snapshots
+    whole = measure(study, request("amuse", 16), tmp_path / "whole")
+    first = measure(study, request("amuse", 4), tmp_path / "parts")
+    assert (tmp_path / "parts" / first.key).exists()
+    parts = measure(study, request("amuse", 16), tmp_path / "parts")
+    assert replace(parts, seconds=0.0) == replace(whole, seconds=0.0)
+    assert not (tmp_path / "parts" / first.key).exists()  # nobody needs the checkpoint any more
+
+
+def test_a_run_that_diverges_says_so_and_keeps_what_it_found(tmp_path: Path) -> None:
+    entry = STUDY.entry("muon-cosine")
+    wanted = trial(STUDY, entry, {"lr": 1e30}, 16)
+    record = measure(STUDY, wanted, tmp_path)
+    assert record.failure is not None
+    assert "training loss of step" in record.failure
+    assert record.steps < 16
+    assert record.readings == {}
+    assert record.satisfies(wanted, STUDY)
+
+
+def test_records_are_written_and_read_as_they_were(tmp_path: Path) -> None:
+    study = invented.study()
+    records = invented.records(study)
+    name = environment_hash(invented.ENVIRONMENT)
+    records = {key: replace(record, environment=name) for key, record in records.items()}
+    write(tmp_path, study, records, {name: invented.ENVIRONMENT, "unused": {}})
+    assert read(tmp_path) == records
+    assert [record_from_json(record_to_json(record)) for record in records.values()] == [*records.values()]
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    backwards = dict(reversed(records.items()))
+    write(tmp_path, study, backwards, {name: invented.ENVIRONMENT})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
