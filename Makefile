@@ -28,8 +28,8 @@ test-all: lint  ## the gate, and what is too slow for it
 	$(BIN)/pytest -q --doctest-modules src/amuse_optim
 	$(BIN)/pytest -q $(ON_TWO)
 
-report: .venv/.lab  ## the pages and figures of all studies with records, the same bytes from the same records
-	$(BIN)/amuse-lab report --figures docs/figures
+report: .venv/.lab  ## pages, figures and documents of all studies with records, the same bytes from the same records
+	$(BIN)/amuse-lab report --project .
 
 fuzz: export OMP_NUM_THREADS = 1
 fuzz: .venv/.dev  ## 2,000 random lives of the optimizer against its specification, a minute or two

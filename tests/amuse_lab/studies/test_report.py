@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from amuse_lab.completion import script
 from amuse_lab.studies import catalogue
 from amuse_lab.studies.page.page import page
 from amuse_lab.studies.records import write
+from amuse_lab.studies.results import BEGINS, ENDS
 from tests.amuse_lab.studies import invented
 
 STUDY = invented.study()
@@ -49,6 +51,35 @@ def test_pages_and_figures_elsewhere_are_the_same_bytes_each_time(folder: Path) 
     assert made[0] == made[1]
 
 
+def test_documents_are_written_with_pictures_that_are_there(folder: Path) -> None:
+    readme = folder / "README.md"
+    readme.write_text(f"before\n{BEGINS}\nwhat stood here\n{ENDS}\nafter\n")
+    made = []
+    for _ in range(2):
+        assert main(["report", "--project", "."]) == 0
+        made.append(files(folder))
+    assert made[0] == made[1]
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "what stood here" not in text
+    results = (folder / "docs" / "results.md").read_text()
+    assert f"## {STUDY.name}" in results
+    for page_of, content in ((folder, text), (folder / "docs", results)):
+        (picture,) = re.findall(r"^!\[.*\]\((.*)\)$", content, re.MULTILINE)
+        assert (page_of / picture).is_file()
+
+
+def test_a_readme_without_a_place_for_results_stays_as_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "README.md").write_text("nothing\n")
+    assert main(["report", "--project", "."]) == 2
+    assert BEGINS in capsys.readouterr().err
+    assert (folder / "README.md").read_text() == "nothing\n"
+    assert not (folder / "docs" / "results.md").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -63,6 +94,7 @@ def test_pages_and_figures_elsewhere_are_the_same_bytes_each_time(folder: Path) 
             "nowhere has no records of shakespeare-anytime, invented: "
             "`amuse-lab compare shakespeare-anytime` makes them",
         ),
+        (["--project", "nowhere"], "--project must be a folder with a README.md, got 'nowhere'"),
         (["--figure", "there"], "unknown option --figure; did you mean --figures?"),
         (
             ["--out", "records/invented/runs.jsonl"],
