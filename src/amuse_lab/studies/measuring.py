@@ -104,12 +104,14 @@ class _Run:
         self.readouts.update()
 
     def evaluate(self) -> None:
+        started = time.perf_counter()
         self.readings[self.trainer.step] = {
             readout: {
                 name: float(f"{value:.{_DIGITS}g}") for name, value in values.items() if math.isfinite(value)
             }
             for readout, values in self.readouts.evaluate().items()
         }
+        self.seconds += time.perf_counter() - started
 
     def save(self, root: Path) -> None:
         readings = [[step, values] for step, values in self.readings.items()]

@@ -11,6 +11,7 @@ from amuse_lab.config import to_json
 from amuse_lab.errors import RecordError
 from amuse_lab.files import replacing
 from amuse_lab.studies.study import Record, Records, Study
+from amuse_lab.studies.verdicts import rule
 
 RUNS = "runs.jsonl"
 ENVIRONMENTS = "environments.json"
@@ -61,7 +62,9 @@ def study_to_json(study: Study) -> dict[str, Any]:
             *("reporting_seeds", "seeds_at_longest", "kept", "measure", "beside", "margin"),
         )
     }
-    content: dict[str, Any] = json.loads(json.dumps(rest | {"run": run, "entries": entries}))
+    content: dict[str, Any] = json.loads(
+        json.dumps(rest | {"rule": rule(study), "run": run, "entries": entries})
+    )
     return content
 
 

@@ -93,7 +93,7 @@ class Study:
         kept: Kappas of the averages that are kept where a readout needs one that is not; see `readouts.py`.
         measure: What decides, of the values of an evaluation.
         beside: What is reported beside it; None if nothing is.
-        margin: Difference in `measure` that matters: less than it either way is a match.
+        margin: Difference in `measure` below which two optimizers are level, see `verdicts.rule`.
     """
 
     name: str
@@ -211,7 +211,7 @@ class Record:
         scheduled: Whether it was told to end there.
         readings: What evaluations measured, by step, readout and name of the value.
         training: Means of the training loss, each with the last step that it covers.
-        seconds: Time of the training steps.
+        seconds: Time of the training steps and evaluations.
         environment: Hash of the environment, see `records`.
         failure: Why it did not come to its end, in words; None if it did.
     """
