@@ -207,7 +207,8 @@ class Store:
         """Tell the others, now and then, that the claimed run is under way."""
         if self._trial is not None and time.monotonic() - self._heard > _HEARD_SECONDS:
             self._heard = time.monotonic()
-            self._trial.set_user_attr("worker", self._worker | {"seen": time.time()})
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._trial.set_user_attr("worker", self._worker | {"seen": time.time()})
 
     def finish(self, claim: Claim, record: Record, environment: Mapping[str, Any]) -> None:
         """Put the record of a claimed run into the storage."""
