@@ -146,6 +146,15 @@ class Trainer:
         enabled = self.config.precision == "amp-bf16" and self.config.parallel != "fsdp"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
+    def look_at_losses(self) -> None:
+        """Have the losses of all steps so far in `losses`, which on a GPU means to wait for them.
+
+        Raises:
+            TrainingError: If one that nobody has looked at is not finite.
+        """
+        if self._unseen:
+            self._look_at_losses(last=self.step)
+
     def _look_at_losses(self, *, last: int) -> None:
         """Add the unseen losses, up to that of step `last`, over the processes; all must be finite."""
         values: list[float] = self._processes.sum(torch.stack(self._unseen)).tolist()
@@ -234,8 +243,7 @@ class Trainer:
         Raises:
             TrainingError: If one of these losses is not finite: a run should not continue from there.
         """
-        if self._unseen:
-            self._look_at_losses(last=self.step)
+        self.look_at_losses()
         return {
             "step": self.step,
             "data": self.task.fingerprint,

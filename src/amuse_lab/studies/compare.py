@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-
-from amuse_lab import environment
 from amuse_lab.arguments import parse as parse_arguments
 from amuse_lab.errors import require
-from amuse_lab.parallel import usable
 from amuse_lab.studies import records as files
 from amuse_lab.studies.catalogue import find
-from amuse_lab.studies.measuring import measure
+from amuse_lab.studies.measuring import measure, surroundings
 from amuse_lab.studies.store import Store, open_storage
 from amuse_lab.studies.study import Record, Records, Request, Study
 from amuse_lab.studies.tuning import wanted
@@ -181,9 +177,7 @@ def _worker(study: Study, place: str | Path, folder: Path, number: int) -> None:
 
 def work(study: Study, store: Store, folder: Path) -> None:
     """Take runs and make them, until none is wanted or can be made here."""
-    described = dict(environment.describe(device=usable(study.run.device), seed=0))
-    del described["seed"], described["command"]
-    described["threads"] = study.run.threads or torch.get_num_threads()
+    described = surroundings(study)
     name = files.environment_hash(described)
     given_up: set[str] = set()
     while requests := wanted(study, store.records()):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from amuse_lab import checkpoint
+from amuse_lab.config import RunConfig
+from amuse_lab.environment import describe
 from amuse_lab.errors import TrainingError
 from amuse_lab.parallel import ALONE, usable
 from amuse_lab.studies.readouts import Readouts
@@ -21,6 +23,18 @@ _TRAINING_POINTS = 60  # means of the training loss that are kept of a run
 _DIGITS = 6  # of what is measured
 
 
+def surroundings(study: Study) -> dict[str, Any]:
+    """Describe what the runs of a study run on here: the environment that their records name by its hash."""
+    described = describe(device=usable(study.run.device), seed=0)
+    del described["seed"], described["command"]  # another one's for each run
+    return described | {"threads": study.run.threads or torch.get_num_threads()}
+
+
+def _alone(config: RunConfig) -> Trainer:
+    """Build a trainer on one process."""
+    return Trainer.build(config, ALONE, usable(config.device))
+
+
 def measure(
     study: Study,
     request: Request,
@@ -28,6 +42,7 @@ def measure(
     *,
     environment: str = "",
     alive: Callable[[], None] = lambda: None,
+    build: Callable[[RunConfig], Trainer] = _alone,
 ) -> Record:
     """Make a run.
 
@@ -38,6 +53,8 @@ def measure(
             more steps goes on from there.
         environment: Hash of the environment, for the record.
         alive: Called after each step.
+        build: Makes the trainer, at its beginning, on one process. Who makes many runs of one model can so
+            compile it once.
 
     Returns:
         The record; of a run whose loss was not finite up to there.
@@ -49,7 +66,7 @@ def measure(
     config.task.check(config.steps)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    trainer = Trainer.build(config, ALONE, usable(config.device))
+    trainer = build(config)
     entry = study.entry(request.entry)
     readouts = Readouts(trainer, request.readouts, study.kept)
     root = folder / request.key(study)
@@ -100,11 +117,17 @@ class _Run:
         started = time.perf_counter()
         self.trainer.advance(look=False)
         self.seconds += time.perf_counter() - started
-        self.losses.append(self.trainer.take_losses())
+        self._take_losses()
         self.readouts.update()
+
+    def _take_losses(self) -> None:
+        self.losses += self.trainer.losses
+        self.trainer.losses.clear()
 
     def evaluate(self) -> None:
         started = time.perf_counter()
+        self.trainer.look_at_losses()  # those of the steps since the last evaluation, on a GPU
+        self._take_losses()
         self.readings[self.trainer.step] = {
             readout: {
                 name: float(f"{value:.{_DIGITS}g}") for name, value in values.items() if math.isfinite(value)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from amuse_lab.config import RunConfig
 from amuse_lab.parallel import ALONE
 from amuse_lab.studies.measuring import measure
 from amuse_lab.studies.records import environment_hash, read, record_from_json, record_to_json, write
@@ -39,6 +40,18 @@ def test_a_run_is_the_trainers_with_its_losses_and_readings(tmp_path: Path) -> N
     assert record.satisfies(wanted, STUDY)
 
 
+def as_on_a_gpu(config: RunConfig) -> Trainer:
+    """A trainer that looks at its losses when it is asked to, and not in every step."""
+    trainer = Trainer.build(config, ALONE, torch.device("cpu"))
+    trainer._always_looks = False
+    return trainer
+
+
+def test_a_run_whose_losses_are_seen_late_has_the_same_record(tmp_path: Path) -> None:
+    late = measure(STUDY, request("amuse", 16), tmp_path, build=as_on_a_gpu)
+    assert replace(late, seconds=0.0) == replace(measure(STUDY, request("amuse", 16), tmp_path), seconds=0.0)
+
+
 @pytest.mark.parametrize("kept", [(5.0, 10.0), (5.0, 20.0)])
 def test_a_trial_that_goes_on_ends_as_one_that_was_never_stopped(
     tmp_path: Path, kept: tuple[float, ...]
@@ -52,13 +65,14 @@ def test_a_trial_that_goes_on_ends_as_one_that_was_never_stopped(
     assert not (tmp_path / "parts" / first.key).exists()  # nobody needs the checkpoint any more
 
 
-def test_a_run_that_diverges_says_so_and_keeps_what_it_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_that_diverges_says_so_and_keeps_what_it_found(tmp_path: Path, late: bool) -> None:
     entry = STUDY.entry("muon-cosine")
     wanted = trial(STUDY, entry, {"lr": 1e30}, 16)
-    record = measure(STUDY, wanted, tmp_path)
+    record = measure(STUDY, wanted, tmp_path, **({"build": as_on_a_gpu} if late else {}))
     assert record.failure is not None
     assert "training loss of step" in record.failure
-    assert record.steps < 16
+    assert record.steps == 16 if late else record.steps < 16
     assert record.readings == {}
     assert record.satisfies(wanted, STUDY)
 
