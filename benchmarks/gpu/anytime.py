@@ -1,211 +1,247 @@
-"""A Llama of 30 M on generated tokens at several horizons: AMUSE, and Muon and AdamW under cosine schedules.
+"""The study `gpu-anytime`: a Llama of 30 M on generated tokens at several horizons, in several sittings.
 
-The rule, fixed before the runs: three learning rates are tried for each optimizer at the shortest horizon,
-with a seed of their own, and the one with the lowest validation loss is kept; then AMUSE, which knows no
-horizon, runs once to the longest and is measured on its way at all of them, while Muon and AdamW run once for
-each, told where they end. Three seeds do so; then three seeds run to twice the longest horizon, and so on.
-Runs begin as long as they can end in time.
+What is tried, reported and decided, and in which order, is what `amuse-lab compare` does with its studies;
+this part makes the runs that records/gpu/anytime lacks, the most urgent first, each if it can be expected to
+end in time. The next sitting goes on from there: `python -m benchmarks.gpu --parts anytime --minutes 6`. All
+runs of a sitting are made on one model, which is compiled once.
 """
 
-import itertools
 import statistics
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from amuse_lab.config import OptimizerConfig, RunConfig
+import torch
+
+from amuse_lab.config import RunConfig
 from amuse_lab.optimizers import AdamW, Amuse, DMuon
+from amuse_lab.studies import measuring
+from amuse_lab.studies import records as files
+from amuse_lab.studies.study import Entry, Record, Records, Request, Scale, Study
+from amuse_lab.studies.tables import difference_table, loss_table
+from amuse_lab.studies.tuning import wanted
+from amuse_lab.studies.verdicts import findings
 from amuse_lab.tasks.lm.model import ModelConfig
+from amuse_lab.trainer import Trainer
 from benchmarks.gpu.part import Part, main
+from benchmarks.gpu.plan import RECORDS
 from benchmarks.gpu.tokens import GeneratedConfig
 from benchmarks.gpu.trainers import Bed, parameters
+
+FOLDER = RECORDS / "anytime"
+RESERVE = 15.0  # seconds that the runs leave for checkpoints and records
+SLOWER = 1.2  # than the runs before, a run may be
 
 # As the parameter set 30m of `amuse-lab bench`, with a context to train with.
 MODEL = ModelConfig(n_embd=512, n_head=8, n_layer=8, context=512, vocabulary=4096)
 TINY = ModelConfig(n_embd=32, n_head=2, n_layer=1, context=16, vocabulary=256)
-HORIZONS, SEEDS, TRIAL_SEED = (250, 500, 1000), 3, 100
-WARMUP = 0.2  # of the shortest horizon, for everybody
-RATES: Mapping[str, tuple[float, ...]] = {
-    "amuse": (0.005, 0.01, 0.02),
-    "muon": (0.005, 0.01, 0.02),
-    "adamw": (0.001, 0.002, 0.004),
-}
+
+_WARMUP = 50
+_MATRICES = Scale(0.003, 0.03)
+_REST = Scale(0.001, 0.02)
+_MOMENTUM = Scale(0.85, 0.975, complement=True)
+_POWERS = ("power 5", "power 10", "power 20")
+_AVERAGED = ("x", "y", *_POWERS)
+_PLAIN = ("x", *_POWERS)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run.
+def entries(warmup: int) -> tuple[Entry, ...]:
+    """Return the optimizers, three settings of each tuned, with so many steps of warm-up for all."""
+    rates = {"lr": _MATRICES, "lr_rest": _REST}
+    amuse = Amuse(lr=0.01, warmup_steps=warmup, auxiliary_momentum=0.9, weight_decay=0.1)
+    return (
+        Entry("amuse", amuse, rates | {"t0_steps": Scale(125, 1000, whole=True)}, _AVERAGED),
+        Entry(
+            "muon-cosine",
+            DMuon(lr=0.01, warmup_steps=warmup, beta1=0.9, weight_decay=0.1),
+            rates | {"momentum": _MOMENTUM},
+            _PLAIN,
+            scheduled=True,
+        ),
+        Entry(
+            "muon-decaying",
+            replace(amuse, beta1=0.0, rho=0.0, momentum=0.9),
+            rates | {"lr_decay": Scale(0.3, 1.0)},
+            _AVERAGED,
+        ),
+        Entry(
+            "adamw-cosine",
+            AdamW(lr=0.003, warmup_steps=warmup, weight_decay=0.1),
+            {"lr": Scale(0.0007, 0.007), "lr_rest": _REST, "beta2": Scale(0.95, 0.999, complement=True)},
+            _PLAIN,
+            scheduled=True,
+        ),
+    )
 
-    Attributes:
-        optimizer: Whose.
-        seed: Of the first weights and the batches.
-        steps: How long it is, and what a schedule is told.
-        measured_at: The steps after which it is measured.
+
+def gpu_anytime(device: torch.device) -> Study:
+    """At which horizons is one AMUSE run of 30 M as good as Muon and AdamW that were told where to end?
+
+    The text is generated, because no package has one that is long enough: 2,000 steps read 33 million tokens,
+    Shakespeare's plays have 4.5 million bytes, and of what a model of this size reads seven times it learns
+    much by heart.
+
+    Time on a GPU is short: each optimizer gets 6 trials of 3 settings, at the longest horizon the 2 best of
+    them, and 5 seeds are reported, 3 at the longest horizon; about 90,000 steps in all. So few decide large
+    differences only. AMUSE, which has no horizon, comes first: its tuning and first three seeds are a seventh
+    of that, so that the first sitting has something to show, and the next ones what it is compared with.
     """
-
-    optimizer: str
-    seed: int
-    steps: int
-    measured_at: tuple[int, ...]
-
-
-def rounds(horizons: Sequence[int]) -> Iterator[list[Run]]:
-    """Yield the runs of one seed after the other, without end; of each seed AMUSE's first, then short ones.
-
-    The first three seeds have the horizons given, three more one that is twice the longest, and so on.
-    """
-    now = list(horizons)
-    while True:
-        for seed in range(SEEDS):
-            scheduled = [
-                Run(optimizer, seed, horizon, (horizon,))
-                for horizon in now
-                for optimizer in RATES
-                if optimizer != "amuse"
-            ]
-            yield [Run("amuse", seed, max(now), tuple(now)), *scheduled]
-        now = [2 * max(now)]
-
-
-def optimizer_config(name: str, lr: float, shortest: int) -> OptimizerConfig:
-    """Return an optimizer with a learning rate; what else there is to set is the same at every horizon."""
-    warmup = max(1, round(WARMUP * shortest))
-    if name == "amuse":
-        options: dict[str, Any] = {"warmup_steps": warmup, "t0_steps": shortest, "auxiliary_momentum": 0.9}
-        return Amuse(lr=lr, weight_decay=0.1, **options)
-    if name == "muon":
-        return DMuon(lr=lr, warmup_steps=warmup, weight_decay=0.1, beta1=0.9)
-    return AdamW(lr=lr, warmup_steps=warmup, weight_decay=0.1, beta1=0.9, beta2=0.99)
-
-
-class Bench:
-    """Trains the same model again and again.
-
-    Args:
-        part: Whose.
-        task: The model and its tokens.
-        compiled: Whether torch.compile translates it.
-        shortest: The shortest horizon.
-
-    Attributes:
-        seconds_per_step: Of the runs so far, evaluations included; None before the first.
-    """
-
-    def __init__(self, part: Part, task: GeneratedConfig, *, compiled: bool, shortest: int) -> None:
-        self._first = RunConfig(
-            recipe="anytime",
+    task = GeneratedConfig(
+        model=MODEL,
+        data="generated",
+        batch=32,
+        eval_windows=256,
+        streams=4096,
+        length=16_385,  # 32 whole windows of each stream for validation
+    )
+    chosen = entries(_WARMUP)
+    return Study(
+        name="gpu-anytime",
+        question="Is one run of an optimizer without a horizon, wherever it is stopped, as good as a run of "
+        "Muon or AdamW that was tuned for exactly that number of steps, with 30 M parameters on a GPU?",
+        run=RunConfig(
+            recipe="gpu-anytime",
             task=task,
-            optimizer=optimizer_config("amuse", RATES["amuse"][0], shortest),
-            steps=1,
+            optimizer=chosen[0].optimizer,
+            steps=2000,
             clip=1.0,
             precision="amp-bf16",
-            compile=compiled,
-            device=str(part.device),
-        )
-        self._part = part
-        self._shortest = shortest
-        self.bed = Bed(self._first, part.device)
-        self.seconds_per_step: float | None = None
-
-    def fits(self, run: Run) -> bool:
-        """Whether a run can be expected to end in time."""
-        return self.seconds_per_step is None or 1.2 * run.steps * self.seconds_per_step < self._part.left - 10
-
-    def train(self, run: Run, lr: float) -> dict[int, dict[str, float]]:
-        """Train, and return the validation loss at x and at y after the steps asked for."""
-        config = replace(
-            self._first,
-            optimizer=optimizer_config(run.optimizer, lr, self._shortest),
-            steps=run.steps,
-            seed=run.seed,
-        )
-        task = config.task.build(seed=run.seed, device=self._part.device)
-        trainer = self.bed.trainer(config, task)
-        found: dict[int, dict[str, float]] = {}
-        started = time.monotonic()
-        for step in range(1, run.steps + 1):
-            trainer.advance(look=step in run.measured_at)
-            if step in run.measured_at:
-                at_x, at_y = trainer.evaluate()
-                found[step] = {"x": at_x["loss"], "y": at_y["loss"]}
-        self.seconds_per_step = (time.monotonic() - started) / run.steps
-        return found
+            compile=True,
+            device=str(device),
+        ),
+        horizons=(250, 500, 1000, 2000),
+        warmup_steps=_WARMUP,
+        trials=6,
+        finalists=2,
+        reused=2,
+        reporting_seeds=(1, 2, 3, 4, 5),
+        seeds_at_longest=3,
+        kept=(5.0, 10.0, 20.0),
+        entries=chosen,
+    )
 
 
-def tuned(part: Part, bench: Bench, shortest: int) -> dict[str, float]:
-    """Try the learning rates and return the best for each optimizer; the middle one where time was short."""
-    best: dict[str, float] = {}
-    for name, rates in RATES.items():
-        losses: dict[float, float] = {}
-        for lr in rates:
-            run = Run(name, TRIAL_SEED, shortest, (shortest,))
-            what = f"trial: {name}, lr {lr}"
-            with part.trying(what):
-                if not bench.fits(run):
-                    raise TimeoutError("no time was left")
-                losses[lr] = bench.train(run, lr)[shortest]["x"]
-                part.add(what, trial=True, optimizer=name, lr=lr, horizon=shortest, loss=losses[lr])
-        best[name] = min(losses, key=losses.__getitem__) if losses else rates[len(rates) // 2]
-    return best
+def tiny(study: Study) -> Study:
+    """Return the study as small as it can be, to see that all of it works."""
+    task = replace(study.run.task, model=TINY, batch=4, eval_windows=8, streams=24, length=128)
+    return replace(
+        study,
+        run=replace(study.run, task=task, compile=False),
+        horizons=(4, 8),
+        warmup_steps=1,
+        trials=2,
+        finalists=1,
+        reused=1,
+        reporting_seeds=(1, 2),
+        seeds_at_longest=2,
+        entries=entries(1),
+    )
 
 
-def compared(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return mean and standard deviation over seeds for each optimizer and horizon."""
-    groups: dict[tuple[int, str], list[float]] = {}
-    for result in results:
-        if "horizon" in result and not result["trial"]:
-            groups.setdefault((result["horizon"], result["optimizer"]), []).append(result["loss"])
-    return [
-        {
-            "horizon": horizon,
-            "optimizer": optimizer,
-            "seeds": len(losses),
-            "mean": statistics.mean(losses),
-            "spread": statistics.stdev(losses) if len(losses) > 1 else None,
-        }
-        for (horizon, optimizer), losses in sorted(groups.items())
-    ]
+def seconds_per_step(records: Records, environment: str) -> float:
+    """Return how long a step takes, evaluations included: in this environment if it has runs, else anywhere.
+
+    Args:
+        records: Of the study.
+        environment: Hash of the environment.
+
+    Returns:
+        The median over runs; 0 if there are none.
+    """
+    known = [record for record in records.values() if record.steps]
+    here = [record for record in known if record.environment == environment]
+    return statistics.median(record.seconds / record.steps for record in here or known) if known else 0.0
+
+
+def sitting(
+    part: Part, study: Study, folder: Path, checkpoints: Path, build: Callable[[RunConfig], Trainer]
+) -> dict[str, Record]:
+    """Make the runs that the records lack, the most urgent first, each of them if it fits into the time left.
+
+    Args:
+        part: Whose time it is.
+        study: The study.
+        folder: Where its records are, and are written after each run.
+        checkpoints: Where trials that may go on are kept.
+        build: Makes the trainers.
+
+    Returns:
+        All records.
+    """
+    records, environments = files.read(folder), files.read_environments(folder)
+    described = measuring.surroundings(study)
+    environment = files.environment_hash(described)
+    environments[environment] = described
+    tried: set[Request] = set()
+
+    def fits(request: Request) -> bool:
+        longest = SLOWER * request.steps * seconds_per_step(records, environment)
+        return longest < part.left - RESERVE and request not in tried
+
+    while (request := next(filter(fits, wanted(study, records)), None)) is not None:
+        tried.add(request)  # what cannot be run is left to another sitting
+        what = _named(request)
+        with part.trying(what):
+            record = measuring.measure(study, request, checkpoints, environment=environment, build=build)
+            records[record.key] = record
+            files.write(folder, study, records, environments)
+            part.add(what, **_summary(study, record))
+            part.tell(**told(study, records))
+    return records
+
+
+def _named(request: Request) -> str:
+    point = ", ".join(f"{name} {value:g}" for name, value in request.point.items())
+    kind = f"seed {request.seed}" if request.reported else f"trial of {point}"
+    return f"{request.entry} to {request.steps}, {kind}"
+
+
+def _summary(study: Study, record: Record) -> dict[str, Any]:
+    readouts = record.readings.get(record.steps, {})
+    losses = {name: values[study.measure] for name, values in readouts.items() if study.measure in values}
+    best = min(losses, key=lambda name: losses[name], default=None)
+    return {
+        "loss": None if best is None else losses[best],
+        "readout": best,
+        "milliseconds_per_step": 1e3 * record.seconds / max(1, record.steps),
+        "ended_by": record.failure,
+    }
+
+
+def told(study: Study, records: Records) -> dict[str, Any]:
+    """Return what the study says so far: its verdicts, and its tables in Markdown."""
+    found = findings(study, records)
+    names = [entry.name for entry in study.entries]
+    overall = [found.overall(name) for name in names]
+    return {
+        "verdicts": [asdict(verdict) for name in names for verdict in found.verdicts(name).values()],
+        "overall": [asdict(each) for each in overall if each is not None],
+        "tables": [loss_table(found, names), difference_table(found, names)],
+    }
 
 
 def measure(part: Part) -> None:
-    """Tune, then run rounds until the time is over."""
-    horizons = (2, 4) if part.tiny else HORIZONS
-    task = GeneratedConfig(
-        model=TINY if part.tiny else MODEL,
-        data="generated",
-        batch=4 if part.tiny else 64,
-        eval_windows=8 if part.tiny else 256,
-        streams=24 if part.tiny else 4096,
-        length=128 if part.tiny else 16_384,
-    )
-    bench = Bench(part, task, compiled=not part.tiny, shortest=horizons[0])
-    part.tell(
-        parameters=parameters(bench.bed.model),
-        tokens_per_step=bench.bed.task.units_per_step,
-        horizons=horizons,
-        rates=RATES,
-    )
-    best = tuned(part, bench, horizons[0])
-    part.tell(chosen=best)
-    for runs in itertools.islice(rounds(horizons), 1 if part.tiny else None):
-        for run in runs:
-            if not bench.fits(run):
-                return
-            with part.trying(f"{run.optimizer} to {run.steps}, seed {run.seed}"):
-                for step, losses in bench.train(run, best[run.optimizer]).items():
-                    part.add(
-                        f"{run.optimizer} at {step}, seed {run.seed}",
-                        trial=False,
-                        optimizer=run.optimizer,
-                        horizon=step,
-                        loss=losses["x"],
-                        loss_at_y=losses["y"],
-                        seed=run.seed,
-                        lr=best[run.optimizer],
-                    )
-        part.tell(compared=compared(part.content["results"]))
+    """Hold one sitting; tiny, a whole study whose records nobody keeps."""
+    study = gpu_anytime(part.device)
+    study = tiny(study) if part.tiny else study
+    bed = Bed(study.run, part.device)
+    part.tell(parameters=parameters(bed.model), tokens_per_step=bed.task.units_per_step)
+    first = bed.trainer(study.run)
+    first.advance(look=True)
+    first.evaluate()  # all is compiled now, in the time of no run
+    del first
+
+    def build(config: RunConfig) -> Trainer:
+        return bed.trainer(config, config.task.build(seed=config.seed, device=part.device))
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "records" if part.tiny else FOLDER
+        records = sitting(part, study, folder, Path(temporary) / "checkpoints", build)
+    part.tell(**told(study, records))
+    part.add("all sittings", runs=len(records), missing_at_least=len(wanted(study, records)))
 
 
 if __name__ == "__main__":

@@ -105,26 +105,19 @@ def _images(content: Result, results: Sequence[Result]) -> str:  # noqa: ARG001
     return table(["images, amp-bf16, channels_last", "images/s", "optimizer", "peak GiB"], rows)
 
 
-def _anytime(content: Result, results: Sequence[Result]) -> str:  # noqa: ARG001
-    compared = content.get("compared", [])
-    optimizers = list(content["rates"])
-    cells = {
-        (each["horizon"], each["optimizer"]): f"{each['mean']:.4f}"
-        + (f" ± {each['spread']:.4f}" if each["spread"] is not None else "")
-        + f" ({each['seeds']})"
-        for each in compared
-    }
-    rows = [
-        [f"{horizon:,}", *(cells.get((horizon, name), "") for name in optimizers)]
-        for horizon in sorted({each["horizon"] for each in compared})
+def _anytime(content: Result, results: Sequence[Result]) -> str:
+    state = [
+        f" {each['runs']} runs are done, at least {each['missing_at_least']} are missing."
+        for each in results
+        if each["what"] == "all sittings"
     ]
-    chosen = ", ".join(f"{name} {lr:g}" for name, lr in content.get("chosen", {}).items())
     first = (
-        f"Validation loss in nats (seeds), {content['parameters'] / 1e6:,.0f} M parameters on generated "
-        f"tokens, {content['tokens_per_step']:,} a step; Muon and AdamW under a cosine told each horizon; "
-        f"learning rates, the best of three trials each: {chosen}.\n\n"
+        f"Validation loss in nats (seeds) after so many steps, {content['parameters'] / 1e6:,.0f} M "
+        f"parameters on generated tokens, {content['tokens_per_step']:,} a step; the best of the optimizers "
+        "that are told where to end, in bold, is the envelope; then the differences to it, over paired seeds, "
+        f"below 0 is better. [records/gpu/anytime](../records/gpu/anytime) has all runs.{''.join(state)}"
     )
-    return first + table(["steps", *optimizers], rows)
+    return "\n\n".join([first, *content["tables"]])
 
 
 LAYOUTS: Mapping[str, Callable[[Result, Sequence[Result]], str]] = {

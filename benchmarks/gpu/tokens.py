@@ -121,6 +121,9 @@ class GeneratedConfig(LanguageModelConfig):
     streams: int = 64
     length: int = 8192
 
+    def check(self, steps: int) -> None:
+        """Ask for nothing: the text is made when it is needed."""
+
     def build(self, *, seed: int, device: torch.device) -> Task:
         """Draw the tokens; they are the same for every seed, which decides in which order they are seen."""
         tokens = generate(self.streams, self.length, self.model.vocabulary, seed=0, device=device)

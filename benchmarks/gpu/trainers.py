@@ -36,10 +36,10 @@ class Bed:
             self.model, processes=ALONE, mode="ddp", precision=config.precision, compiled=config.compile
         )
 
-    def _untrained(self, config: RunConfig) -> nn.Module:
-        torch.manual_seed(config.seed)
-        with self._device:  # where random numbers are drawn fast
-            return config.task.build_model()
+    @staticmethod
+    def _untrained(config: RunConfig) -> nn.Module:
+        torch.manual_seed(config.seed)  # on the CPU, as Trainer.build does: the same weights on every card
+        return config.task.build_model()
 
     def trainer(self, config: RunConfig, task: Task | None = None) -> Trainer:
         """Return a trainer at its beginning.

@@ -22,7 +22,7 @@ from benchmarks.gpu.plan import ROOT
 # What the parts import beside torch and its dependencies: the laboratory, the peers, the tests.
 PACKAGES = (
     *("tyro", "docstring-parser", "typeguard", "rich", "markdown-it-py", "mdurl", "pygments"),
-    *("numpy", "safetensors", "matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver"),
+    *("numpy", "scipy", "safetensors", "matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver"),
     *("pyparsing", "python-dateutil", "six", "pillow", "packaging"),
     *("schedulefree", "pytorch-optimizer", "heavyball", "opt-einsum"),
     *("pytest", "pluggy", "iniconfig", "hypothesis", "sortedcontainers"),

@@ -2,7 +2,6 @@
 
 import json
 import re
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from amuse_lab.bench.contestants import CONTESTANTS, Contestant
 from amuse_lab.bench.sizes import SIZES
-from benchmarks.gpu import anytime, checks, images, pretraining, runner, steps
+from benchmarks.gpu import checks, images, pretraining, runner, steps
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.part import Part as Underway
 from benchmarks.gpu.plan import PARTS, ROOT, SUMMARY, Part, limit
@@ -166,41 +165,6 @@ def test_pretraining(underway: Underway) -> None:
 def test_images(underway: Underway) -> None:
     images.measure(underway)
     assert set(results(underway)) == {"mnist-resnet8: amuse", "mnist-resnet8: sgd"}
-
-
-def test_anytime(underway: Underway) -> None:
-    anytime.measure(underway)
-    found = results(underway)
-    trials = [each for each in found.values() if each["trial"]]
-    assert len(trials) == sum(map(len, anytime.RATES.values()))
-    for name, lr in underway.content["chosen"].items():
-        losses = {each["lr"]: each["loss"] for each in trials if each["optimizer"] == name}
-        assert losses[lr] == min(losses.values())
-    assert {(each["optimizer"], each["horizon"]) for each in underway.content["compared"]} == {
-        (name, horizon) for name in anytime.RATES for horizon in (2, 4)
-    }
-    assert found["amuse at 4, seed 0"]["loss"] < found["amuse at 2, seed 0"]["loss"]
-
-
-def test_rounds_of_the_comparison() -> None:
-    first, *_, fourth = islice(anytime.rounds((2, 4)), 4)
-    assert first[0] == anytime.Run("amuse", 0, 4, (2, 4))
-    assert [(run.optimizer, run.steps) for run in first[1:]] == [
-        *(("muon", 2), ("adamw", 2)),
-        *(("muon", 4), ("adamw", 4)),
-    ]
-    assert [(run.seed, run.steps) for run in fourth] == [(0, 8)] * 3
-
-
-def test_comparison_has_means_and_spreads_over_seeds() -> None:
-    losses = {0: 1.0, 1: 3.0}
-    given = [
-        {"trial": False, "optimizer": "amuse", "horizon": 2, "seed": seed, "loss": loss}
-        for seed, loss in losses.items()
-    ]
-    trial = {"trial": True, "optimizer": "amuse", "horizon": 2, "loss": 100.0}
-    (row,) = anytime.compared([*given, trial, {"what": "amuse at 2", "failure": "cut"}])
-    assert (row["seeds"], row["mean"], row["spread"]) == (2, 2.0, pytest.approx(2**0.5))
 
 
 def test_a_failure_is_recorded_and_the_rest_goes_on(underway: Underway) -> None:
