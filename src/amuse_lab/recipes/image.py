@@ -2,7 +2,7 @@
 
 Every setting of a published run is that of the paper's (arXiv 2605.22432) released scripts;
 docs/reproduce.md has the commands, what they cost and where they differ. The settings on MNIST are the best
-of six or more trials for each optimizer, `benchmarks/tune.py` and `records/mnist`; those of the fine-tuning
+of six or more trials for each optimizer, `records/mnist`; those of the fine-tuning
 are starting points that nobody has tried.
 """
 

@@ -4,16 +4,19 @@ A run is one trial, made with all that says what it is, so that any of Optuna's 
 same runs. Who takes a run of which another worker has an earlier trial drops it: each is made once.
 """
 
+import contextlib
 import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -27,6 +30,7 @@ _SILENT_SECONDS = 1800.0  # after which a worker of which nothing was heard is t
 _HEARD_SECONDS = 30.0  # between two signs of life
 _STARTING_SECONDS = 60.0  # within which a worker signs what it has taken
 
+_SETTLING_SECONDS = 0.3  # within which two who have signed one trial see each other
 _OPENINGS = 3  # attempts to open a database, which two workers may want to make at once
 
 _TAKEN = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
@@ -83,7 +87,8 @@ class Store:
         self._optuna = optuna.create_study(
             storage=storage, study_name=study.name, direction="minimize", load_if_exists=True
         )
-        self._worker = {"host": socket.gethostname(), "process": os.getpid()}
+        self._settles = isinstance(storage, RDBStorage)
+        self._worker = {"host": socket.gethostname(), "process": os.getpid(), "token": uuid.uuid4().hex}
         self._heard = 0.0
         self._trial: optuna.Trial | None = None
 
@@ -166,7 +171,8 @@ class Store:
         if "identity" not in trial.user_attrs:  # another one was faster, and Optuna has made a trial up
             self._optuna.tell(trial, state=TrialState.FAIL)
             return None
-        trial.set_user_attr("worker", self._worker | {"seen": time.time()})
+        if not self._is_ours(trial):
+            return None
         identity = trial.user_attrs["identity"]
         earlier = [
             other.number
@@ -181,6 +187,18 @@ class Store:
         self._trial = trial
         return Claim(request, trial.number)
 
+    def _is_ours(self, trial: optuna.Trial) -> bool:
+        """Sign a trial that Optuna has given us; whether nobody else has.
+
+        SQLite may give a waiting trial to two who ask at once: then the last signature counts.
+        """
+        trial.set_user_attr("worker", self._worker | {"seen": time.time()})
+        if not self._settles:
+            return True
+        time.sleep(_SETTLING_SECONDS)
+        now = self._optuna.get_trials(deepcopy=False)[trial.number]
+        return bool(now.user_attrs["worker"]["token"] == self._worker["token"])
+
     def identity(self, request: Request) -> str:
         """Return what tells a run from all others: its key and how far it goes."""
         return f"{request.key(self._study)}/{request.steps}"
@@ -189,14 +207,16 @@ class Store:
         """Tell the others, now and then, that the claimed run is under way."""
         if self._trial is not None and time.monotonic() - self._heard > _HEARD_SECONDS:
             self._heard = time.monotonic()
-            self._trial.set_user_attr("worker", self._worker | {"seen": time.time()})
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._trial.set_user_attr("worker", self._worker | {"seen": time.time()})
 
     def finish(self, claim: Claim, record: Record, environment: Mapping[str, Any]) -> None:
         """Put the record of a claimed run into the storage."""
         assert self._trial is not None, "a run has been claimed"
         self._remember({record.environment: environment})
-        self._trial.set_user_attr("record", json.dumps(files.record_to_json(record)))
-        self._optuna.tell(claim.number, self._value(record))
+        with contextlib.suppress(UpdateFinishedTrialError):  # taken for dead, and made by another one
+            self._trial.set_user_attr("record", json.dumps(files.record_to_json(record)))
+            self._optuna.tell(claim.number, self._value(record))
         self._trial = None
 
     def release(self, claim: Claim) -> None:
