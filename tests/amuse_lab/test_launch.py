@@ -65,7 +65,7 @@ def test_the_others_end_with_the_one_that_fails(monkeypatch: pytest.MonkeyPatch)
 
 
 # Found before a test changes where it is.
-PYTHON = os.path.realpath(sys.executable)  # noqa: PTH
+PYTHON = os.path.realpath(sys.executable)
 
 
 def test_at_least_one() -> None:

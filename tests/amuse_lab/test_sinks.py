@@ -1,13 +1,15 @@
 import importlib.util
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -83,82 +85,72 @@ sys.exit(cli.main({arguments!r}))
         assert json.dumps(points[2]).encode() in content
 
 
-class RecordedRun:
-    """What `trackio.init` and `trackio.Api().runs` return, in one; rows arrive when it is finished."""
-
-    def __init__(self, runs: list["RecordedRun"], name: str, group: str, config: dict[str, object]) -> None:
-        self.runs, self.name, self.group, self.config = runs, name, group, config
-        self.queue: list[tuple[int, dict[str, float]]] = []
-        self.rows: list[tuple[int, dict[str, float]]] = []
-        runs.append(self)
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.queue.append((step, metrics))
-
-    def finish(self) -> None:
-        self.rows, self.queue = self.rows + self.queue, []
-
-    def delete(self) -> None:
-        self.runs.remove(self)
-
-
 @pytest.fixture
-def projects(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RecordedRun]]:
-    """Puts a stand-in with the part of trackio 0.43 that the sink uses in its place, and shows its runs."""
-    kept: dict[str, list[RecordedRun]] = {}
+def trackio_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Where Trackio stores its runs. It asks for that when it is imported, so each test imports it anew.
 
-    class Api:
-        def runs(self, project: str) -> list[RecordedRun]:
-            if project not in kept:
-                raise ValueError(f"Project '{project}' does not exist")
-            return kept[project]
-
-    def init(
-        project: str, name: str, group: str, config: dict[str, object], embed: bool = True
-    ) -> RecordedRun:
-        assert not embed, "a dashboard opens in a notebook"
-        return RecordedRun(kept.setdefault(project, []), name, group, config)
-
-    module = ModuleType("trackio")
-    module.__dict__.update(__spec__=ModuleSpec("trackio", None), Api=Api, init=init)
-    monkeypatch.setitem(sys.modules, "trackio", module)
-    return kept
-
-
-def test_trackio_gets_what_the_metrics_file_has(tiny: Make, projects: dict[str, list[RecordedRun]]) -> None:
-    """Against a stand-in that records, not the package: it wants an older Pillow than the one pinned here.
-
-    The earlier process has sent a step that was after its newest checkpoint, as one that is killed does.
+    Every attempt to reach something by a network fails, and the test with it; so does a dashboard, which
+    Trackio opens in notebooks.
     """
-    config = tiny(steps=6, log_every=2, eval_every=3, sinks=("trackio",))
-    folder = train(config, Stopping(4)).folder
-    (first,) = projects["amuse-optim"]
-    assert {step for step, _ in first.rows} == {2, 3, 4}
-    first.rows.append((5, {"train/loss": 1.0}))
-    other = RecordedRun(projects["amuse-optim"], "another run", config.recipe, {})
-    train(config, Silence(), resume=folder)
-    assert projects["amuse-optim"][0] is other
-    (run,) = projects["amuse-optim"][1:]
-    assert (run.name, run.group) == (folder.name, "shakespeare")
-    assert run.config == to_json(config)
-    found: dict[str, dict[int, float]] = {}
-    for step, metrics in run.rows:
-        for name, value in metrics.items():
-            assert step not in found.setdefault(name, {})
-            found[name][step] = value
-    assert found == curves(folder)
+    pytest.importorskip("trackio", reason="trackio is optional")
+    forbidden: list[object] = []
+
+    def refuse(*arguments: object, **options: object) -> None:
+        forbidden.append((arguments, options))
+        raise OSError("the test has no network and no dashboard")
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+            del sys.modules[name]
+
+    for name in [name for name in os.environ if name.startswith("TRACKIO_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for place in ("socket.socket.connect", "socket.socket.connect_ex", "socket.getaddrinfo"):
+        monkeypatch.setattr(place, refuse)
+    forget()
+    monkeypatch.setattr("trackio.utils.is_in_notebook", lambda: True)
+    monkeypatch.setattr("trackio.show", refuse)
+    yield tmp_path / "trackio"
+    forget()
+    assert forbidden == []
 
 
-def test_a_run_goes_on_with_trackio_where_that_knows_nothing_of_it(
-    tiny: Make, projects: dict[str, list[RecordedRun]]
-) -> None:
-    """The sink was not there from the beginning, and yet it has all of the run."""
-    config = tiny(steps=4, log_every=1)
-    folder = train(config, Stopping(2)).folder
-    assert projects == {}
-    train(replace(config, sinks=("trackio",)), Silence(), resume=folder)
-    (run,) = projects["amuse-optim"]
-    assert [step for step, metrics in run.rows if "train/loss" in metrics] == [1, 2, 3, 4]
+def stored(folder: Path, columns: str, table: str) -> list[tuple[Any, ...]]:
+    """What Trackio's only database has, read without Trackio."""
+    (database,) = folder.glob("*.db")
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(f"select {columns} from {table} order by id").fetchall()
+
+
+def test_trackio_stores_what_the_metrics_file_has(tiny: Make, trackio_folder: Path) -> None:
+    """Every step once, of a run that got the sink under way and of one that was killed after step 5.
+
+    The second has sent steps 4 and 5 when it goes on from its checkpoint of step 3.
+    """
+    config = tiny(steps=4)
+    late = train(config, Stopping(2)).folder
+    assert not trackio_folder.exists()
+    train(replace(config, sinks=("trackio",)), Silence(), resume=late)
+    config = tiny(steps=6, checkpoint_every=3, sinks=("trackio",))
+    killed = train(config, Stopping(5)).folder
+    rows = stored(trackio_folder, "run_name, step", "metrics")
+    assert {step for name, step in rows if name == killed.name} == {1, 2, 3, 4, 5}
+    shutil.rmtree(killed / "checkpoints" / "step-00000005")
+    train(config, Silence(), resume=killed)
+
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for run, step, metrics in stored(trackio_folder, "run_name, step, metrics", "metrics"):
+        for name, value in json.loads(metrics).items():
+            points = found.setdefault(run, {}).setdefault(name, {})
+            assert step not in points
+            points[step] = value
+    assert found == {folder.name: curves(folder) for folder in (late, killed)}
+    configs = dict(stored(trackio_folder, "run_name, config", "configs"))
+    kept = json.loads(configs[killed.name])
+    assert kept["_Group"] == "shakespeare"
+    sent = json.loads(json.dumps(to_json(config)))
+    assert {name: kept[name] for name in sent} == sent
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
