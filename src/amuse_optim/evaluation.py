@@ -4,6 +4,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -44,7 +45,8 @@ def averaged(optimizer: torch.optim.Optimizer, *, kappa: float | None = None) ->
     amuse = unwrapped(optimizer)  # or an `AMUSEReference`
     with _switching:
         block = [amuse.mode]
-        amuse.eval() if kappa is None else amuse.eval(kappa=kappa)
+        show = amuse.eval if kappa is None else partial(amuse.eval, kappa=kappa)
+        show()
         amuse.averaged_blocks = (*getattr(amuse, "averaged_blocks", ()), block)
     try:
         yield
@@ -58,7 +60,7 @@ def averaged(optimizer: torch.optim.Optimizer, *, kappa: float | None = None) ->
             elif block == ["train"]:
                 amuse.train()
             else:
-                amuse.eval()
+                show()
 
 
 @torch.no_grad()

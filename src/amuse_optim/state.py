@@ -42,14 +42,15 @@ def kept_tensors(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Kept]
     kept = {"z": Kept(shape, own)} if rounded or beta > 0 else {}
     if rounded or beta == 0:  # with beta = 0 no y makes up for what an average in bfloat16 loses
         kept["x"] = Kept(shape, own if beta > 0 else full)
-    kept |= {PowerAverage(kappa).name: Kept(shape, full) for kappa in group["averages"]}
     found = DIRECTIONS[group["direction"]].state_shapes(group, shape)
     if not _TAKEN.isdisjoint(found):
         raise ValueError(
             f"state_shapes of direction {group['direction']!r} must not name "
             f"{', '.join(_TAKEN & found.keys())}: these are the optimizer's own"
         )
-    return kept | {name: Kept(each, own if each == shape else full) for name, each in found.items()}
+    kept |= {name: Kept(each, own if each == shape else full) for name, each in found.items()}
+    # Last: random bits depend on the places of the others.
+    return kept | {PowerAverage(kappa).name: Kept(shape, full) for kappa in group["averages"]}
 
 
 def kept_names_in(group: Mapping[str, Any]) -> Callable[[Tensor], tuple[Set[str], tuple[str, ...]]]:
