@@ -30,6 +30,7 @@ class StepNumbers:
         c: c_t.
         beta_next: b', the coefficient that the next y is built with.
         published: Whether x is decoded with b' instead of b, as in the released code.
+        averages: Name and c of each average of z that is kept for reading.
     """
 
     lr: Number
@@ -39,6 +40,7 @@ class StepNumbers:
     c: Number
     beta_next: Number
     published: bool = False
+    averages: tuple[tuple[str, Number], ...] = ()
 
     @property
     def decode(self) -> Number:

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import averaging, precision
 from .averaging import StepNumbers, Tensors
 from .measurement import Measurement
-from .schedule import Coefficients, Number
+from .schedule import AVERAGE, Coefficients, Number, PowerAverage
 from .sharding import is_sharded, local
 
 Group = dict[str, Any]
@@ -130,7 +130,7 @@ class Bucket:
     def __post_init__(self) -> None:
         state, y = self.slots[0].state, self.slots[0].row["y"]
         self.names = tuple(self.slots[0].row)
-        self.sequences = tuple(name for name in ("y", "z", "x") if name in self.names)
+        self.sequences = tuple(n for n in self.names if n in ("y", "z", "x") or n.startswith(AVERAGE))
         self.device = y.device
         self.dtype = y.dtype if y.dtype == torch.float64 else torch.float32
         self.sharded = is_sharded(self.slots[0].param)
@@ -176,7 +176,9 @@ class Bucket:
         """What the equations of this step are told."""
         decay, at = self.group["weight_decay"], self.group["weight_decay_at"]
         published = self.group["parity"] == "published"
-        return StepNumbers(now.lr, decay, at, self.beta, now.c, now.beta, published)
+        rules = [PowerAverage(kappa) for kappa in self.group["averages"]]
+        averages = tuple((rule.name, rule(self.step)) for rule in rules)
+        return StepNumbers(now.lr, decay, at, self.beta, now.c, now.beta, published, averages)
 
     def generator(self, name: str) -> torch.Generator:
         """Random bits to round a state tensor with: the same in a resumed run, others for every tensor."""
@@ -251,23 +253,30 @@ class Chunk:
         return self.read(name)
 
     def advance_(self, update: Tensors, scale: Number, numbers: StepNumbers) -> None:
-        """Update z, x and y, whichever of them are stored, by one step.
+        """Update z, x and y, whichever of them are stored, and the averages for reading, by one step.
 
         Args:
             update: d / scale, one tensor for each piece of the chunk.
             scale: The common factor of the update.
             numbers: The step's coefficients, from `Bucket.numbers`.
         """
+        z = self._advance_sequences_(update, scale, numbers)
+        for name, c in numbers.averages:
+            averaging.average_(self.stored(name), z, c)
+
+    def _advance_sequences_(self, update: Tensors, scale: Number, numbers: StepNumbers) -> Tensors:
+        """Update the sequences; returns the new z."""
         y = self.read("y")
         z = self.read("z") if "z" in self else y  # for beta = 0, y is z
         if "x" not in self:
             if self.rows[0]["z"] is z[0]:
                 averaging.advance_(y, z, update, scale, numbers)
-                return
+                return z
             x = averaging.decode_(y, z, numbers.decode)
             averaging.descend_(z, x, update, scale, numbers)
-            averaging.average_and_interpolate_(x, self.write("z", z), numbers)
-            return
+            z = self.write("z", z)
+            averaging.average_and_interpolate_(x, z, numbers)
+            return z
         x = self.read("x")
         if numbers.published:
             averaging.decode_as_published_(x, z, numbers)
@@ -277,3 +286,4 @@ class Chunk:
         x = self.write("x", x)
         if "z" in self:
             self.write("y", averaging.interpolate(z, x, numbers.beta_next))
+        return z

@@ -61,6 +61,7 @@ def python_number(value: Any) -> Any:
 
 not_negative = number(">= 0", lambda value: value >= 0)
 positive = number("> 0", lambda value: value > 0)
+at_least_1 = number(">= 1", lambda value: value >= 1)
 fraction = number("in [0, 1)", lambda value: 0 <= value < 1)
 
 
@@ -105,6 +106,16 @@ def steps(name: str, value: object) -> None:
         raise ValueError(f"{name} must be >= 0, got {value!r}")
     if isinstance(value, float) and not 0 < value < 1:
         raise ValueError(f"{name} must be an integer, or a fraction in (0, 1) of total_steps, got {value!r}")
+
+
+def kappas(name: str, value: object) -> None:
+    """Check for a tuple of different numbers of at least 1."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple of numbers, such as (10.0,), got {value!r}")
+    for kappa in value:
+        at_least_1(name, kappa)
+    if len(set(value)) < len(value):
+        raise ValueError(f"{name} must be different numbers, got {value!r}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

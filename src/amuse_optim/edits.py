@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from .optimizer import AMUSE, unwrapped
-from .state import initial_state, sequences, store_sequences
+from .state import averages_of, initial_state, sequences, store_sequences
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def accept_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor] | None = None) -> None:
-    """Go on from weights that were set between steps: z and the average x become the parameter as it stands.
+    """Go on from weights that were set between steps: z and the averages become the parameter as it stands.
 
     For weights that were loaded, reset or pruned in the middle of a training. Momenta, step counts and the
     schedule's clock stay. State in bfloat16 takes the weights over as precisely as it can.
@@ -48,6 +48,8 @@ def accept_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
     for _, parameter, state in amuse.members():
         if parameter in chosen:
             value = parameter.detach().clone()
+            for average in averages_of(state):
+                average.copy_(value)
             store_sequences(parameter, state, value, value, amuse.mode)
     amuse.versions = amuse.versions.accepted(chosen)
 
@@ -59,7 +61,7 @@ def project(
     function: Callable[[Tensor], object],
     parameters: Iterable[Tensor] | None = None,
 ) -> None:
-    """Apply a function in place to z and the average x, and rebuild y from them: for masks and bounds.
+    """Apply a function in place to z and the averages, and rebuild y from them: for masks and bounds.
 
     Edits of the parameter alone do not reach x, which is decoded from it. Call this after every step that may
     leave the set. Entries that a mask makes 0 are 0 in all three; bounds hold up to rounding, and for y if
@@ -90,7 +92,7 @@ def project(
     for _, parameter, state in amuse.members():
         if parameter in chosen:
             z, x, _ = (tensor.clone() for tensor in sequences(parameter, state, amuse.mode))
-            for tensor in (z, x):
+            for tensor in (z, x, *averages_of(state)):
                 returned = function(tensor)
                 if isinstance(returned, Tensor) and returned is not tensor:
                     raise ValueError(

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,16 +20,19 @@ _switching = threading.RLock()
 
 
 @contextlib.contextmanager
-def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def averaged(optimizer: torch.optim.Optimizer, *, kappa: float | None = None) -> Iterator[None]:
     """Context manager: eval mode at the averaged weights x; on exit the parameters are restored bit for bit.
 
-    Blocks may be nested, and may overlap (threads, asyncio): y then comes back after the last of them.
+    Blocks of one average may be nested, and may overlap (threads, asyncio): y then comes back after the last
+    of them.
 
     Args:
         optimizer: An `AMUSE` in train or eval mode, or a framework's wrapper around one.
+        kappa: One of the optimizer's `averages`, to be read instead of x.
 
     Raises:
-        OptimizerModeError: From `optimizer.step()` inside the block.
+        ValueError: If no average with this kappa is kept.
+        OptimizerModeError: Inside a block of another average, and from `optimizer.step()` inside the block.
 
     Example:
         >>> import torch
@@ -41,7 +45,8 @@ def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     amuse = unwrapped(optimizer)  # or an `AMUSEReference`
     with _switching:
         block = [amuse.mode]
-        amuse.eval()
+        show = amuse.eval if kappa is None else partial(amuse.eval, kappa=kappa)
+        show()
         amuse.averaged_blocks = (*getattr(amuse, "averaged_blocks", ()), block)
     try:
         yield
@@ -55,11 +60,13 @@ def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             elif block == ["train"]:
                 amuse.train()
             else:
-                amuse.eval()
+                show()
 
 
 @torch.no_grad()
-def averaged_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def averaged_state_dict(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, kappa: float | None = None
+) -> dict[str, Tensor]:
     """The model's state dict with the average x in place of its parameters: the model to ship.
 
     Neither the model nor the optimizer is touched. Parameters that are not in the optimizer, and buffers,
@@ -68,14 +75,16 @@ def averaged_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> d
     Args:
         model: The model that the optimizer trains.
         optimizer: An `AMUSE` in train or eval mode, or a framework's wrapper around one.
+        kappa: One of the optimizer's `averages`, to be shipped instead of x.
 
     Returns:
         New tensors under the names of `model.state_dict()`, in the parameters' dtypes.
 
     Raises:
-        ValueError: If none of the model's parameters is in the optimizer, or if one of those that are is
-            missing in the model's state dict because a hook changes it; call `model.state_dict()` inside
-            `averaged(optimizer)` instead.
+        ValueError: If no average with this kappa is kept, if none of the model's parameters is in the
+            optimizer, or if one of those that are is missing in the model's state dict because a hook changes
+            it; call `model.state_dict()` inside `averaged(optimizer)` instead.
+        OptimizerModeError: Inside a block of another average.
 
     Example:
         >>> import torch
@@ -87,6 +96,7 @@ def averaged_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> d
     """
     amuse = unwrapped(optimizer)
     trained = {parameter: state for _, parameter, state in amuse.members()}
+    amuse.check_readout(kappa)
     amuse.notice_edits()
     expected = {parameter for parameter in model.parameters() if parameter in trained}
     if not expected:
@@ -103,7 +113,7 @@ def averaged_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> d
             continue
         if value not in copies:
             at_y = value in expected and amuse.mode == "train"
-            x = averaged_value(value, trained[value]) if at_y else value.detach().clone()
+            x = averaged_value(value, trained[value], kappa) if at_y else value.detach().clone()
             copies[value] = x.to(value.dtype)
         shipped[name] = copies[value]
     missing = sum(parameter not in copies for parameter in expected)

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import clock, options
 from .buckets import Group, State
 from .options import OptimizerModeError
-from .state import complete_states, initial_state, show_average, show_gradient_point
+from .state import complete_states, initial_state, kept_tensors, show_average, show_gradient_point
 from .state_dict import FORMAT
 from .versions import Versions
 
@@ -38,7 +38,7 @@ class AveragedOptimizer(torch.optim.Optimizer):
             TypeError: As on construction.
         """
         group = options.complete_group(param_group, self.defaults)
-        group |= clock.initial_numbers(group) | {"mode": self.mode, "format": FORMAT}
+        group |= clock.initial_numbers(group) | {"mode": self.mode, "readout": self.readout, "format": FORMAT}
         with options.names_hidden(*self.param_groups, group):
             super().add_param_group(group)
         for parameter in group["params"]:
@@ -49,6 +49,12 @@ class AveragedOptimizer(torch.optim.Optimizer):
         """What the parameters hold: y in "train", x in "eval"."""
         mode: Mode = self.param_groups[0]["mode"] if self.param_groups else "train"
         return mode
+
+    @property
+    def readout(self) -> float | None:
+        """In eval mode the kappa of the average that the parameters hold; None for x, and in train mode."""
+        readout: float | None = self.param_groups[0].get("readout") if self.param_groups else None
+        return readout
 
     def members(self) -> Iterator[tuple[Group, Tensor, State]]:
         """Every parameter with its group and its state, which is made where there is none.
@@ -61,14 +67,47 @@ class AveragedOptimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 yield group, parameter, self.state[parameter]
 
-    def eval(self) -> None:
-        """Put the average x into the parameters; `train()` restores y bit for bit. No effect in eval mode."""
+    def eval(self, *, kappa: float | None = None) -> None:
+        """Put an average into the parameters; `train()` restores y bit for bit. No effect in eval mode.
+
+        Args:
+            kappa: One of `averages`, the average to put in; None means x.
+
+        Raises:
+            ValueError: If the average is not kept.
+            OptimizerModeError: In eval mode, if the parameters hold another average.
+        """
+        self.check_readout(kappa)
         if self.mode == "train":
             members = list(self.members())
             self.notice_edits()
             with self._recorded():
-                show_average((parameter, state) for _, parameter, state in members)
-            self._set_mode("eval")
+                show_average(((parameter, state) for _, parameter, state in members), kappa)
+            self._set_mode("eval", kappa)
+
+    def check_readout(self, kappa: float | None) -> None:
+        """Check that an average is kept, and that the parameters hold no other one.
+
+        Raises:
+            ValueError: If the average is not kept.
+            OptimizerModeError: In eval mode, if the parameters hold another average.
+        """
+        for group in self.param_groups:
+            if kappa is not None and kappa not in group["averages"]:
+                raise ValueError(
+                    f"kappa must be None or one of averages={tuple(group['averages'])!r}, got {kappa!r}: "
+                    f"averages=({kappa!r},) keeps that average from the first step on"
+                )
+            held = group.get("readout")
+            if group["mode"] == "eval" and held != kappa:
+                shown, wanted = (
+                    "the average x" if which is None else f"the average with kappa={which:g}"
+                    for which in (held, kappa)
+                )
+                raise OptimizerModeError(
+                    f"the parameters hold {shown}, and {wanted} was asked for: leave the "
+                    "`with averaged(...):` block, or call optimizer.train() first"
+                )
 
     def train(self) -> None:
         """Put the gradient point y back into the parameters. No effect in train mode.
@@ -83,12 +122,15 @@ class AveragedOptimizer(torch.optim.Optimizer):
             with self._recorded():
                 show_gradient_point((parameter, state) for _, parameter, state in members)
             self._set_mode("train")
-            for _, _, state in members:
+            for group, parameter, state in members:
                 state.pop("y", None)
+                if "x" in state and "x" not in kept_tensors(parameter, group):
+                    del state["x"]
 
-    def _set_mode(self, mode: Mode) -> None:
+    def _set_mode(self, mode: Mode, readout: float | None = None) -> None:
         for group in self.param_groups:
             group["mode"] = mode
+            group["readout"] = readout
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:

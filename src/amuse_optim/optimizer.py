@@ -1,6 +1,6 @@
 """The optimizer: its options and the step. The equations live in the modules it calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -88,6 +88,9 @@ class AMUSE(AveragedOptimizer):
             and `split_rows` and `num_heads` cut their columns.
         nonfinite: What an infinite or NaN gradient does: "raise" (FloatingPointError, nothing changed),
             "skip" (the whole step is skipped and counted in `group["skipped_steps"]`) or "ignore".
+        averages: Values of kappa >= 1. For each the state keeps an average of z for reading, apart from x,
+            with c_t = kappa / (t + kappa - 1), which no gradient sees: `averaged(optimizer, kappa=10)` reads
+            it. 4 bytes for each entry of a parameter, 8 for float64. For large t, kappa = 1 + `r`.
         parity: "exact" for the equations above, or "published" for the released code's averaging, which
             decodes x with the new beta (see `docs/algorithm.md`).
         foreach: Whether parameters of equal device, dtype and step count are updated together by
@@ -163,6 +166,7 @@ class AMUSE(AveragedOptimizer):
         transposed: bool = False,
         nonfinite: Literal["raise", "skip", "ignore"] = "raise",
         parity: Parity = "exact",
+        averages: Sequence[float] = (),
         foreach: bool | None = None,
         capturable: bool = False,
         state_precision: StatePrecision = "full",

@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .buckets import Group
@@ -181,6 +182,14 @@ def report(groups: Sequence[Group]) -> str:
     ]
     totals = ", ".join(f"{number:,} {direction}" for direction, number in count.items() if number)
     lines.append(f"{sum(count.values()):,} parameters: {totals}")
+    kept = sorted({kappa for group in groups for kappa in group.get("averages", ())})
+    if kept:
+        entry_bytes = 8 if any(p.dtype == torch.float64 for g in groups for _, p in _members(g)) else 4
+        named = ", ".join(f"{kappa:g}" for kappa in kept)
+        lines.append(
+            f"averages for reading: kappa {named}, "
+            f"{entry_bytes * len(kept) * sum(count.values()):,} bytes of state"
+        )
     return "\n".join([*lines, *getattr(groups, "notes", ())])
 
 

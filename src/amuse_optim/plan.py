@@ -12,7 +12,7 @@ from .directions.base import Update
 from .measurement import Measurement
 from .options import describe
 from .sharding import is_sharded
-from .state import SEQUENCES, follow_parameter, kept_names_in
+from .state import follow_parameter, is_point, kept_names_in
 
 
 def buckets_of(
@@ -85,7 +85,7 @@ def _restored_on_error(buckets: list[Bucket]) -> Iterator[None]:
         for bucket in buckets
         for slot in bucket.slots
         for name, tensor in slot.state.items()
-        if isinstance(tensor, Tensor) and name not in SEQUENCES
+        if isinstance(tensor, Tensor) and not is_point(name)
     ]
     try:
         yield

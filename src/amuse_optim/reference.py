@@ -126,6 +126,10 @@ class AMUSEReference(torch.optim.Optimizer):
         z = z - lr * d - lr * group["weight_decay"] * (z if group["weight_decay_at"] == "z" else y)
         x = (1 - c) * x + c * z
         y = (1 - beta) * z + beta * x
+        for kappa in group["averages"]:  # for reading alone
+            c_kappa = kappa / (state["step"] + kappa - 1)
+            average = state.get(f"average_{kappa:g}", z)
+            state[f"average_{kappa:g}"] = (1 - c_kappa) * average + c_kappa * z
         state |= {"x": x, "y": y, "z": z, "beta": beta}
         p.copy_(y)
 

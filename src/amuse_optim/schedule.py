@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .checks import Option, choice, not_negative, number, steps
+from .checks import Option, choice, kappas, not_negative, number, steps
 
 BetaClock = Literal["window", "steps"]
 Parity = Literal["exact", "published"]
 DecayAt = Literal["z", "y"]
 Number = float | Tensor
 
+AVERAGE = "average_"  # how the names of averages for reading begin
 SHORTEST_WINDOW = 1e-3
 LARGEST_BETA = 1.0 - 2.0**-24  # the largest float32 below 1
 
@@ -128,6 +129,34 @@ class PowerWeights:
 
 
 @dataclass(frozen=True)
+class PowerAverage:
+    r"""c_t = kappa / (t + kappa - 1): the average of z that `averages` keeps for reading.
+
+    z_i then has the weight kappa G(i + kappa - 1) G(t) / (G(i) G(t + kappa)), with the gamma function G,
+    about kappa (i / t)^(kappa - 1) / t: kappa = 1 is the plain mean, and a larger one forgets the beginning
+    sooner. For large t it is the average with the weights w_t = t^r for r = kappa - 1; at t = 10 and
+    kappa = 10 c_t is 0.53, with weights 0.67.
+
+    Args:
+        kappa: At least 1.
+
+    References:
+        arXiv 2312.02696 (power-function averages).
+    """
+
+    kappa: float
+
+    @property
+    def name(self) -> str:
+        """What the state of a parameter calls it, such as "average_10"."""
+        return f"{AVERAGE}{self.kappa:g}"
+
+    def __call__(self, t: Number) -> Number:
+        """c_t, of a parameter with t gradients so far."""
+        return self.kappa / (t + (self.kappa - 1.0))
+
+
+@dataclass(frozen=True)
 class ConstantBeta:
     """beta_t = beta1: plain Schedule-Free."""
 
@@ -233,6 +262,7 @@ OPTIONS = {
     "r": Option(0.0, not_negative),
     "weight_lr_power": Option(2.0, not_negative),
     "parity": Option("exact", choice("exact", "published")),
+    "averages": Option((), kappas),
 }
 # Options that are lengths, and how many warm-ups each is by default.
 LENGTHS = {"warmup_steps": None, "lr_decay_from": 3, "t0_steps": 1, "c_warmup_steps": None}

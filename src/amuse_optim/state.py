@@ -12,10 +12,15 @@ from .buckets import Group, State
 from .directions import DIRECTIONS
 from .options import describe
 from .precision import state_dtype, working
+from .schedule import AVERAGE, PowerAverage
 from .sharding import zeros
 
-SEQUENCES = ("z", "x")
 _TAKEN = frozenset({"y", "z", "x", "gradient", "step", "beta"})
+
+
+def is_point(name: str) -> bool:
+    """Whether what the state calls so is a point in the space of the weights: z, x, or an average of z."""
+    return name in ("z", "x") or name.startswith(AVERAGE)
 
 
 class Kept(NamedTuple):
@@ -43,7 +48,9 @@ def kept_tensors(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Kept]
             f"state_shapes of direction {group['direction']!r} must not name "
             f"{', '.join(_TAKEN & found.keys())}: these are the optimizer's own"
         )
-    return kept | {name: Kept(each, own if each == shape else full) for name, each in found.items()}
+    kept |= {name: Kept(each, own if each == shape else full) for name, each in found.items()}
+    # Last: random bits depend on the places of the others.
+    return kept | {PowerAverage(kappa).name: Kept(shape, full) for kappa in group["averages"]}
 
 
 def kept_names_in(group: Mapping[str, Any]) -> Callable[[Tensor], tuple[Set[str], tuple[str, ...]]]:
@@ -68,7 +75,7 @@ def initial_state(parameter: Tensor, group: Group) -> State:
     """State of a parameter before its first step: all tensors exist, so checkpoints are complete."""
     state: State = {"step": 0, "beta": group["beta1"]}
     for name, (shape, dtype) in kept_tensors(parameter, group).items():
-        if name in SEQUENCES:
+        if is_point(name):
             state[name] = parameter.detach().to(dtype, copy=True)
         elif shape == parameter.shape:
             state[name] = torch.zeros_like(parameter.detach(), dtype=dtype)
@@ -140,24 +147,37 @@ def follow_parameter(parameter: Tensor, state: State, group: Group) -> None:
     if not fits:
         state.clear()
         state.update(initial_state(parameter, group))
-    for name in SEQUENCES:
-        if name in state:
+    for name in state:
+        if is_point(name):
             state[name].copy_(parameter.detach())
 
 
 @torch.inference_mode(False)  # which allows gradients, so no_grad comes inside
 @torch.no_grad()
-def show_average(members: Iterable[tuple[Tensor, State]]) -> None:
-    """Put x into the parameters, and y into their state. If anything raises, all parameters hold y again."""
+def show_average(members: Iterable[tuple[Tensor, State]], kappa: float | None = None) -> None:
+    """Put an average into the parameters, and y into their state.
+
+    If anything raises, all parameters hold y again.
+
+    Args:
+        members: Parameters that hold y, and their state.
+        kappa: Of an average that is kept for reading; x is then put into the state too, which the parameters
+            do not hold. None means x.
+    """
     done = list(members)
+    added = [state for _, state in done if kappa is not None and "x" not in state]
     try:
         for parameter, state in done:
             state["y"] = parameter.detach().clone()
-            parameter.copy_(averaged_value(parameter, state))
+            if kappa is not None:
+                state.setdefault("x", averaged_value(parameter, state))
+            parameter.copy_(averaged_value(parameter, state, kappa))
     except BaseException:  # out of memory, say
         for parameter, state in done:
             if "y" in state:
                 parameter.copy_(state.pop("y"))
+        for state in added:
+            state.pop("x", None)
         raise
 
 
@@ -181,10 +201,19 @@ def fast_value(parameter: Tensor, state: State) -> Tensor:
     return working(z)
 
 
-def averaged_value(parameter: Tensor, state: State) -> Tensor:
-    """The average x of a parameter that holds y, as precise as it is kept; a new tensor."""
+def averaged_value(parameter: Tensor, state: State, kappa: float | None = None) -> Tensor:
+    """An average of a parameter that holds y, as precise as it is kept; a new tensor.
+
+    Args:
+        parameter: The parameter.
+        state: Its state.
+        kappa: Of an average that is kept for reading; None means x.
+    """
     if not started(state):
         return parameter.detach().clone()
+    if kappa is not None:
+        average: Tensor = state[PowerAverage(kappa).name]
+        return average.clone()
     if "x" in state:
         x: Tensor = state["x"]
         return working(x.clone())
@@ -217,6 +246,11 @@ def sequences(parameter: Tensor, state: State, mode: str) -> tuple[Tensor, Tenso
         return z, averaged_value(parameter, state), working(parameter.detach())
     x = working(state["x"] if "x" in state else parameter.detach())
     return z, x, interpolated_value(parameter, state)
+
+
+def averages_of(state: State) -> list[Tensor]:
+    """The averages of z that a parameter's state keeps for reading."""
+    return [value for name, value in state.items() if name.startswith(AVERAGE)]
 
 
 def store_sequences(parameter: Tensor, state: State, z: Tensor, x: Tensor, mode: str) -> None:

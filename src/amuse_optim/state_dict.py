@@ -91,7 +91,9 @@ def _completed(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
     """
     whole = []
     for saved, group in zip(saved_groups, groups, strict=True):
-        new = {name: group[name] for name in OPTIONS if name not in saved} | on_host(saved)
+        new = {name: group[name] for name in OPTIONS if name not in saved} | {"averages": ()} | on_host(saved)
+        new["averages"] = tuple(new["averages"])
+        new.setdefault("readout", None)
         if str(new["orthogonalize"]).startswith(_FUNCTION) and callable(group["orthogonalize"]):
             new["orthogonalize"] = group["orthogonalize"]
         if "format" not in new:
@@ -198,7 +200,8 @@ def _warn_of_differences(saved_groups: list[Group], groups: list[Group]) -> None
             name
             for saved, group in zip(saved_groups, groups, strict=True)
             for name in OPTIONS
-            if name not in ("lr", "lr_rest") and name in saved and saved[name] != _labelled(group[name])
+            if (name not in ("lr", "lr_rest") and name in saved and saved[name] != _labelled(group[name]))
+            or (name == "averages" and tuple(saved.get(name, ())) != tuple(group[name]))
         }
     )
     if different:

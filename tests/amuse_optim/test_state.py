@@ -137,13 +137,16 @@ def test_a_transposed_parameter_is_noticed() -> None:
         take_steps(optimizer, range(2, 3))
 
 
-def test_eval_that_fails_halfway_leaves_y_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, optimizer = build()
+@pytest.mark.parametrize("kappa", [None, 10.0])
+def test_eval_that_fails_halfway_leaves_y_everywhere(
+    monkeypatch: pytest.MonkeyPatch, kappa: float | None
+) -> None:
+    model, optimizer = build(averages=(10.0,))
     train(model, optimizer, 5)
     before = bits(model, optimizer)
     calls = []
 
-    def failing(parameter: Tensor, state: dict[str, Any]) -> Tensor:
+    def failing(parameter: Tensor, state: dict[str, Any], _kappa: float | None = None) -> Tensor:
         calls.append(parameter)
         if len(calls) == 4:
             raise MemoryError
@@ -151,7 +154,7 @@ def test_eval_that_fails_halfway_leaves_y_everywhere(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("amuse_optim.state.averaged_value", failing)
     with pytest.raises(MemoryError):
-        optimizer.eval()
+        optimizer.eval(kappa=kappa)
     assert optimizer.mode == "train"
     assert same(before, bits(model, optimizer))
 

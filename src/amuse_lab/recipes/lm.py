@@ -20,8 +20,8 @@ _SHAKESPEARE_OPTIMIZERS = {
 def shakespeare(optimizer: str = "amuse") -> RunConfig:
     """A byte-level Llama of 0.4 M parameters on Shakespeare's plays, about 90 seconds on two cores.
 
-    Settings: the best of six trials for each optimizer, `records/shakespeare`. Each has a warm-up of a tenth of
-    the steps; AMUSE keeps a first moment for embedding, head and norms, which the paper does not.
+    Settings: the best of six trials for each optimizer, `records/shakespeare`. Each has a warm-up of a tenth
+    of the steps; AMUSE keeps a first moment for embedding, head and norms, which the paper does not.
 
     Args:
         optimizer: One of the four it has settings for.

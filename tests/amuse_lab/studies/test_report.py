@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -7,8 +8,10 @@ from amuse_lab.cli import main
 from amuse_lab.completion import script
 from amuse_lab.studies import catalogue
 from amuse_lab.studies.page.page import page
-from amuse_lab.studies.records import write
+from amuse_lab.studies.records import RUNS, read, read_environments, study_to_json, write
+from amuse_lab.studies.records import STUDY as STUDY_FILE
 from amuse_lab.studies.results import BEGINS, ENDS
+from amuse_lab.studies.study import Request
 from tests.amuse_lab.studies import invented
 
 STUDY = invented.study()
@@ -91,7 +94,7 @@ def test_a_readme_without_a_place_for_results_stays_as_it_is(
         ),
         (
             ["--records", "nowhere"],
-            "nowhere has no records of shakespeare-anytime, invented: "
+            f"nowhere has no records of {', '.join(catalogue.STUDIES)}, invented: "
             "`amuse-lab compare shakespeare-anytime` makes them",
         ),
         (["--project", "nowhere"], "--project must be a folder with a README.md, got 'nowhere'"),
@@ -131,6 +134,41 @@ def test_studies_are_listed_and_completed(capsys: pytest.CaptureFixture[str]) ->
     listed = capsys.readouterr().out.partition("studies:\n")[2].partition("\n\n")[0]
     completed = script("bash")
     for name, made in catalogue.STUDIES.items():
-        assert f"  {name}  {(made.__doc__ or '').partition(chr(10))[0]}" in listed
+        assert re.search(
+            rf"^  {name} +{re.escape((made.__doc__ or '').partition(chr(10))[0])}$", listed, re.M
+        )
         assert name in completed
     assert "--figures" in completed
+
+
+ROOT = Path(__file__).parents[3]
+RECORDED = [name for name in catalogue.STUDIES if (ROOT / "records" / name / RUNS).is_file()]
+
+
+def test_documents_of_the_project_are_those_of_its_records(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes((ROOT / "README.md").read_bytes())
+    assert (
+        main(
+            ["report", "--records", str(ROOT / "records"), "--out", str(tmp_path), "--project", str(tmp_path)]
+        )
+        == 0
+    )
+    for name in ("README.md", "docs/results.md"):
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), f"{name}: `make report` writes it"
+    for name in RECORDED:
+        ours, recorded = tmp_path / f"{name}.html", ROOT / "records" / name / "report.html"
+        assert ours.read_bytes() == recorded.read_bytes(), f"{name}: `make report` writes its page"
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_records_are_those_of_the_study_as_it_is_defined(name: str) -> None:
+    study = catalogue.find(name)
+    folder = ROOT / "records" / name
+    assert json.loads((folder / STUDY_FILE).read_text()) == study_to_json(study)
+    environments = read_environments(folder)
+    for record in read(folder).values():
+        entry = study.entry(record.entry)
+        assert set(record.point) == set(entry.tuned)
+        assert record.environment in environments
+        request = Request(record.entry, record.point, record.seed, record.steps, False, ())
+        assert request.key(study) == record.key
