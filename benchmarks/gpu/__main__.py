@@ -4,8 +4,9 @@
     python -m benchmarks.gpu --device cpu --tiny          # walks through all of it, to see that it works
 
 Five parts run one after the other, each in a process of its own with a time limit of its own; their records
-are written as results come, to records/gpu/<date>-<card>. What is not installed is left out, and a part that
-fails is named. Nothing is fetched: packages that the machine lacks are given with `--wheels`, a folder that
+are written as results come, to records/gpu/<date>-<card>. The fifth is a study that takes several calls, and
+keeps its runs in records/gpu/anytime. What is not installed is left out, and a part that fails is named.
+Nothing is fetched: packages that the machine lacks are given with `--wheels`, a folder that
 `python -m benchmarks.gpu.wheels` has filled elsewhere.
 """
 

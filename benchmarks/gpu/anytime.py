@@ -6,6 +6,7 @@ end in time. The next sitting goes on from there: `python -m benchmarks.gpu --pa
 runs of a sitting are made on one model, which is compiled once.
 """
 
+import signal
 import statistics
 import sys
 import tempfile
@@ -245,4 +246,5 @@ def measure(part: Part) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the checkpoints are removed
     sys.exit(main(measure))

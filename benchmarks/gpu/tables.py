@@ -114,7 +114,7 @@ def _anytime(content: Result, results: Sequence[Result]) -> str:
     first = (
         f"Validation loss in nats (seeds) after so many steps, {content['parameters'] / 1e6:,.0f} M "
         f"parameters on generated tokens, {content['tokens_per_step']:,} a step; the best of the optimizers "
-        "that are told where to end, in bold, is the envelope; then the differences to it, over paired seeds, "
+        "that are told where to end, in bold, is the envelope. Then the differences to it over paired seeds: "
         f"below 0 is better. [records/gpu/anytime](../records/gpu/anytime) has all runs.{''.join(state)}"
     )
     return "\n\n".join([first, *content["tables"]])
