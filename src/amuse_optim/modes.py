@@ -106,5 +106,7 @@ class AveragedOptimizer(torch.optim.Optimizer):
         if self.mode == "eval":
             raise OptimizerModeError(
                 "step() in eval mode: the parameters hold the average x, not the gradient point y. "
-                "Call optimizer.train() first, or leave the `with averaged(optimizer):` block"
+                "Call optimizer.train() first, or leave the `with averaged(optimizer):` block. (attach() "
+                "cannot always see that module.training was set by hand, as Lightning does; use the callback "
+                "in amuse_optim.integrations)"
             )
