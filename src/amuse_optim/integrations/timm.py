@@ -58,10 +58,10 @@ def amuse(
 ) -> AMUSE:
     """An `AMUSE` from what timm's factory makes of a model: what `create_optimizer_v2` calls for "amuse".
 
-    timm's groups keep their weight decay (none for parameters with one dimension), and their `lr_scale` (layer
-    decay) becomes part of their learning rate, where timm's and torch's schedulers take it up. Groups with
-    `use_fallback` (`fallback_list`) get the direction "adamw". timm passes `momentum=0.9` on unless it is told
-    otherwise; AMUSE's own default is 0.95.
+    timm's groups keep their weight decay (none for parameters with one dimension), and their `lr_scale`
+    (layer decay) becomes part of their learning rate, where timm's and torch's schedulers take it up. Groups
+    with `use_fallback` (`fallback_list`) get the direction "adamw". timm passes `momentum=0.9` on unless it
+    is told otherwise; AMUSE's own default is 0.95.
 
     Args:
         params: Tensors, or timm's parameter groups. Groups that have a `direction`, as with
@@ -69,8 +69,8 @@ def amuse(
         lr: Learning rate; None means AMUSE's default.
         warmup_steps: Steps of linear learning-rate warm-up, as for `AMUSE`; leave timm's own warm-up at 0.
         model: The model that the parameters belong to. With it the directions are those of
-            `param_groups(model)`. Without it they follow shapes, as those of timm's Muon do, which takes heads
-            and embeddings for matrices: name these in `fallback_list`.
+            `param_groups(model)`. Without it they follow shapes, as those of timm's Muon do, which takes
+            heads and embeddings for matrices: name these in `fallback_list`.
         betas: Decays of the first and the second moment of the "adamw" direction, as in timm's Muon:
             `auxiliary_momentum` and `beta2`. None means AMUSE's defaults.
         options: Any other option of `AMUSE`.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from amuse_optim import AMUSE, OptimizerModeError, averaged, averaged_state_dict, param_groups
 from amuse_optim.integrations.timm import register
+from tests.documented import code_in
 from tests.timm_package import timm_in_sight
 
 LR = 0.02
@@ -122,7 +123,10 @@ def test_groups_of_ones_own(timm: ModuleType) -> None:
     )
     kernel, bias = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(8))
     plain = create(iter([kernel, bias]), weight_decay=0.1, **options)
-    assert [(g["direction"], g["weight_decay"]) for g in plain.param_groups] == [("muon", 0.1), ("adamw", 0.1)]
+    assert [(g["direction"], g["weight_decay"]) for g in plain.param_groups] == [
+        ("muon", 0.1),
+        ("adamw", 0.1),
+    ]
     groups = [{"params": kernel, "lr": 0.5, "lr_scale": 0.5, "direction": "muon", "use_fallback": True}]
     only = create(groups, **options).param_groups[0]
     assert (only["direction"], only["lr"]) == ("adamw", 0.25)
@@ -212,3 +216,16 @@ def test_a_run_with_timms_checkpoints_ships_x_and_resumes_to_the_same_bits(
     again.train()
     run(resumed, again, range(6, 12))
     assert all(map(torch.equal, resumed.parameters(), model.parameters()))
+
+
+def test_the_documented_code_runs(
+    timm: ModuleType,  # noqa: ARG001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code_in("docs/trainers.md", "timm"), names)
+    assert (tmp_path / "checkpoint-0.pth.tar").exists()
+    assert names["optimizer"].mode == "train"
+    assert names["optimizer"].param_groups[0]["t"] == 3
