@@ -63,7 +63,9 @@ class AveragedOptimizer(torch.optim.Optimizer):
 
     def eval(self) -> None:
         """Put the average x into the parameters; `train()` restores y bit for bit. No effect in eval mode."""
-        if self.mode == "train":
+        if (inner := self._inner()) is not self:
+            inner.eval()
+        elif self.mode == "train":
             members = list(self.members())
             self.notice_edits()
             with self._recorded():
@@ -77,7 +79,9 @@ class AveragedOptimizer(torch.optim.Optimizer):
         in eval mode is read while the optimizer is in train mode, y is not read, and is recomputed here from
         x and z with rounding. Call `eval()` before `get_state_dict` to read it exactly.
         """
-        if self.mode == "eval":
+        if (inner := self._inner()) is not self:
+            inner.train()
+        elif self.mode == "eval":
             members = list(self.members())
             self.notice_edits()
             with self._recorded():
@@ -85,6 +89,11 @@ class AveragedOptimizer(torch.optim.Optimizer):
             self._set_mode("train")
             for _, _, state in members:
                 state.pop("y", None)
+
+    def _inner(self) -> "AveragedOptimizer":
+        """The optimizer itself, where this is Lightning's wrapper, which has borrowed its methods alone."""
+        inner: AveragedOptimizer = getattr(self, "optimizer", self)
+        return inner
 
     def _set_mode(self, mode: Mode) -> None:
         for group in self.param_groups:

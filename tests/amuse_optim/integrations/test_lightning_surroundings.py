@@ -164,6 +164,10 @@ def test_the_librarys_functions_work_within_a_fit(tmp_path: Path) -> None:
                 assert equal(weights(self), weights_of(x))
                 assert equal(x, self.state_dict())
             assert equal(weights(self), y)
+            wrapped.eval()
+            assert equal(weights(self), weights_of(x))
+            wrapped.train()
+            assert equal(weights(self), y)
 
     def weights_of(saved: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name.removeprefix("network."): value for name, value in saved.items()}
