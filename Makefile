@@ -1,6 +1,8 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 or newer, make and pip.
 PYTHON ?= python3
 TORCH  := torch==2.13.0
+# timm wants a torchvision, which does not load on a CPU build of torch (tests/timm_package.py): kept apart.
+TIMM   := timm==1.0.31 torchvision==0.28.0
 BIN    := .venv/bin
 ON_TWO := -n 2 --dist loadfile
 
@@ -53,6 +55,7 @@ setup: .venv/.dev  ## the development environment alone
 
 .venv/.dev: .venv/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/timm $(TIMM)
 	touch $@ .venv/.lab
 
 clean:

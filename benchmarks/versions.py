@@ -139,6 +139,13 @@ def tools(place: Place, *, laboratory: bool) -> list[str]:
     return [oldest, *(f"{tool}=={known[tool]}" for tool in found)]
 
 
+def timm() -> list[str]:
+    """Return timm and its torchvision as the Makefile pins them; tests/timm_package.py says why apart."""
+    found = re.search(r"^TIMM *:= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1].split()
+
+
 def _bounded() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
 
@@ -219,6 +226,8 @@ def main() -> int:
     made(place, torch=asked.torch, python=asked.python)
     check = installed(place, lowest() if asked.laboratory else [])
     place.pip("install", *tools(place, laboratory=asked.laboratory))
+    if not asked.laboratory:
+        place.pip("install", "--no-deps", "--upgrade", "--target", str(place.folder / "timm"), *timm())
     tests = tested(place, LABORATORY if asked.laboratory else LIBRARY)
     check["untouched_by_the_tests_tools"] = place.torch() == check["torch_before"]
     content = record(place, check, tests)

@@ -224,8 +224,11 @@ class Attachment:
         vars(model)["train"] = self._switch
         # Lightning calls modules inside the attached one, not the attached one itself.
         self._handles = [
-            module.register_forward_pre_hook(self._before_forward, prepend=True)
-            for module in (model, *model.children())
+            optimizer.register_step_pre_hook(self._before_step),
+            *(
+                module.register_forward_pre_hook(self._before_forward, prepend=True)
+                for module in (model, *model.children())
+            ),
         ]
         self._follow()
 
@@ -245,6 +248,12 @@ class Attachment:
         if not (torch.compiler.is_compiling() or self._optimizer.averaged_blocks):
             self._follow()
 
+    def _before_step(self, *_: object) -> None:
+        """Follow the flag before a closure runs; not where there are gradients of what is shown now."""
+        groups = self._optimizer.param_groups
+        if not any(parameter.grad is not None for group in groups for parameter in group["params"]):
+            self._before_forward()
+
     def gives_way_to(self, optimizer: AMUSE) -> bool:
         """Whether this is of another optimizer, which has some of the same parameters."""
         ours = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
@@ -262,8 +271,10 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Attachment:
     """Make `model.eval()` and `model.train()` switch the optimizer's mode too.
 
     Where the modes have come apart, because `module.training` was set by hand or a state of the other mode
-    was loaded, the model's next forward pass sets the optimizer right, unless that pass is compiled as a
-    whole or within `averaged`.
+    was loaded, the next forward pass of the model or of a direct child sets the optimizer right, unless that
+    pass is compiled as a whole or within `averaged`; so does a step that is given a closure and has no
+    gradients yet. Under Lightning, which sets flags by hand and saves by itself, use
+    `amuse_optim.integrations.lightning.AMUSECallback` instead.
 
     Args:
         optimizer: The `AMUSE` of the model's parameters, or a framework's wrapper around it. If the model is

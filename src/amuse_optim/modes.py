@@ -77,6 +77,9 @@ class AveragedOptimizer(torch.optim.Optimizer):
             ValueError: If the average is not kept.
             OptimizerModeError: In eval mode, if the parameters hold another average.
         """
+        if (inner := self._inner()) is not self:
+            inner.eval(kappa=kappa)
+            return
         self.check_readout(kappa)
         if self.mode == "train":
             members = list(self.members())
@@ -116,7 +119,9 @@ class AveragedOptimizer(torch.optim.Optimizer):
         in eval mode is read while the optimizer is in train mode, y is not read, and is recomputed here from
         x and z with rounding. Call `eval()` before `get_state_dict` to read it exactly.
         """
-        if self.mode == "eval":
+        if (inner := self._inner()) is not self:
+            inner.train()
+        elif self.mode == "eval":
             members = list(self.members())
             self.notice_edits()
             with self._recorded():
@@ -126,6 +131,11 @@ class AveragedOptimizer(torch.optim.Optimizer):
                 state.pop("y", None)
                 if "x" in state and "x" not in kept_tensors(parameter, group):
                     del state["x"]
+
+    def _inner(self) -> "AveragedOptimizer":
+        """The optimizer itself, where this is Lightning's wrapper, which has borrowed its methods alone."""
+        inner: AveragedOptimizer = getattr(self, "optimizer", self)
+        return inner
 
     def _set_mode(self, mode: Mode, readout: float | None = None) -> None:
         for group in self.param_groups:
@@ -148,5 +158,7 @@ class AveragedOptimizer(torch.optim.Optimizer):
         if self.mode == "eval":
             raise OptimizerModeError(
                 "step() in eval mode: the parameters hold the average x, not the gradient point y. "
-                "Call optimizer.train() first, or leave the `with averaged(optimizer):` block"
+                "Call optimizer.train() first, or leave the `with averaged(optimizer):` block. (attach() "
+                "cannot always see that module.training was set by hand, as Lightning does; use the callback "
+                "in amuse_optim.integrations)"
             )

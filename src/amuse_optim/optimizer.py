@@ -284,9 +284,9 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> AMUSE:
         TypeError: If there is none.
     """
     inner: Any = optimizer
-    while not hasattr(inner, "mode"):
-        if not hasattr(inner, "optimizer"):
-            raise TypeError(f"optimizer must be an AMUSE or hold one, got {type(optimizer).__name__}")
+    while hasattr(inner, "optimizer"):  # Lightning's wrapper passes for an AMUSE and has a state of its own
         inner = inner.optimizer
+    if not hasattr(inner, "mode"):
+        raise TypeError(f"optimizer must be an AMUSE or hold one, got {type(optimizer).__name__}")
     found: AMUSE = inner
     return found

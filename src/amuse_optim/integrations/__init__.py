@@ -1,0 +1,1 @@
+"""AMUSE inside other packages' trainers; each module imports its package, and nothing else imports them."""
