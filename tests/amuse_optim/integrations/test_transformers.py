@@ -65,3 +65,208 @@ def test_every_save_and_evaluation_is_at_x_and_training_that_of_a_plain_loop(
     assert tiny.same(tiny.saved(tmp_path / "final"), averages[-1])
     trainer.optimizer.train()
     assert tiny.same(tiny.weights(trainer.model), y)
+
+
+@pytest.mark.requirement("B9")
+def test_an_optimizer_of_ones_own_takes_the_callback(plain: Any, tmp_path: Path) -> None:
+    model = tiny.model()
+    optimizer = AMUSE(param_groups(model), **tiny.OPTIONS)
+    arguments = tiny.arguments(tmp_path)
+    callbacks = [AMUSECallback()]
+    trainer = tiny.InOrder(
+        model, arguments, train_dataset=tiny.rows(), optimizers=(optimizer, None), callbacks=callbacks
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    shipped = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "final")
+    assert tiny.same(shipped.state_dict(), plain[0][-1])
+    assert tiny.same(averaged_state_dict(model, optimizer), plain[0][-1])
+
+
+@pytest.mark.requirement("B9")
+def test_a_killed_run_goes_on_with_the_same_bits(plain: Any, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.amuse_optim.integrations.tiny_trainer", str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "checkpoint-6"}
+    trainer = tiny.trainer(tmp_path)
+    trainer.train(resume_from_checkpoint=True)
+    assert tiny.same(tiny.saved(tmp_path / "checkpoint-12"), plain[0][12])
+    trainer.optimizer.train()
+    assert tiny.same(tiny.weights(trainer.model), plain[1])
+
+
+@pytest.mark.requirement("B9")
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
+        {"dtype": torch.bfloat16},
+        {"options": {"lr": 0.02, "warmup_steps": 0.25, "beta1": 0.0, "rho": 0.0}},
+        {"options": {"lr": 0.02, "t0_steps": 0.5}, "warmup_steps": 0.25},
+    ],
+)
+def test_resumed_within_an_epoch(tmp_path: Path, more: dict[str, Any]) -> None:
+    dtype = more.pop("dtype", torch.float32)
+
+    def run(resume: str | None) -> Any:
+        trainer = tiny.trainer(tmp_path, trained=tiny.model(dtype), save_steps=2, **more)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(None)
+    checkpoints = [tiny.saved(tmp_path / f"checkpoint-{step}") for step in range(2, 13, 2)]
+    resumed = run(str(tmp_path / "checkpoint-4"))
+    for step, expected in zip(range(2, 13, 2), checkpoints, strict=True):
+        assert tiny.same(tiny.saved(tmp_path / f"checkpoint-{step}"), expected)
+    for trainer in (whole, resumed):
+        trainer.optimizer.train()
+    assert tiny.same(tiny.weights(resumed.model), tiny.weights(whole.model))
+
+
+class StopAfter5(transformers.TrainerCallback):
+    """Ends the training two steps after an evaluation."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        control.should_training_stop = state.global_step == 5
+
+
+@pytest.mark.requirement("B9")
+@pytest.mark.parametrize("kind", [tiny.InOrder, WithoutEval])
+def test_the_best_model_is_decoded_once(plain: Any, tmp_path: Path, kind: Any) -> None:
+    strategy = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}
+    trainer = tiny.trainer(tmp_path, kind, callbacks=[StopAfter5()], **strategy)
+    trainer.train()
+    assert list(losses(trainer)) == [3]
+    assert tiny.same(tiny.weights(trainer.model), plain[0][3])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain[2][3], rel=1e-6)
+    trainer.save_model(str(tmp_path / "final"))
+    assert tiny.same(tiny.saved(tmp_path / "final"), plain[0][3])
+    assert tiny.same(averaged_state_dict(trainer.model, trainer.optimizer), plain[0][3])
+    trainer.optimizer.train()  # the next training goes on from there
+    for name, value in tiny.weights(trainer.model).items():
+        torch.testing.assert_close(value, plain[0][3][name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.requirement("B9")
+def test_the_best_alone_is_saved(plain: Any, tmp_path: Path) -> None:
+    best = {"save_strategy": "best", "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer = tiny.trainer(tmp_path, WithoutEval, eval_strategy="steps", eval_steps=1, **best)
+    trainer.train()
+    steps = [int(path.name.removeprefix("checkpoint-")) for path in tmp_path.iterdir()]
+    assert 0 < len(steps) < tiny.STEPS
+    for step in steps:
+        assert tiny.same(tiny.saved(tmp_path / f"checkpoint-{step}"), plain[0][step])
+
+
+class OwnTrainingStep(tiny.InOrder):
+    """Without `optimizer.train()`, as in TRL's OnlineDPOTrainer."""
+
+    def training_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+@pytest.mark.requirement("B9")
+def test_y_is_back_where_a_training_step_does_not_see_to_it(plain: Any, tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, OwnTrainingStep, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    assert tiny.same(tiny.saved(tmp_path / "checkpoint-12"), plain[0][12])
+    trainer.optimizer.train()
+    assert tiny.same(tiny.weights(trainer.model), plain[1])
+
+
+@pytest.mark.requirement("A14")
+@pytest.mark.parametrize(
+    ("options", "warmup_steps", "lengths"),
+    [
+        ({}, 0.2, (3, 3)),  # transformers rounds up
+        ({}, 5, (5, 5)),
+        ({"t0_steps": 0.5}, 0.25, (3, 6)),
+        ({"warmup_steps": 0.25}, 5, (3, 3)),
+        ({"warmup_steps": 2, "t0_steps": 7}, 5, (2, 7)),
+        ({"warmup_steps": 0.25, "total_steps": 40}, 0, (10, 10)),
+        ({"overrides": [("*", {"t0_steps": 0.75})]}, 0.25, (3, 9)),
+    ],
+)
+def test_lengths_are_fractions_of_the_trainers_steps(
+    tmp_path: Path, options: dict[str, Any], warmup_steps: float, lengths: tuple[int, int]
+) -> None:
+    epochs = {"max_steps": -1, "num_train_epochs": 2, "warmup_steps": warmup_steps}
+    trainer = tiny.trainer(tmp_path, options=options, save_strategy="no", **epochs)
+    trainer.train()
+    assert trainer.state.global_step == tiny.STEPS
+    for group in trainer.optimizer.param_groups:
+        assert (group["warmup_steps"], group["t0_steps"]) == lengths
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"lr_scheduler_type": "linear"}, ValueError, r"got 'linear': .*lr_scheduler_type=\"constant\""),
+        ({"lr_scheduler_type": "cosine"}, ValueError, "got 'cosine'"),
+        ({"options": {}}, ValueError, "warmup_steps must be given"),
+        ({"options": {"warmup_steps": 0.25, "t0_steps": 1}}, ValueError, "t0_steps"),
+        ({"options": {"warmup_steps": 3, "betta1": 0.5}}, TypeError, "did you mean 'beta1'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    trainer = tiny.trainer(tmp_path, **change)
+    with pytest.raises(error, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_scheduler_of_ones_own_is_taken(tmp_path: Path) -> None:
+    model = tiny.model()
+    optimizer = AMUSE(param_groups(model), **tiny.OPTIONS)
+    halved = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
+    arguments = tiny.arguments(tmp_path, lr_scheduler_type="linear", save_strategy="no")
+    callbacks = [AMUSECallback()]
+    trainer = tiny.InOrder(
+        model, arguments, train_dataset=tiny.rows(), optimizers=(optimizer, halved), callbacks=callbacks
+    )
+    trainer.train()
+    assert optimizer.param_groups[0]["lr_t"] == 0.01
+
+
+def test_the_factory_asks_for_the_callback_and_the_callback_for_amuse(tmp_path: Path) -> None:
+    arguments = tiny.arguments(tmp_path)
+    chosen = (AMUSEFactory, tiny.OPTIONS)
+    trainer = tiny.InOrder(
+        tiny.model(), arguments, train_dataset=tiny.rows(), optimizer_cls_and_kwargs=chosen
+    )
+    with pytest.raises(RuntimeError, match=r"callbacks=\[AMUSECallback\(\)\]"):
+        trainer.train()
+    trainer = tiny.InOrder(tiny.model(), arguments, train_dataset=tiny.rows(), callbacks=[AMUSECallback()])
+    with pytest.raises(TypeError, match="must be an AMUSE"):
+        trainer.train()
+
+
+class SaveAt2(transformers.TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        control.should_save |= state.global_step == 2
+
+
+def test_saves_that_others_ask_for(plain: Any, tmp_path: Path) -> None:
+    """Before the callback they hold x; after it the warning says that they do not."""
+    tiny.trainer(tmp_path, callbacks=[SaveAt2()]).train()
+    assert tiny.same(tiny.saved(tmp_path / "checkpoint-2"), plain[0][2])
+    trainer = tiny.trainer(tmp_path)
+    trainer.add_callback(SaveAt2())
+    with pytest.warns(UserWarning, match=r"checkpoint-2 are y.*AMUSECallback last"):
+        trainer.train()
+    assert tiny.same(tiny.saved(tmp_path / "checkpoint-12"), plain[0][12])
+
+
+def test_checkpoints_on_sigterm_are_said_to_hold_y(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = tiny.trainer(tmp_path, save_strategy="no", max_steps=2, enable_jit_checkpoint=True)
+    try:
+        with pytest.warns(UserWarning, match="enable_jit_checkpoint saves where no callback"):
+            trainer.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
