@@ -1,4 +1,4 @@
-"""transformers' Trainer: what it saves and evaluates is x, and a run that was killed goes on with the same bits."""
+"""The Trainer of transformers: it saves and evaluates x, and a killed run goes on with the same bits."""
 
 import signal
 import subprocess
@@ -6,13 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
 import transformers
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from amuse_optim import AMUSE, averaged_state_dict, param_groups
 from amuse_optim.integrations.transformers import AMUSECallback, AMUSEFactory
 from tests.amuse_optim.integrations import tiny_trainer as tiny
+from tests.amuse_optim.integrations.documentation import code_under
 
 ROOT = Path(__file__).parents[3]
 
@@ -118,6 +123,71 @@ def test_resumed_within_an_epoch(tmp_path: Path, more: dict[str, Any]) -> None:
     resumed = run(str(tmp_path / "checkpoint-4"))
     for step, expected in zip(range(2, 13, 2), checkpoints, strict=True):
         assert tiny.same(tiny.saved(tmp_path / f"checkpoint-{step}"), expected)
+    for trainer in (whole, resumed):
+        trainer.optimizer.train()
+    assert tiny.same(tiny.weights(resumed.model), tiny.weights(whole.model))
+
+
+@pytest.mark.requirement("A14")
+def test_a_run_that_is_extended_keeps_its_warm_up(plain: Any, tmp_path: Path) -> None:
+    options = tiny.OPTIONS | {"warmup_steps": 0.5}
+    tiny.trainer(tmp_path, options=options, max_steps=8).train()
+    trainer = tiny.trainer(tmp_path, options=options)
+    trainer.train(resume_from_checkpoint=True)
+    assert {group["warmup_steps"] for group in trainer.optimizer.param_groups} == {4}
+    assert tiny.same(tiny.saved(tmp_path / "checkpoint-12"), plain[0][12])
+
+
+@pytest.mark.requirement("B9")
+def test_without_saves_the_trained_model_is_x(plain: Any, tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, save_strategy="no")
+    trainer.train()
+    assert tiny.same(tiny.weights(trainer.model), plain[0][-1])
+    trainer.save_model(str(tmp_path / "final"))
+    assert tiny.same(tiny.saved(tmp_path / "final"), plain[0][-1])
+
+
+@pytest.mark.requirement("B4")
+@pytest.mark.filterwarnings("ignore")  # torch's own, about a single process
+def test_a_distributed_checkpoint_gives_y_back_bit_for_bit(plain: Any, tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path)
+    trainer.train()
+    model, optimizer = get_state_dict(trainer.model, trainer.optimizer)
+    dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+
+    again = tiny.model()
+    read = AMUSEFactory()(again, **tiny.OPTIONS)
+    model, optimizer = get_state_dict(again, read)
+    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    set_state_dict(again, read, model_state_dict=model, optim_state_dict=optimizer)
+    assert tiny.same(tiny.weights(again), plain[0][-1])
+    read.train()
+    assert tiny.same(tiny.weights(again), plain[1])
+
+
+@pytest.mark.requirement("C6")
+def test_adapters_are_saved_at_x_and_resumed(tmp_path: Path) -> None:
+    def run(resume: bool) -> Any:
+        adapted = peft.get_peft_model(tiny.model(), peft.LoraConfig(r=2, target_modules=["query", "value"]))
+        torch.manual_seed(2)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        options = tiny.OPTIONS | {"overrides": [("*.lora_*", "adamw")]}
+        trainer = tiny.trainer(tmp_path, trained=adapted, options=options, label_names=["labels"])
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6") if resume else None)
+        return trainer
+
+    def adapters(step: int) -> tiny.Weights:
+        return safetensors.torch.load_file(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
+
+    whole = run(resume=False)
+    x, last = averaged_state_dict(whole.model, whole.optimizer), adapters(12)
+    assert len(last) == 4
+    for name, value in last.items():
+        assert torch.equal(value, x[name.replace(".weight", ".default.weight")])
+    resumed = run(resume=True)
+    assert tiny.same(adapters(12), last)
     for trainer in (whole, resumed):
         trainer.optimizer.train()
     assert tiny.same(tiny.weights(resumed.model), tiny.weights(whole.model))
@@ -270,3 +340,20 @@ def test_checkpoints_on_sigterm_are_said_to_hold_y(tmp_path: Path) -> None:
             trainer.train()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages' own
+def test_the_code_in_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(code_under("transformers"), namespace)
+    trainer = namespace["trainer"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"checkpoint-{step}" for step in (5, 10, 15, 16)
+    }
+    x = averaged_state_dict(trainer.model, trainer.optimizer)
+    assert tiny.same(tiny.saved(tmp_path / "final"), x)
+    assert tiny.same(tiny.saved(tmp_path / "out" / "checkpoint-16"), x)
+    assert trainer.optimizer.param_groups[0]["warmup_steps"] == 2
+    trainer.optimizer.train()
+    assert not tiny.same(tiny.weights(trainer.model), x)

@@ -94,7 +94,9 @@ def trainer(
     )
 
 
-def plain_loop(network: nn.Module | None = None, steps: int = STEPS) -> tuple[list[Weights], Weights, list[float]]:
+def plain_loop(
+    network: nn.Module | None = None, steps: int = STEPS
+) -> tuple[list[Weights], Weights, list[float]]:
     """x after every step, y after the last, and the loss of all rows at each x."""
     network = network or model()
     data = rows()
