@@ -1,1 +1,1 @@
-"""AMUSE inside other packages' trainers; each module imports its package, and nothing else imports them."""
+"""AMUSE in other packages' trainers: a module for each, which imports it; see docs/trainers.md."""

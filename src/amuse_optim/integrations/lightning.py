@@ -48,7 +48,7 @@ class AMUSECallback(Callback):
         self._optimizers: list[AMUSE] = []
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
-    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:  # noqa: ARG002
+    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Refuse other callbacks that average weights."""
         for callback in trainer.callbacks if stage == "fit" else ():
             if any(kind.__name__ in _OTHER_AVERAGES for kind in type(callback).__mro__):
@@ -91,7 +91,7 @@ class AMUSECallback(Callback):
     def on_save_checkpoint(
         self,
         trainer: Any,
-        pl_module: nn.Module,  # noqa: ARG002
+        pl_module: nn.Module,
         checkpoint: dict[str, Any],
     ) -> None:
         """Save the optimizers as in eval mode, in which their state holds y and the module x."""
@@ -100,7 +100,7 @@ class AMUSECallback(Callback):
             if optimizer is not None and optimizer.mode == "train":
                 saved[index] = _in_eval_mode(saved[index], optimizer)
 
-    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:  # noqa: ARG002
+    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Forget the optimizers, which the next `fit` makes anew."""
         self._forget()
 

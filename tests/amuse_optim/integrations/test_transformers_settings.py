@@ -1,0 +1,125 @@
+"""The Trainer of transformers: lengths as fractions of its steps, and what is refused or said in words."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from amuse_optim import AMUSE, param_groups
+from amuse_optim.integrations.transformers import AMUSECallback, AMUSEFactory
+from tests.amuse_optim.integrations import tiny_trainer as tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    return tiny.plain_loop()
+
+
+@pytest.mark.requirement("A14")
+def test_a_run_that_is_extended_keeps_its_warm_up(plain: Any, tmp_path: Path) -> None:
+    options = tiny.OPTIONS | {"warmup_steps": 0.5}
+    tiny.trainer(tmp_path, options=options, max_steps=8).train()
+    trainer = tiny.trainer(tmp_path, options=options)
+    trainer.train(resume_from_checkpoint=True)
+    assert {group["warmup_steps"] for group in trainer.optimizer.param_groups} == {4}
+    assert tiny.same(tiny.saved(tmp_path / "checkpoint-12"), plain[0][12])
+
+
+@pytest.mark.requirement("A14")
+@pytest.mark.parametrize(
+    ("options", "warmup_steps", "lengths"),
+    [
+        ({}, 0.2, (3, 3)),  # transformers rounds up
+        ({}, 5, (5, 5)),
+        ({"t0_steps": 0.5}, 0.25, (3, 6)),
+        ({"warmup_steps": 0.25}, 5, (3, 3)),
+        ({"warmup_steps": 2, "t0_steps": 7}, 5, (2, 7)),
+        ({"warmup_steps": 0.25, "total_steps": 40}, 0, (10, 10)),
+        ({"overrides": [("*", {"t0_steps": 0.75})]}, 0.25, (3, 9)),
+    ],
+)
+def test_lengths_are_fractions_of_the_trainers_steps(
+    tmp_path: Path, options: dict[str, Any], warmup_steps: float, lengths: tuple[int, int]
+) -> None:
+    epochs = {"max_steps": -1, "num_train_epochs": 2, "warmup_steps": warmup_steps}
+    trainer = tiny.trainer(tmp_path, options=options, save_strategy="no", **epochs)
+    trainer.train()
+    assert trainer.state.global_step == tiny.STEPS
+    for group in trainer.optimizer.param_groups:
+        assert (group["warmup_steps"], group["t0_steps"]) == lengths
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"lr_scheduler_type": "linear"}, ValueError, r"got 'linear': .*lr_scheduler_type=\"constant\""),
+        ({"lr_scheduler_type": "cosine"}, ValueError, "got 'cosine'"),
+        ({"options": {}}, ValueError, "warmup_steps must be given"),
+        ({"options": {"warmup_steps": 0.25, "t0_steps": 1}}, ValueError, "t0_steps"),
+        ({"options": {"warmup_steps": 3, "betta1": 0.5}}, TypeError, "did you mean 'beta1'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    trainer = tiny.trainer(tmp_path, **change)
+    with pytest.raises(error, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_scheduler_of_ones_own_is_taken(tmp_path: Path) -> None:
+    model = tiny.model()
+    optimizer = AMUSE(param_groups(model), **tiny.OPTIONS)
+    halved = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
+    arguments = tiny.arguments(tmp_path, lr_scheduler_type="linear", save_strategy="no")
+    callbacks = [AMUSECallback()]
+    trainer = tiny.InOrder(
+        model, arguments, train_dataset=tiny.rows(), optimizers=(optimizer, halved), callbacks=callbacks
+    )
+    trainer.train()
+    assert optimizer.param_groups[0]["lr_t"] == 0.01
+
+
+def test_the_factory_asks_for_the_callback_and_the_callback_for_amuse(tmp_path: Path) -> None:
+    arguments = tiny.arguments(tmp_path)
+    chosen = (AMUSEFactory, tiny.OPTIONS)
+    trainer = tiny.InOrder(
+        tiny.model(), arguments, train_dataset=tiny.rows(), optimizer_cls_and_kwargs=chosen
+    )
+    with pytest.raises(RuntimeError, match=r"callbacks=\[AMUSECallback\(\)\]"):
+        trainer.train()
+    trainer = tiny.InOrder(tiny.model(), arguments, train_dataset=tiny.rows(), callbacks=[AMUSECallback()])
+    with pytest.raises(TypeError, match="must be an AMUSE"):
+        trainer.train()
+
+
+class SaveAt2(transformers.TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        control.should_save |= state.global_step == 2
+
+
+def test_saves_that_others_ask_for(plain: Any, tmp_path: Path) -> None:
+    """Before the callback they hold x; after it the warning says that they do not."""
+    tiny.trainer(tmp_path, callbacks=[SaveAt2()]).train()
+    assert tiny.same(tiny.saved(tmp_path / "checkpoint-2"), plain[0][2])
+    trainer = tiny.trainer(tmp_path)
+    trainer.add_callback(SaveAt2())
+    with pytest.warns(UserWarning, match=r"checkpoint-2 are y.*AMUSECallback last"):
+        trainer.train()
+    assert tiny.same(tiny.saved(tmp_path / "checkpoint-12"), plain[0][12])
+
+
+def test_checkpoints_on_sigterm_are_said_to_hold_y(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = tiny.trainer(tmp_path, save_strategy="no", max_steps=2, enable_jit_checkpoint=True)
+    try:
+        with pytest.warns(UserWarning, match="enable_jit_checkpoint saves where no callback"):
+            trainer.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
