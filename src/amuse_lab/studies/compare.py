@@ -20,6 +20,7 @@ from amuse_lab.studies.store import Store, open_storage
 from amuse_lab.studies.study import Record, Records, Request, Study
 from amuse_lab.studies.tuning import wanted
 
+_WORST = 1e9  # what runs that are foreseen measure, so that none of them is chosen before one that was made
 _WAIT_SECONDS = 1.0  # between two looks at what the others do
 
 
@@ -78,8 +79,19 @@ def outlook(study: Study, records: Records) -> list[Request]:
     return left
 
 
+def steps_of(study: Study, requests: Sequence[Request], records: Records) -> int:
+    """Return the steps of these runs, one after the other; of a run that goes on, those from there."""
+    done = {key: record.steps for key, record in records.items()}
+    total = 0
+    for request in requests:
+        key = request.key(study)
+        total += request.steps - done.get(key, 0)
+        done[key] = request.steps
+    return total
+
+
 def _foreseen(study: Study, request: Request) -> Record:
-    values = {readout: {study.measure: 0.0} for readout in request.readouts}
+    values = {readout: {study.measure: _WORST} for readout in request.readouts}
     return Record(
         key=request.key(study),
         entry=request.entry,
@@ -131,7 +143,7 @@ def run(study: Study, options: CompareOptions) -> int:
 def _forecast(study: Study, records: Records, workers: int) -> str:
     """How much is left, in runs, steps and, once something has been run, in hours."""
     left = outlook(study, records)
-    steps = sum(request.steps for request in left)
+    steps = steps_of(study, left, records)
     done = sum(record.steps for record in records.values())
     seconds = sum(record.seconds for record in records.values())
     text = f"{study.name}: {len(records)} runs done, about {len(left)} runs ({steps:,} steps) left"
@@ -168,7 +180,8 @@ def _worker(study: Study, place: str | Path, folder: Path, number: int) -> None:
     """What each process does: take runs and make them until none can be taken."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if study.run.device == "cuda":  # one GPU for each
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
     try:
         work(study, Store(study, open_storage(place)), folder)
     except KeyboardInterrupt:
@@ -180,7 +193,8 @@ def work(study: Study, store: Store, folder: Path) -> None:
     described = surroundings(study)
     name = files.environment_hash(described)
     given_up: set[str] = set()
-    while requests := wanted(study, store.records()):
+    parent = os.getppid()
+    while (requests := wanted(study, store.records())) and os.getppid() == parent:
         claim = store.claim(requests, without=given_up)
         if claim is None:
             left = [request for request in requests if store.identity(request) not in given_up]

@@ -147,10 +147,12 @@ class _Run:
         checkpoint.prune(root, keep_last=1, keep_every=None)
 
     def restore(self, root: Path) -> None:
-        """Go on from the newest intact checkpoint, if there is one."""
+        """Go on from the newest intact checkpoint, if there is one that has the averages wanted."""
         with contextlib.suppress(StopIteration):
             path = next(checkpoint.intact(root, lambda _: None))
             state: Mapping[str, Any] = checkpoint.load(path, ALONE, device=self.trainer.device)
+            if not self.readouts.fits(state["readouts"]):
+                return
             self.trainer.load_state_dict(state["trainer"])
             self.readouts.load_state_dict(state["readouts"])
             self.readings = dict(state["run"]["readings"])

@@ -7,8 +7,8 @@ from amuse_lab.recipes.image import mnist_resnet8
 from amuse_lab.studies.study import Entry, Scale, Study
 
 _WARMUP = 30
-_DECAY = Scale(1e-4, 1e-2)  # coupled with the gradient by SGD
-_MUON_DECAY = Scale(1e-3, 0.1)  # decoupled; of AMUSE and AdamW
+_DECAY = Scale(1e-4, 1e-2)  # added to the gradient by SGD
+_MUON_DECAY = Scale(1e-3, 0.1)  # decoupled for matrices
 _MOMENTUM = Scale(0.85, 0.975, complement=True)
 _POWERS = ("power 5", "power 7", "power 10", "power 14", "power 20")
 _AVERAGED = ("x", "y", *_POWERS)
@@ -32,7 +32,7 @@ def mnist_anytime() -> Study:
             Entry(
                 "muon-sgd-cosine",
                 muon,
-                rates | {"weight_decay": Scale(1e-3, 0.03), "momentum": _MOMENTUM},
+                rates | {"weight_decay": _MUON_DECAY, "momentum": _MOMENTUM},
                 _PLAIN,
                 scheduled=True,
             ),
@@ -45,7 +45,7 @@ def mnist_anytime() -> Study:
             Entry(
                 "muon-sgd-constant",
                 replace(muon, schedule="constant"),
-                rates | {"weight_decay": Scale(1e-3, 0.03), "momentum": _MOMENTUM},
+                rates | {"weight_decay": _MUON_DECAY, "momentum": _MOMENTUM},
                 _PLAIN,
             ),
             Entry(

@@ -143,6 +143,12 @@ class Readouts:
         assert self._snapshots is not None, "they are kept if a power is not"
         return self._snapshots.rebuild(value, self._trainer.step)
 
+    def fits(self, state: Mapping[str, Any]) -> bool:
+        """Whether a `state_dict()` is that of the same averages."""
+        kappas = [kappa for kappa, _ in state["averages"]["averages"]]
+        alike = (state["snapshots"] is None) == (self._snapshots is None)
+        return alike and kappas == [*self._averages.averages]
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that later evaluations depend on."""
         snapshots = None if self._snapshots is None else self._snapshots.state_dict()

@@ -11,11 +11,13 @@ from amuse_lab.config import to_json
 from amuse_lab.errors import RecordError
 from amuse_lab.files import replacing
 from amuse_lab.studies.study import Record, Records, Study
+from amuse_lab.studies.tuning import first_round
 from amuse_lab.studies.verdicts import rule
 
 RUNS = "runs.jsonl"
 ENVIRONMENTS = "environments.json"
 STUDY = "study.json"
+CHANGES = "changes"
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def study_to_json(study: Study) -> dict[str, Any]:
                 if name not in entry.tuned
             },
             "tuned": {name: asdict(scale) for name, scale in entry.tuned.items()},
+            "trials": first_round(study, entry),
             "readouts": entry.readouts,
             "scheduled": entry.scheduled,
         }
@@ -99,8 +102,17 @@ def read_environments(folder: Path) -> dict[str, Any]:
     return content
 
 
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a study.json says otherwise than the study of now: the earlier values, by name."""
+    return {name: value for name, value in before.items() if name != CHANGES and now.get(name) != value}
+
+
 def write(folder: Path, study: Study, records: Records, environments: Mapping[str, Any]) -> None:
-    """Write all files of a study, each whole or not at all, sorted by optimizer, steps, seed and key."""
+    """Write all files of a study, each whole or not at all, sorted by optimizer, steps, seed and key.
+
+    Where the study was defined otherwise when study.json was written before, that file keeps what it said
+    under "changes": a study is fixed before its runs, and what was not is to be seen.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     order = [entry.name for entry in study.entries]
     known = sorted(
@@ -113,5 +125,9 @@ def write(folder: Path, study: Study, records: Records, environments: Mapping[st
         partial.write_text("".join(json.dumps(record_to_json(record)) + "\n" for record in known), "utf-8")
     with replacing(folder / ENVIRONMENTS) as partial:
         partial.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-    with replacing(folder / STUDY) as partial:
-        partial.write_text(json.dumps(study_to_json(study), indent=1) + "\n", "utf-8")
+    content, path = study_to_json(study), folder / STUDY
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else content
+    changes = [*before.get(CHANGES, []), *filter(None, [changed(before, content)])]
+    with replacing(path) as partial:
+        kept_changes = {CHANGES: changes} if changes else {}
+        partial.write_text(json.dumps(content | kept_changes, indent=1) + "\n", "utf-8")

@@ -70,8 +70,9 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
         parts.append(
             _wrapped(
                 f"**{study.name}.** {study.question} The opponent at each horizon is the best of {names}, "
-                f"tuned for exactly that number of steps. Every optimizer got {study.trials} trials, those "
-                "with a schedule at each horizon, and the [rule of the "
+                f"tuned for that number of steps. Every optimizer got {study.trials} trials, those with a "
+                f"schedule at each horizon (at the longest their {study.reused} best of the one before), and "
+                "the [rule of the "
                 f"verdicts](docs/results.md#{study.name}) was fixed before the runs. Differences in "
                 f"{study.measure} (below 0 is better) are paired over seeds, with 95 % t-intervals. "
                 + _progress(study, records)

@@ -6,6 +6,7 @@ same runs. Who takes a run of which another worker has an earlier trial drops it
 
 import contextlib
 import json
+import math
 import os
 import socket
 import time
@@ -31,7 +32,7 @@ _HEARD_SECONDS = 30.0  # between two signs of life
 _STARTING_SECONDS = 60.0  # within which a worker signs what it has taken
 
 _SETTLING_SECONDS = 0.3  # within which two who have signed one trial see each other
-_OPENINGS = 3  # attempts to open a database, which two workers may want to make at once
+_ATTEMPTS = 3  # to open a storage, which two workers may want to make at once, and to write a record
 
 _TAKEN = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
@@ -46,7 +47,7 @@ def open_storage(place: str | Path) -> BaseStorage:
     Raises:
         RecordError: If it cannot be opened.
     """
-    for left in reversed(range(_OPENINGS)):
+    for left in reversed(range(_ATTEMPTS)):
         try:
             if "://" in str(place):
                 return RDBStorage(str(place))
@@ -96,11 +97,15 @@ class Store:
         return self._optuna.get_trials(deepcopy=False, states=tuple(states))
 
     def records(self) -> dict[str, Record]:
-        """Return what has been found, by key; of two records of a run the longer."""
+        """Return what has been found, by key; of several records of a run a failure, else the longest.
+
+        The newer one of two that are equally long has the readouts that were asked for last.
+        """
         found: dict[str, Record] = {}
         for trial in self._trials((TrialState.COMPLETE,)):
             record = files.record_from_json(json.loads(trial.user_attrs["record"]))
-            if record.key not in found or found[record.key].steps < record.steps:
+            known = found.get(record.key)
+            if known is None or _rank(known) <= _rank(record):
                 found[record.key] = record
         return found
 
@@ -159,10 +164,9 @@ class Store:
             None if there is none, or if another worker was faster.
         """
         self.release_dead()
-        taken = {trial.user_attrs["identity"] for trial in self._trials(_TAKEN)}
-        for request in requests:
-            identity = self.identity(request)
-            if identity not in taken and identity not in without:
+        wanted = {self.identity(request): request for request in requests}
+        for identity, request in wanted.items():
+            if identity not in without and not self._earlier(identity, request, math.inf):
                 self._optuna.add_trial(self._created(request, identity, None))
                 break
         if not self._trials((TrialState.WAITING,)):
@@ -174,18 +178,23 @@ class Store:
         if not self._is_ours(trial):
             return None
         identity = trial.user_attrs["identity"]
-        earlier = [
-            other.number
-            for other in self._trials(_TAKEN)
-            if other.user_attrs["identity"] == identity and other.number < trial.number
-        ]
-        if earlier or identity in without:
+        asked = wanted.get(identity)  # None for what an earlier form of the study left waiting
+        if asked is None or identity in without or self._earlier(identity, asked, trial.number):
             self._optuna.tell(trial, state=TrialState.FAIL)
             return None
-        content = json.loads(trial.user_attrs["request"])
-        request = Request(**{**content, "readouts": tuple(content["readouts"])})
         self._trial = trial
-        return Claim(request, trial.number)
+        return Claim(asked, trial.number)
+
+    def _earlier(self, identity: str, request: Request, number: float) -> bool:
+        """Whether a trial before this number is this run: waiting, under way, or with what is asked for."""
+        for trial in self._trials(_TAKEN):
+            if trial.user_attrs.get("identity") == identity and trial.number < number:
+                if trial.state is not TrialState.COMPLETE:
+                    return True
+                record = files.record_from_json(json.loads(trial.user_attrs["record"]))
+                if record.satisfies(request, self._study):
+                    return True
+        return False
 
     def _is_ours(self, trial: optuna.Trial) -> bool:
         """Sign a trial that Optuna has given us; whether nobody else has.
@@ -207,16 +216,24 @@ class Store:
         """Tell the others, now and then, that the claimed run is under way."""
         if self._trial is not None and time.monotonic() - self._heard > _HEARD_SECONDS:
             self._heard = time.monotonic()
-            with contextlib.suppress(UpdateFinishedTrialError):
+            with contextlib.suppress(Exception):  # a storage that does not answer is no reason to lose a run
                 self._trial.set_user_attr("worker", self._worker | {"seen": time.time()})
 
     def finish(self, claim: Claim, record: Record, environment: Mapping[str, Any]) -> None:
         """Put the record of a claimed run into the storage."""
         assert self._trial is not None, "a run has been claimed"
-        self._remember({record.environment: environment})
-        with contextlib.suppress(UpdateFinishedTrialError):  # taken for dead, and made by another one
-            self._trial.set_user_attr("record", json.dumps(files.record_to_json(record)))
-            self._optuna.tell(claim.number, self._value(record))
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                self._remember({record.environment: environment})
+                self._trial.set_user_attr("record", json.dumps(files.record_to_json(record)))
+                self._optuna.tell(claim.number, self._value(record))
+                break
+            except UpdateFinishedTrialError:  # taken for dead, and made by another one
+                break
+            except Exception:
+                if not left:
+                    raise
+                time.sleep(1.0)
         self._trial = None
 
     def release(self, claim: Claim) -> None:
@@ -242,6 +259,10 @@ class Store:
         if worker["host"] == self._worker["host"] and not _is_process(worker["process"]):
             return True
         return bool(time.time() - worker["seen"] > _SILENT_SECONDS)
+
+
+def _rank(record: Record) -> tuple[bool, int]:
+    return record.failure is not None, record.steps
 
 
 def _is_process(number: int) -> bool:

@@ -116,6 +116,13 @@ class Study:
     def __post_init__(self) -> None:
         ascending = list(self.horizons) == sorted(set(self.horizons)) and len(self.horizons) > 1
         require(ascending, "horizons", "at least two, ascending", self.horizons)
+        names = [entry.name for entry in self.entries]
+        require(len(set(names)) == len(names), "entries", "of different names", names)
+        for entry in self.entries:
+            unknown = [name for name in entry.tuned if not hasattr(entry.optimizer, name)]
+            require(not unknown, "tuned", f"settings of {entry.optimizer.name}", unknown)
+        enough = 1 <= self.seeds_at_longest <= len(self.reporting_seeds)
+        require(enough, "seeds_at_longest", f"from 1 to {len(self.reporting_seeds)}", self.seeds_at_longest)
         apart = self.tuning_seed not in self.reporting_seeds
         require(apart, "reporting_seeds", f"without the tuning seed {self.tuning_seed}", self.reporting_seeds)
 

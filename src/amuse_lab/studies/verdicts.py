@@ -36,7 +36,8 @@ def rule(study: Study) -> str:
         f"optimizer's {study.measure} to the envelope's is paired over the seeds that both have, with a "
         f"{100 * CONFIDENCE:g} % t-interval. Ahead: the whole interval is below 0. Behind: it is above 0. "
         f"Level: it contains 0 and lies between -{margin} and {margin}, the margin that was set before the "
-        "runs. Undecided: everything else, also whatever has fewer than two seeds or a run that failed. "
+        "runs. Undecided: everything else, also whatever has fewer than two seeds. Whoever has a run that "
+        "failed where the other has none is behind; where both have, it is undecided. "
         "Ahead and behind are by less than the margin where the interval lies within it, by more than the "
         "margin where it lies outside. The worst horizon is judged in the same way from intervals that hold "
         f"at all {len(study.horizons)} horizons at once (Bonferroni); the area under the curve from the mean "
@@ -148,6 +149,8 @@ class Findings:
         differences = [own[seed] - other[seed] for seed in seeds]
         difference = interval(differences)
         ends = (difference.low, difference.high, self.study.margin)
+        failed = [any(math.isinf(values[seed]) for seed in seeds) for values in (own, other)]
+        by_failure = {(True, False): BEHIND, (False, True): AHEAD}.get((failed[0], failed[1]))
         return Verdict(
             entry=entry,
             envelope=best,
@@ -157,8 +160,8 @@ class Findings:
             other=interval([other[seed] for seed in seeds]),
             difference=difference,
             simultaneous=interval(differences, simultaneous_level(len(self.study.horizons))),
-            word=word(*ends),
-            size=size(*ends),
+            word=by_failure or word(*ends),
+            size="" if by_failure else size(*ends),
         )
 
     def verdicts(self, entry: str) -> dict[int, Verdict]:

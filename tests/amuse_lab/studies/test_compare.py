@@ -17,7 +17,7 @@ from amuse_lab import cli
 from amuse_lab.errors import ConfigError
 from amuse_lab.studies import compare, measuring
 from amuse_lab.studies import records as files
-from amuse_lab.studies.compare import CompareOptions, outlook, parse, work
+from amuse_lab.studies.compare import CompareOptions, outlook, parse, steps_of, work
 from amuse_lab.studies.store import Store, open_storage
 from amuse_lab.studies.study import Record
 from amuse_lab.studies.tuning import wanted
@@ -201,6 +201,17 @@ def test_what_is_left_is_foreseen() -> None:
     budget = sum(request.steps for request in left)
     assert budget == pytest.approx(sum(record.steps for record in made.values()), rel=0.5)
     assert outlook(study, made) == []
+    assert steps_of(study, left, {}) <= budget  # what goes on begins where it was
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_what_is_foreseen_is_never_chosen_before_what_was_made(share: float) -> None:
+    study = invented.study()
+    made = [*invented.records(study).items()]
+    known = dict(made[: round(share * len(made))])
+    foreseen = {request.key(study) for request in outlook(study, known)}
+    assert not foreseen & {key for key, record in known.items() if record.steps == study.longest}
+    assert len(known) + len(foreseen) <= len(made) + 8  # four more for each optimizer, beyond an edge
 
 
 def test_the_plan_is_said_without_a_run(

@@ -1,3 +1,5 @@
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import torch
 from amuse_lab.config import RunConfig
 from amuse_lab.parallel import ALONE
 from amuse_lab.studies.measuring import measure
+from amuse_lab.studies.records import STUDY as STUDY_FILE
 from amuse_lab.studies.records import environment_hash, read, record_from_json, record_to_json, write
 from amuse_lab.studies.study import Request
 from amuse_lab.studies.tuning import first_round, trial
@@ -65,6 +68,14 @@ def test_a_trial_that_goes_on_ends_as_one_that_was_never_stopped(
     assert not (tmp_path / "parts" / first.key).exists()  # nobody needs the checkpoint any more
 
 
+def test_a_checkpoint_without_the_averages_wanted_is_not_gone_on_from(tmp_path: Path) -> None:
+    without = replace(STUDY, kept=(5.0,))
+    measure(without, replace(request("amuse", 4), readouts=("x", "power 5")), tmp_path)
+    found = measure(STUDY, request("amuse", 16), tmp_path)
+    whole = measure(STUDY, request("amuse", 16), tmp_path / "whole")
+    assert replace(found, seconds=0.0) == replace(whole, seconds=0.0)
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_run_that_diverges_says_so_and_keeps_what_it_found(tmp_path: Path, late: bool) -> None:
     entry = STUDY.entry("muon-cosine")
@@ -86,6 +97,13 @@ def test_records_are_written_and_read_as_they_were(tmp_path: Path) -> None:
     assert read(tmp_path) == records
     assert [record_from_json(record_to_json(record)) for record in records.values()] == [*records.values()]
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = replace(study, margin=0.5)
+    write(tmp_path / "changed", study, {}, {})
+    write(tmp_path / "changed", other, {}, {})
+    (change,) = json.loads((tmp_path / "changed" / STUDY_FILE).read_text())["changes"]
+    assert change["margin"] == study.margin
+    assert set(change) == {"margin", "rule"}
+    shutil.rmtree(tmp_path / "changed")
     backwards = dict(reversed(records.items()))
     write(tmp_path, study, backwards, {name: invented.ENVIRONMENT})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first

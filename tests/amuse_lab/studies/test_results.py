@@ -83,7 +83,7 @@ def test_failures_stand_there_with_their_reasons(study: Study, records: Found) -
     assert "| amuse | reported, seed 2 |" in page
     assert "the loss is nan \\| at step 8" in page
     assert row(page, "### Loss at each horizon", "amuse")[0] == "n/a (4)"
-    assert row(page, "### Difference to the envelope", "amuse")[0] == "n/a (4)<br>**undecided**"
+    assert row(page, "### Difference to the envelope", "amuse")[0] == "n/a (4)<br>**behind**"
 
 
 @pytest.mark.parametrize(("ahead", "word"), [(0.02, "ahead"), (-0.02, "behind")])

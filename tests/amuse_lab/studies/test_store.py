@@ -1,8 +1,10 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 
 from amuse_lab.errors import RecordError
@@ -59,6 +61,65 @@ def test_what_is_given_up_can_be_taken_again_but_not_by_who_cannot_run_it(place:
     again = second.claim(requests)
     assert again is not None
     assert again.request == requests[0]
+
+
+def test_a_record_without_what_is_asked_for_now_is_made_again(place: str) -> None:
+    """An entry has got one more readout: the complete trial does not keep its run from being taken."""
+    study = invented.study()
+    store = Store(study, open_storage(place))
+    requests = [replace(wanted(study, {})[0], readouts=("x",))]
+    claim = store.claim(requests)
+    assert claim is not None
+    store.finish(claim, invented.run(study, claim.request), invented.ENVIRONMENT)
+    assert store.claim(requests) is None
+    more = [replace(requests[0], readouts=("x", "power 10"))]
+    again = store.claim(more)
+    assert again is not None
+    store.finish(again, invented.run(study, again.request), invented.ENVIRONMENT)
+    (record,) = store.records().values()
+    assert record.satisfies(more[0], study)
+
+
+def test_a_failure_counts_more_than_an_earlier_record_of_as_many_steps(place: str) -> None:
+    study = invented.study()
+    store = Store(study, open_storage(place))
+    record = invented.run(study, wanted(study, {})[0])
+    failed = replace(record, failure="the training loss of step 41 is inf")
+    store.add({record.key: record}, {})
+    store._optuna.add_trial(store._created(wanted(study, {})[0], "again", failed))
+    assert store.records() == {record.key: failed}
+
+
+def test_what_an_earlier_form_of_the_study_left_waiting_is_not_run(place: str) -> None:
+    study = invented.study()
+    store = Store(study, open_storage(place))
+    left, *others = wanted(study, {})
+    store._optuna.add_trial(store._created(left, "of another study", None))
+    assert store.claim(others[:1]) is None  # the one that was waiting is dropped
+    claim = store.claim(others[:1])
+    assert claim is not None
+    assert claim.request == others[0]
+
+
+def test_a_storage_that_does_not_answer_for_a_moment_loses_no_run(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = invented.study()
+    store = Store(study, open_storage(place))
+    claim = store.claim(wanted(study, {})[:1])
+    assert claim is not None
+    usual, failures = optuna.Trial.set_user_attr, [OSError("busy"), OSError("busy")]
+
+    def failing(trial: optuna.Trial, key: str, value: object) -> None:
+        if failures:
+            raise failures.pop()
+        usual(trial, key, value)
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", failing)
+    monkeypatch.setattr("amuse_lab.studies.store.time.sleep", lambda _: None)
+    store.alive()
+    store.finish(claim, invented.run(study, claim.request), invented.ENVIRONMENT)
+    assert len(store.records()) == 1
 
 
 CRASH = """

@@ -224,7 +224,7 @@ def test_a_failed_run_is_neither_dropped_nor_averaged(study: Study, records: Fou
     broken[key] = replace(records[key], steps=100, readings=kept, failure="the loss is nan at step 101")
     found = findings(study, broken)
     assert found.at("amuse", 160)[2] == math.inf
-    assert [verdict(found, "amuse", h).word for h in study.horizons] == ["ahead", "ahead", *["undecided"] * 2]
+    assert [verdict(found, "amuse", h).word for h in study.horizons] == ["ahead", "ahead", *["behind"] * 2]
     assert verdict(found, "amuse", 160).difference.n == 4
     overall = found.overall("amuse")
     assert overall is not None

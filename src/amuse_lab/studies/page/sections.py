@@ -13,8 +13,6 @@ from amuse_lab.studies.study import Entry, Record, Records, Study
 from amuse_lab.studies.tuning import wanted
 from amuse_lab.studies.verdicts import WORDS, Findings
 
-_LAST = ("readout", "seconds", "environment")  # of the columns of runs
-
 
 def inline(markdown: str) -> str:
     """Return a line of the results' Markdown as HTML: bold letters and line breaks."""
@@ -135,7 +133,7 @@ def runs(study: Study, records: Records) -> str:
         )
         rows = [_run(study, entry, record) for record in own]
         if own:
-            parts.append(details(f"{escape(entry.name)}: {len(own)} runs", table([*head, *_LAST], rows)))
+            parts.append(details(f"{escape(entry.name)}: {len(own)} runs", table(head, rows)))
     return "\n".join(parts)
 
 
