@@ -187,6 +187,19 @@ def test_takes_the_steps_of_the_package(module: ModuleType, dtype: torch.dtype) 
     live()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"lr_decay": 0.6}, {"lr_decay": 0.6, "beta1": 0.0, "rho": 0.0, "r": 9.0}, {"rho": 1.5}],
+    ids=["decay", "decay at z", "rising beta"],
+)
+def test_takes_the_steps_of_a_longer_life(module: ModuleType, options: dict[str, Any]) -> None:
+    """So long that what begins after several warm-ups has begun."""
+    pair = Pair(module, torch.float64, {"warmup_steps": 2, **options})
+    for _ in range(10):
+        pair.happen(("steps", 4, [True, True, False]))
+        pair.compare()
+
+
 def test_goes_on_to_the_same_bits_after_loading(module: ModuleType) -> None:
     ends = []
     for reload in (False, True):
