@@ -7,6 +7,7 @@ instead of both, and the loop over the polynomial.
 """
 
 import ast
+import importlib
 import inspect
 import json
 import textwrap
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, reference
+from . import reference
 from .kernels import plain
 from .options import FOREIGN_KEYS, OPTIONS
 from .orthogonalize import QUINTIC, _entries_near_one
@@ -215,7 +216,7 @@ def single_file() -> str:
     """
     kept = [name for name in OPTIONS if name not in LEFT_OUT]
     return _TEMPLATE.format(
-        version=__version__,
+        version=importlib.import_module("amuse_optim").__version__,
         left_out=_wrapped(f"`{name}`" for name in LEFT_OUT),
         defaults=_defaults(kept),
         lr=OPTIONS["lr"].default,
