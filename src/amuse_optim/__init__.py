@@ -3,6 +3,7 @@
 Optimizer, parameter groups and everything needed to read the averaged model, for PyTorch alone.
 """
 
+from .conversion import from_published, from_schedulefree
 from .edits import accept_weights, project
 from .evaluation import Attachment, attach, averaged, averaged_state_dict, refresh_batch_norm
 from .optimizer import AMUSE
@@ -23,6 +24,8 @@ __all__ = [
     "attach",
     "averaged",
     "averaged_state_dict",
+    "from_published",
+    "from_schedulefree",
     "orthogonalize",
     "param_groups",
     "project",
