@@ -104,7 +104,18 @@ def read_environments(folder: Path) -> dict[str, Any]:
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a study.json says otherwise than the study of now: the earlier values, by name."""
-    return {name: value for name, value in before.items() if name != CHANGES and now.get(name) != value}
+    return {
+        name: value for name, value in before.items() if name != CHANGES and _differs(value, now.get(name))
+    }
+
+
+def _differs(before: object, now: object) -> bool:
+    """Whether something is said otherwise now; what an earlier version did not say does not count."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return any(_differs(value, now.get(name)) for name, value in before.items())
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) != len(now) or any(map(_differs, before, now))
+    return before != now
 
 
 def write(folder: Path, study: Study, records: Records, environments: Mapping[str, Any]) -> None:
