@@ -18,7 +18,7 @@ from amuse_lab.studies.tables import (
     signed,
     steps_table,
 )
-from amuse_lab.studies.tuning import wanted
+from amuse_lab.studies.tuning import tuning, wanted
 from amuse_lab.studies.verdicts import AHEAD, BEHIND, WORDS, Findings, Verdict, findings, rule
 
 BEGINS = "<!-- results -->"
@@ -203,7 +203,9 @@ def _progress(study: Study, records: Records) -> str:
     count = len(wanted(study, records))
     if count == 0:
         return "All runs of the study have been made."
-    return f"The study is not finished: at least {count} more runs are to be made, and all this may change."
+    open_ones = [entry.name for entry in study.entries if not tuning(study, entry, records).decided]
+    tuned = f" Not tuned yet: {', '.join(open_ones)}." if open_ones else ""
+    return f"The study is not finished: at least {count} more runs are to be made, and all this may change.{tuned}"
 
 
 def _picture(study: Study, path: str) -> str:
