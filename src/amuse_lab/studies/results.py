@@ -205,7 +205,7 @@ def _progress(study: Study, records: Records) -> str:
         return "All runs of the study have been made."
     open_ones = [entry.name for entry in study.entries if not tuning(study, entry, records).decided]
     tuned = f" Not tuned yet: {', '.join(open_ones)}." if open_ones else ""
-    return f"The study is not finished: at least {count} more runs are to be made, and all this may change.{tuned}"
+    return f"The study is not finished: at least {count} more runs are to be made, all may change.{tuned}"
 
 
 def _picture(study: Study, path: str) -> str:
