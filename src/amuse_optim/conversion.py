@@ -161,7 +161,7 @@ def from_published(
             options["scale"] = "match_rms" if theirs["aux_update_type"] == "adamw" else "spectral"
         lr = float(theirs["lr"]) if k > 0 else 0.0
         c = theirs.get("ckp1", 1.0)
-        reference = theirs.get("c_warmup", 1.0 / warmup_steps) if k >= warmup_steps else c
+        reference = theirs.get("c_warmup", 1.0 / warmup_steps)  # which is not read before T0
         group = _group(theirs, ours, options, mode)
         group |= {"lr_max": lr, "lr_t": lr, "c_t": c, "beta_t": theirs["beta1"]}
         group["reference_window"] = averaging_window(reference, 0.0)
