@@ -23,7 +23,7 @@ REPEATED_WITHIN = 1e3
 
 @dataclass(frozen=True)
 class CompositeLoss:
-    """A loss in two parts, `criterion(outputs(parameters, batch), batch)`; the Gauss-Newton matrix needs both.
+    """A loss in two parts, `criterion(outputs(parameters, batch), batch)`, for `gauss_newton`.
 
     Args:
         outputs: Function of parameters by name and a batch that returns the model's outputs, one tensor.
@@ -142,7 +142,7 @@ class Objective:
             of: Function of a batch.
             parameters: Those that the function uses; the random state of their devices is restored.
         """
-        with unchanged_random_state(parameters), sdpa_kernel(SDPBackend.MATH):
+        with unchanged_random_state(parameters), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             return self._mean(of)
 
     def _mean(self, of: Callable[[Any], Tensor]) -> Tensor:
@@ -159,8 +159,7 @@ class Objective:
         Args:
             parameters: Tensors by name.
         """
-        with torch.no_grad():
-            return self.mean(lambda batch: self.loss(parameters, batch), parameters)
+        return self.mean(lambda batch: self.loss(parameters, batch), parameters)
 
     def gradient(self, parameters: Parameters) -> Parameters:
         """The gradient of the mean loss, by name.

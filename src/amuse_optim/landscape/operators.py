@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import grad, vjp
 
 from amuse_optim.checks import unknown_name
 
@@ -150,9 +151,10 @@ def gauss_newton(
                 return loss.criterion(outputs, batch)
 
             outputs, pull = vjp(model, chosen)[:2]
-            change = jvp(model, (chosen,), (direction,))[1]
+            # u -> J^T u is linear; its own pull at any u is v -> J v, with reverse mode alone.
+            push = vjp(lambda outside: pull(outside)[0], torch.zeros_like(outputs))[1]
             curve = vjp(grad(criterion), outputs)[1]
-            return coordinates.flatten(pull(curve(change)[0])[0])
+            return coordinates.flatten(pull(curve(push(direction)[0])[0])[0])
 
         return objective.mean(of, parameters)
 
