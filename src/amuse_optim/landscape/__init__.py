@@ -6,6 +6,7 @@ Takes losses as functions and parameters as named tensors, and knows no optimize
 from .coordinates import Coordinates
 from .objective import CompositeLoss, Objective, module_loss
 from .operators import Operator, gauss_newton, hessian
+from .probes import cosines, effective_rank, loss_in_plane, loss_on_segment, shares
 from .spectrum import Density, Eigenpairs, eigenpairs, spectral_density
 from .subspaces import ClusterError, Shares, Subspace, dominant_subspace, error_bound
 
@@ -19,11 +20,16 @@ __all__ = [
     "Operator",
     "Shares",
     "Subspace",
+    "cosines",
     "dominant_subspace",
+    "effective_rank",
     "eigenpairs",
     "error_bound",
     "gauss_newton",
     "hessian",
+    "loss_in_plane",
+    "loss_on_segment",
     "module_loss",
+    "shares",
     "spectral_density",
 ]

@@ -95,6 +95,11 @@ def eigenpairs(
         raise ValueError(f"k must be at most the number of parameters, {size}, got {k}")
     if budget < 2 * k:
         raise ValueError(f"budget must be at least 2k = {2 * k}, k products for the residuals, got {budget}")
+    dtype = operator.coordinates.dtype
+    if tolerance < (rounding := 10 * torch.finfo(dtype).eps):
+        raise ValueError(
+            f"tolerance must be at least {rounding:.3g}, got {tolerance}: that is the rounding of {dtype}"
+        )
     process = Lanczos(operator, min(size, 2 * k + 20), seed)
     vectors, norm, within = _converge(process, k, smallest, tolerance, budget - k)
     return _measured(operator, process.rotated(vectors), norm, process.products, within, tolerance, smallest)
