@@ -8,7 +8,7 @@ from .objective import CompositeLoss, Objective, module_loss
 from .operators import Operator, gauss_newton, hessian
 from .probes import cosines, effective_rank, loss_in_plane, loss_on_segment, shares
 from .spectrum import Density, Eigenpairs, eigenpairs, spectral_density
-from .subspaces import ClusterError, Shares, Subspace, dominant_subspace, error_bound
+from .subspaces import ClusterError, Parts, Subspace, dominant_subspace, error_bound
 
 __all__ = [
     "ClusterError",
@@ -18,7 +18,7 @@ __all__ = [
     "Eigenpairs",
     "Objective",
     "Operator",
-    "Shares",
+    "Parts",
     "Subspace",
     "cosines",
     "dominant_subspace",

@@ -1,15 +1,16 @@
 """What vectors of a training run have to do with curvature, and the loss along lines and planes."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from .objective import Objective, Parameters
-from .subspaces import Shares, Subspace, Vector
+from .subspaces import Parts, Subspace, Vector
 
 
-def shares(subspace: Subspace, vectors: Mapping[str, Vector]) -> dict[str, Shares]:
+def shares(subspace: Subspace, vectors: Mapping[str, Vector]) -> dict[str, Parts]:
     """r_dom and r_bulk of several vectors, such as gradients at x, y and z, the momentum, the update.
 
     Args:
@@ -22,7 +23,7 @@ def shares(subspace: Subspace, vectors: Mapping[str, Vector]) -> dict[str, Share
     return {name: subspace.shares(vector) for name, vector in vectors.items()}
 
 
-def cosines(subspace: Subspace, updates: Sequence[Vector]) -> list[Shares]:
+def cosines(subspace: Subspace, updates: Sequence[Vector]) -> list[Parts]:
     """Cosines of consecutive updates within the dominant subspace and within the bulk.
 
     Near -1 the updates oscillate there, near 1 they keep their way.
@@ -36,14 +37,14 @@ def cosines(subspace: Subspace, updates: Sequence[Vector]) -> list[Shares]:
     """
     parts = [subspace.split(update) for update in updates]
     return [
-        Shares(*(_cosine(one, other) for one, other in zip(before, after, strict=True)))
-        for before, after in zip(parts, parts[1:], strict=False)
+        Parts(*(_cosine(one, other) for one, other in zip(before, after, strict=True)))
+        for before, after in pairwise(parts)
     ]
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
     one, other = one.double(), other.double()
-    return (torch.dot(one, other) / (one.norm() * other.norm())).item()
+    return float(torch.dot(one, other) / (one.norm() * other.norm()))
 
 
 def effective_rank(matrix: Tensor) -> float:
@@ -70,7 +71,7 @@ def effective_rank(matrix: Tensor) -> float:
     if matrix.dim() != 2 or not matrix.any():
         raise ValueError(f"matrix must be two-dimensional and not zero, got shape {tuple(matrix.shape)}")
     values = torch.linalg.svdvals(matrix.double())
-    return torch.special.entr(values / values.sum()).sum().exp().item()
+    return float(torch.special.entr(values / values.sum()).sum().exp())
 
 
 def loss_on_segment(

@@ -16,12 +16,12 @@ from .spectrum import Eigenpairs
 Vector = Tensor | Mapping[str, Tensor]
 
 
-class Shares(NamedTuple):
-    """The parts of a vector's norm in the dominant subspace and in the bulk; the sum of their squares is 1.
+class Parts(NamedTuple):
+    """One number for the part of a vector in the dominant subspace and one for its part in the bulk.
 
     Attributes:
-        dominant: r_dom(v) = ||P_k v|| / ||v||.
-        bulk: r_bulk(v) = ||(I - P_k) v|| / ||v||.
+        dominant: Of P_k v.
+        bulk: Of (I - P_k) v.
     """
 
     dominant: float
@@ -59,8 +59,8 @@ class Subspace:
         dominant = (self.vectors @ flat) @ self.vectors
         return dominant, flat - dominant
 
-    def shares(self, vector: Vector) -> Shares:
-        """r_dom and r_bulk of a vector.
+    def shares(self, vector: Vector) -> Parts:
+        """r_dom(v) = ||P_k v|| / ||v|| and r_bulk(v) = ||(I - P_k) v|| / ||v||; their squares add up to 1.
 
         Args:
             vector: v, as for `split`; not zero.
@@ -72,7 +72,7 @@ class Subspace:
         norm = math.hypot(dominant, bulk)
         if not 0 < norm < math.inf:
             raise ValueError(f"vector must be finite and not zero to have shares, got norm {norm}")
-        return Shares(dominant / norm, bulk / norm)
+        return Parts(dominant / norm, bulk / norm)
 
 
 class ClusterError(ValueError):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from amuse_optim.landscape import (
     Objective,
+    Subspace,
     cosines,
     dominant_subspace,
     effective_rank,
@@ -29,7 +30,7 @@ def at(*entries: float) -> dict[str, Tensor]:
     return {"w": torch.tensor(entries).double()}
 
 
-def space():  # noqa: ANN201
+def space() -> Subspace:
     return dominant_subspace(eigenpairs(hessian(VALLEY, at(0, 0, 0, 0)), 3), 2)
 
 
