@@ -50,7 +50,8 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ch
         chunk: Tokens in a chunk, at least 1.
 
     Returns:
-        The mean loss in nats per token, a scalar. It can be differentiated once.
+        The mean loss in nats per token, a scalar. It can be differentiated twice in reverse mode, by
+        `torch.func` too.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -58,23 +59,26 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ch
     with torch.autocast(kind, enabled=False):
         loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]  # torch's `apply` has no types
             hidden, weight, targets, chunk, dtype, differentiate
-        )
+        )[0]
     return loss
 
 
 class _Chunked(torch.autograd.Function):
-    """The loss; its forward prepares the gradients of the sum over tokens, its backward scales them."""
+    """The loss, and the gradients of its sum over tokens, which are prepared while the logits are there.
+
+    The backward pass of the loss scales the gradients. They are outputs, so that they can be differentiated
+    again: the backward pass of theirs is `_second_derivatives`.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
         chunk: int,
         dtype: torch.dtype,
         differentiate: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         head = weight.to(dtype)
         to_weight = torch.zeros_like(weight, dtype=_at_least_float32(dtype)) if differentiate else None
         parts = [
@@ -82,17 +86,59 @@ class _Chunked(torch.autograd.Function):
             for rows, right in zip(hidden.split(chunk), targets.split(chunk), strict=True)
         ]
         losses, to_hidden = zip(*parts, strict=True)
-        if differentiate:
-            ctx.save_for_backward(torch.cat(to_hidden).to(hidden.dtype), to_weight)
-        return torch.cat(losses).mean()
+        loss = torch.cat(losses).mean()
+        return loss, torch.cat(to_hidden).to(hidden.dtype) if differentiate else None, to_weight
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph: the stored gradients would pass for constants
-            raise RuntimeError("the chunked loss has no second derivatives: take a smaller batch")
-        to_hidden, to_weight = ctx.saved_tensors
-        scale = upstream / len(to_hidden)
-        return to_hidden * scale, to_weight * scale, None, None, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        hidden, weight, targets, ctx.chunk, _, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, weight, targets, *output[1:])
+
+    @staticmethod
+    def backward(
+        ctx: Any, upstream: Tensor | None, along_hidden: Tensor | None, along_weight: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, to_hidden, to_weight = ctx.saved_tensors
+        found = [torch.zeros_like(hidden), torch.zeros_like(to_weight)]
+        if upstream is not None:
+            scale = upstream / len(hidden)
+            found = [to_hidden * scale, to_weight * scale]
+        if along_hidden is not None or along_weight is not None:
+            along_hidden = torch.zeros_like(hidden) if along_hidden is None else along_hidden
+            along_weight = torch.zeros_like(weight) if along_weight is None else along_weight
+            second = _second_derivatives(hidden, weight, targets, along_hidden, along_weight, ctx.chunk)
+            found = [one + other for one, other in zip(found, second, strict=True)]
+        return *found, None, None, None, None
+
+
+def _second_derivatives(
+    hidden: Tensor, weight: Tensor, targets: Tensor, along_hidden: Tensor, along_weight: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the directional derivative of the loss's sum over tokens along (A, B), in chunks.
+
+    With C = A W^T + H B^T, the change of the logits along (A, B), the derivative is the sum of the entries of
+    (P - E) * C. Its gradient in the logits is D = P * (C - row sums of P * C), so that
+
+    .. code-block:: text
+
+        to H: D W + (P - E) B            to W: D^T H + (P - E)^T A
+    """
+    wide = _at_least_float32(weight.dtype)
+    head, turned = weight.to(wide), along_weight.to(wide)
+    to_hidden: list[Tensor] = []
+    to_weight = torch.zeros_like(head)
+    for part, right, along in zip(
+        hidden.split(chunk), targets.split(chunk), along_hidden.split(chunk), strict=True
+    ):
+        rows, along = part.to(wide), along.to(wide)
+        share = F.linear(rows, head).softmax(1)
+        change = F.linear(along, head) + F.linear(rows, turned)
+        curved = share * (change - (share * change).sum(1, keepdim=True))
+        wrong = share.scatter_add(1, right.unsqueeze(1), -torch.ones_like(share[:, :1]))
+        to_hidden.append(curved @ head + wrong @ turned)
+        to_weight = to_weight + curved.T @ rows + wrong.T @ along
+    return torch.cat(to_hidden).to(hidden.dtype), to_weight.to(weight.dtype)
 
 
 def _one_chunk(

@@ -1,5 +1,7 @@
 """The chunked loss against torch's own, in value, gradients and memory."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -97,11 +99,47 @@ def test_without_gradients_only_the_value_is_made() -> None:
     assert not frozen.requires_grad
 
 
-def test_gradients_of_gradients_are_refused() -> None:
+@pytest.mark.parametrize("chunk", [10, TOKENS])
+def test_second_derivatives_are_those_of_the_gradients(chunk: int) -> None:
+    hidden, weight, targets = inputs(torch.float64)
+    assert torch.autograd.gradgradcheck(
+        lambda *operands: 3 * chunked_cross_entropy(*operands, targets, chunk=chunk), (hidden, weight)
+    )
+    weight = weight.detach()
+    assert torch.autograd.gradgradcheck(
+        lambda hidden: chunked_cross_entropy(hidden, weight, targets, chunk=chunk), hidden
+    )
+
+
+def test_hessian_vector_products_by_torch_func_are_those_of_cross_entropy() -> None:
+    hidden, weight, targets = (tensor.detach() for tensor in inputs())
+    along = torch.ones_like(hidden), torch.linspace(-1, 1, weight.numel()).view_as(weight)
+
+    def products(of: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+        gradient = torch.func.grad(of, argnums=(0, 1))
+        _, pull = torch.func.vjp(gradient, *tensors)
+        return pull(tuple(tensor.to(tensors[0].dtype) for tensor in along))
+
+    ours = products(lambda h, w: chunked_cross_entropy(h, w, targets, chunk=10), hidden, weight)
+    exact = products(
+        lambda h, w: functional.cross_entropy(functional.linear(h, w), targets),
+        hidden.double(),
+        weight.double(),
+    )
+    for one, other in zip(ours, exact, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 1e-5 * other.norm()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own doing
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_it_compiles_as_one_graph(backend: str) -> None:
     hidden, weight, targets = inputs()
-    value = chunked_cross_entropy(hidden, weight, targets, chunk=10)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        torch.autograd.grad(value, hidden, create_graph=True)
+    compiled = torch.compile(chunked_cross_entropy, backend=backend, fullgraph=True)
+    found = torch.autograd.grad(compiled(hidden, weight, targets, chunk=10), (hidden, weight))
+    plain = torch.autograd.grad(chunked_cross_entropy(hidden, weight, targets, chunk=10), (hidden, weight))
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_memory_is_that_of_one_chunk() -> None:
