@@ -76,7 +76,7 @@ def test_nested_settings_in_both_spellings(tiny: Make, tmp_path: Path) -> None:
         (["--precision", "fp8"], "--precision must be one of fp32, amp-bf16, bf16, got 'fp8'"),
         (["--clip", "much"], "--clip must be FLOAT or None, got 'much'"),
         (["--task.model.n-head", "5"], "n_embd must be a multiple of 2 * n_head = 10, got 16"),
-        (["--optimizer.beta1", "nan"], "beta1 must be in (0, 1), got nan"),
+        (["--optimizer.beta1", "nan"], "beta1 must be in [0, 1), got nan"),
     ],
 )
 def test_a_wrong_override_is_one_line(tiny: Make, arguments: list[str], message: str) -> None:
