@@ -224,7 +224,7 @@ def test_a_tied_weight_moves_in_all_its_places() -> None:
 
 
 def test_the_laboratory_s_chunked_loss_has_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of a large vocabulary, made in chunks within the model, against the plain one of the logits."""
+    """The loss of a large vocabulary, made in chunks within the model, against that of all logits."""
     problem = llama()
     expected = dense_hessian(problem)
     inside = module_loss(problem.module, lambda loss, _: loss, forward=lambda run, batch: run(*batch))
