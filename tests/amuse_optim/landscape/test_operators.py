@@ -221,3 +221,14 @@ def test_a_tied_weight_moves_in_all_its_places() -> None:
 
     dense = torch.func.hessian(loss)(weight).reshape(4, 4)
     torch.testing.assert_close(matrix_of(hessian(objective, {"0.weight": weight})), dense)
+
+
+def test_the_laboratory_s_chunked_loss_has_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a large vocabulary, made in chunks within the model, against that of all logits."""
+    problem = llama()
+    expected = dense_hessian(problem)
+    inside = module_loss(problem.module, lambda loss, _: loss, forward=lambda run, batch: run(*batch))
+    monkeypatch.setattr("amuse_lab.tasks.lm.loss.CHUNK_ENTRIES", 4 * 7)
+    monkeypatch.setattr("amuse_lab.tasks.lm.loss.F.cross_entropy", None)  # the plain one is not used
+    operator = hessian(Objective(inside, problem.objective.batches), problem.parameters)
+    torch.testing.assert_close(matrix_of(operator), expected, rtol=1e-8, atol=1e-8)
