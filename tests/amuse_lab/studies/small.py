@@ -31,3 +31,8 @@ def study() -> Study:
             Entry("amuse", Amuse(lr=0.01, warmup_steps=2), tuned, ("x", "power 5", "power 10")),
         ),
     )
+
+
+def endless() -> Study:
+    """The same with a horizon that no test gets to."""
+    return replace(study(), name="endless", horizons=(4, 8, 100_000))
