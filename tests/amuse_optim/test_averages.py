@@ -291,6 +291,6 @@ def test_averages_of_a_trained_model_read_alike_under_a_wrapper() -> None:
         def __init__(self, inner: AMUSE) -> None:
             self.optimizer = inner
 
-    with averaged(Wrapper(optimizer), kappa=10):  # type: ignore[arg-type]
+    with averaged(Wrapper(optimizer), kappa=10):
         shown = [p.detach().clone() for p in model.parameters()]
     assert same(shown, [*averaged_state_dict(model, optimizer, kappa=10).values()])

@@ -142,7 +142,7 @@ def test_refuses_state_of_the_release_that_does_not_fit() -> None:
     optimizer, _ = released_successor("adamw", **good)
     before = snapshot(optimizer)
     with pytest.raises(ValueError, match="mode must be one of 'train', 'eval', got 'y'"):
-        from_published(saved, optimizer, mode="y")  # type: ignore[arg-type]  # which is refused
+        from_published(saved, optimizer, mode="y")  # which is refused
     for change, message in (
         (
             lambda s: s["param_groups"][0].pop("base_lr"),

@@ -180,9 +180,9 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(
     broken = [True]
 
     def measured(_study: object, request: object, _folder: object, **_: object) -> Record:
-        if broken[0] and request.entry == "amuse":  # type: ignore[attr-defined]
+        if broken[0] and request.entry == "amuse":
             raise MemoryError("no room")
-        return invented.run(study, request)  # type: ignore[arg-type]
+        return invented.run(study, request)
 
     monkeypatch.setattr(compare, "measure", measured)
     store = Store(study, open_storage(tmp_path / "journal.log"))

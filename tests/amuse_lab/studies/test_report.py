@@ -22,7 +22,7 @@ ENVIRONMENTS = {"invented": invented.ENVIRONMENT}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of records of a study that the laboratory knows for once."""
-    monkeypatch.setitem(catalogue.STUDIES, STUDY.name, invented.study)  # type: ignore[arg-type]
+    monkeypatch.setitem(catalogue.STUDIES, STUDY.name, invented.study)
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "records" / STUDY.name, STUDY, RECORDS, ENVIRONMENTS)
     return tmp_path

@@ -62,7 +62,7 @@ def test_other_averages_beside_it_are_refused(tmp_path: Path, other: Callback) -
 
 def with_optimizers(configure: Any) -> Module:
     module = Module()
-    module.configure_optimizers = lambda: configure(module)  # type: ignore[method-assign]
+    module.configure_optimizers = lambda: configure(module)
     return module
 
 
