@@ -73,7 +73,8 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
                 f"tuned for that number of steps. Every optimizer got {study.trials} trials, those with a "
                 f"schedule at each horizon (at the longest their {study.reused} best of the one before), and "
                 "the [rule of the "
-                f"verdicts](docs/results.md#{study.name}) was fixed before the runs. Differences in "
+                f"verdicts](docs/results.md#{study.name}) stands in study.json, with every change of it. "
+                "Differences in "
                 f"{study.measure} (below 0 is better) are paired over seeds, with 95 % t-intervals. "
                 + _progress(study, records)
             )
@@ -144,7 +145,7 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
     parts += [_picture(study, picture)] if picture else []
     parts += [
         _wrapped(_setting(study)),
-        _wrapped(f"The rule, fixed before the runs. {rule(study)}"),
+        _wrapped(f"The rule; study.json has every change of it since the first runs. {rule(study)}"),
         _wrapped(_progress(study, records)),
         "\n".join(_item(sentence(found, entry)) for entry in without_horizon(study)),
         f"### {study.measure.capitalize()} at each horizon",
