@@ -86,9 +86,7 @@ def gpu_anytime(device: torch.device) -> Study:
     much by heart.
 
     Time on a GPU is short: each optimizer gets 6 trials of 3 settings, at the longest horizon the 2 best of
-    them, and 5 seeds are reported, 3 at the longest horizon; about 90,000 steps in all. So few decide large
-    differences only. AMUSE, which has no horizon, comes first: its tuning and first three seeds are a seventh
-    of that, so that the first sitting has something to show, and the next ones what it is compared with.
+    them, and 5 seeds are reported, 3 at the longest horizon. So few decide large differences only.
     """
     task = GeneratedConfig(
         model=MODEL,
@@ -116,8 +114,8 @@ def gpu_anytime(device: torch.device) -> Study:
         horizons=(250, 500, 1000, 2000),
         warmup_steps=_WARMUP,
         trials=6,
-        finalists=2,
         reused=2,
+        tuning_seeds=(0,),
         reporting_seeds=(1, 2, 3, 4, 5),
         seeds_at_longest=3,
         kept=(5.0, 10.0, 20.0),
@@ -134,7 +132,6 @@ def tiny(study: Study) -> Study:
         horizons=(4, 8),
         warmup_steps=1,
         trials=2,
-        finalists=1,
         reused=1,
         reporting_seeds=(1, 2),
         seeds_at_longest=2,

@@ -156,16 +156,14 @@ def learning_rate(found: Findings, records: Records) -> Figure | None:
 def settings(found: Findings, records: Records) -> Figure | None:
     """Draw the trials of optimizers without a horizon: own setting and learning rate, shaded by loss.
 
-    The loss is the mean over the horizons up to which all of them were run. An optimizer's own setting is
-    the last one that is tuned.
+    The loss is the mean over the horizons. An optimizer's own setting is the last one that is tuned.
     """
     study = found.study
-    early = [horizon for horizon in study.horizons if horizon <= study.first_stage]
     points: dict[str, list[tuple[float, float, float]]] = {}
     for entry in (entry for entry in study.entries if not entry.scheduled):
         name = list(entry.tuned)[-1]
         for record in series.trials(study, entry, records):
-            values = [series.best_readout(study, entry, record, horizon) for horizon in early]
+            values = [series.best_readout(study, entry, record, horizon) for horizon in study.horizons]
             if np.isfinite(sum(values)):
                 own = 1 - record.point[name] if entry.tuned[name].complement else record.point[name]
                 points.setdefault(entry.name, []).append((record.point["lr"], own, sum(values) / len(values)))

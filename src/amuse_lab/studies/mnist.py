@@ -19,6 +19,7 @@ def mnist_anytime() -> Study:
     """At which horizons is one AMUSE run on images as good as Muon, SGD and AdamW told where to end?"""
     muon = MuonSGD(lr=0.05, lr_rest=0.01, warmup_steps=_WARMUP)
     rates = {"lr": Scale(0.01, 0.2), "lr_rest": Scale(0.005, 0.2)}
+    amuse = Amuse(lr=0.1, warmup_steps=_WARMUP, auxiliary="sgd")
     return Study(
         name="mnist-anytime",
         question="Is one run of an optimizer without a horizon, wherever it is stopped, as good as a run of "
@@ -38,8 +39,14 @@ def mnist_anytime() -> Study:
             ),
             Entry(
                 "amuse",
-                Amuse(lr=0.1, warmup_steps=_WARMUP, auxiliary="sgd"),
+                amuse,
                 rates | {"weight_decay": _MUON_DECAY, "t0_steps": Scale(50, 800, whole=True)},
+                _AVERAGED,
+            ),
+            Entry(
+                "muon-decaying",
+                replace(amuse, beta1=0.0, rho=0.0, momentum=0.9),
+                rates | {"weight_decay": _MUON_DECAY, "lr_decay": Scale(0.3, 1.0)},
                 _AVERAGED,
             ),
             Entry(

@@ -61,8 +61,17 @@ def study_to_json(study: Study) -> dict[str, Any]:
     rest = {
         name: getattr(study, name)
         for name in (
-            *("name", "question", "horizons", "warmup_steps", "trials", "finalists", "reused", "tuning_seed"),
-            *("reporting_seeds", "seeds_at_longest", "kept", "measure", "beside", "margin"),
+            *(
+                "name",
+                "question",
+                "horizons",
+                "warmup_steps",
+                "trials",
+                "reused",
+                "tuning_seeds",
+                "confirmed",
+            ),
+            *("reporting_seeds", "seeds_at_longest", "kept", "measure", "beside", "margin", "reasons"),
         )
     }
     content: dict[str, Any] = json.loads(

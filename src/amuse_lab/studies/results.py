@@ -187,15 +187,30 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
     return [part for part in parts if part]
 
 
+def budget(study: Study) -> str:
+    """Say how the optimizers are tuned, and with which seeds they are reported."""
+    first, *others = study.tuning_seeds
+    confirmed = (
+        f" The {study.confirmed} best are run with seed{'s' if others[1:] else ''} "
+        f"{_joined([str(seed) for seed in others])} too, and the best mean is chosen."
+        if others
+        else ""
+    )
+    return (
+        f"Tuning: {study.trials} trials fixed beforehand for each optimizer, with seed {first}: at each "
+        f"horizon for those that are told where to end (at the longest one the {study.reused} best of the "
+        "horizon before), once for all horizons otherwise; more where the best learning rate is at an edge."
+        f"{confirmed} The readout, that is the weights at which the model is evaluated, is chosen with the "
+        f"settings. Reported: {len(study.reporting_seeds)} other seeds, {study.seeds_at_longest} of them at "
+        f"{study.longest:,} steps."
+    )
+
+
 def _setting(study: Study) -> str:
     horizons = _joined([f"{horizon:,}" for horizon in study.horizons])
     return (
-        f"Horizons: {horizons} steps, the first {study.warmup_steps} of them warm-up, for all. Tuning: "
-        f"{study.trials} trials fixed beforehand for each optimizer, at each horizon for those that are told "
-        "where to end, and more where the best learning rate is at an edge; at the longest horizon these try "
-        f"the {study.reused} best points of the horizon before, and those without a horizon run their "
-        f"{study.finalists} best to the end. Tuning seed {study.tuning_seed}; {len(study.reporting_seeds)} "
-        f"other seeds are reported, {study.seeds_at_longest} at the longest horizon. "
+        f"Horizons: {horizons} steps, the first {study.warmup_steps} of them warm-up, for all. "
+        f"{budget(study)} "
         f"[records/{study.name}](../records/{study.name}) has the study and all runs."
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from amuse_lab.studies import frontier
 from amuse_lab.studies.statistics import interval
 from amuse_lab.studies.study import Entry, Point, Record, Records, Study
+from amuse_lab.studies.tuning import tuning
 from amuse_lab.studies.verdicts import Findings
 
 Points = list[tuple[int, float]]
@@ -96,10 +97,10 @@ def training(findings: Findings, entry: Entry, steps: int) -> Points:
 
 
 def trials(study: Study, entry: Entry, records: Records) -> list[Record]:
-    """Return the records of an optimizer's tuning, by their steps and keys."""
-    own = (record for record in records.values() if record.entry == entry.name)
+    """Return the runs of an optimizer's tuning with the first tuning seed, by their steps and keys."""
+    asked = {request.key(study) for request in tuning(study, entry, records).trials}
     return sorted(
-        (record for record in own if record.seed == study.tuning_seed),
+        (record for key, record in records.items() if key in asked and record.seed == study.tuning_seeds[0]),
         key=lambda record: (record.steps, record.key),
     )
 

@@ -83,17 +83,17 @@ class Study:
         horizons: Steps after which the optimizers are compared, ascending.
         warmup_steps: Warm-up of every optimizer, for the record.
         trials: Points that are tried for each optimizer, at each horizon if it is scheduled.
-        finalists: How many of these go on from a quarter of the longest horizon to its end, for an optimizer
-            without a horizon.
         reused: How many of the best points at the horizon before are tried at the longest one, instead of
             `trials` new ones, for an optimizer with a horizon.
-        tuning_seed: Seed of the trials.
-        reporting_seeds: Seeds of the runs that are reported; none of them is the tuning seed.
+        tuning_seeds: Seeds of the trials: all of them are run with the first one, the best few with all.
+        confirmed: How many of the best trials are run with all tuning seeds.
+        reporting_seeds: Seeds of the runs that are reported; none of them is a tuning seed.
         seeds_at_longest: How many of these are run to the longest horizon.
         kept: Kappas of the averages that are kept where a readout needs one that is not; see `readouts.py`.
         measure: What decides, of the values of an evaluation.
         beside: What is reported beside it; None if nothing is.
         margin: Difference in `measure` below which two optimizers are level, see `verdicts.rule`.
+        reasons: Why the study was changed after its first runs, in the order of the changes.
     """
 
     name: str
@@ -103,15 +103,16 @@ class Study:
     horizons: tuple[int, ...]
     warmup_steps: int
     trials: int = 12
-    finalists: int = 4
     reused: int = 3
-    tuning_seed: int = 0
-    reporting_seeds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    tuning_seeds: tuple[int, ...] = (0, 1, 2)
+    confirmed: int = 3
+    reporting_seeds: tuple[int, ...] = (11, 12, 13, 14, 15, 16, 17, 18)
     seeds_at_longest: int = 5
     kept: tuple[float, ...] = (5.0, 20.0)
     measure: str = "loss"
     beside: str | None = None
     margin: float = 0.005
+    reasons: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ascending = list(self.horizons) == sorted(set(self.horizons)) and len(self.horizons) > 1
@@ -123,18 +124,14 @@ class Study:
             require(not unknown, "tuned", f"settings of {entry.optimizer.name}", unknown)
         enough = 1 <= self.seeds_at_longest <= len(self.reporting_seeds)
         require(enough, "seeds_at_longest", f"from 1 to {len(self.reporting_seeds)}", self.seeds_at_longest)
-        apart = self.tuning_seed not in self.reporting_seeds
-        require(apart, "reporting_seeds", f"without the tuning seed {self.tuning_seed}", self.reporting_seeds)
+        apart = not set(self.tuning_seeds) & set(self.reporting_seeds)
+        require(apart, "reporting_seeds", f"without a tuning seed {self.tuning_seeds}", self.reporting_seeds)
+        require(len(self.tuning_seeds) > 0, "tuning_seeds", "at least one", self.tuning_seeds)
 
     @property
     def longest(self) -> int:
         """The longest horizon, in steps."""
         return self.horizons[-1]
-
-    @property
-    def first_stage(self) -> int:
-        """The longest horizon that is at most a quarter of the longest one: where finalists are chosen."""
-        return max((h for h in self.horizons if 4 * h <= self.longest), default=self.longest)
 
     @property
     def curve(self) -> tuple[int, ...]:

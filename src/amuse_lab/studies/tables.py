@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 
 from amuse_lab.studies.frontier import Reach, envelope_steps_to, extra_steps, steps_to_envelope
 from amuse_lab.studies.statistics import Interval, interval
-from amuse_lab.studies.study import Point, Record, Records, Study
+from amuse_lab.studies.study import Point, Records, Study
+from amuse_lab.studies.tuning import tuning
 from amuse_lab.studies.verdicts import AHEAD, BEHIND, Findings, Verdict
 
 NOTHING = "-"
@@ -176,13 +177,14 @@ def settings_table(found: Findings) -> str:
             choices = choices[-1:]
         for horizon, choice in choices:
             until = f"{horizon:,}" if each.entry.scheduled else "all"
-            rows.append([name, until, _point(choice.point), choice.readout, f"{choice.score:.4f}"])
+            losses = " / ".join(f"{loss:.4f}" for loss in choice.losses.values())
+            rows.append([name, until, _point(choice.point), choice.readout, losses])
     head = [
         "",
         "horizon",
         "settings",
         "readout",
-        f"{found.study.measure} in tuning (of all: mean over the horizons)",
+        f"{found.study.measure} in tuning (of all: at each horizon)",
     ]
     return table(head, rows) if rows else "Nothing is tuned yet."
 
@@ -196,16 +198,13 @@ def counts_table(found: Findings, records: Records) -> str:
     study = found.study
     rows = []
     for entry in study.entries:
-        trials = [record for record in records.values() if _is_trial(study, record, entry.name)]
+        asked = {request.key(study) for request in tuning(study, entry, records).trials}
+        trials = [records[key] for key in asked if key in records]
         values = found.values[entry.name]
         seeds = [str(len(values.get(horizon, {}))) for horizon in study.horizons]
         steps = sum(record.steps for record in trials)
         rows.append([entry.name, str(len(trials)), f"{steps:,}", " / ".join(seeds)])
     return table(["", "runs of tuning", "their steps", "seeds reported, by horizon"], rows)
-
-
-def _is_trial(study: Study, record: Record, name: str) -> bool:
-    return record.entry == name and record.seed == study.tuning_seed
 
 
 def failures_list(study: Study, records: Records) -> str:
@@ -220,7 +219,7 @@ def failures_list(study: Study, records: Records) -> str:
     rows = [
         [
             record.entry,
-            "trial" if record.seed == study.tuning_seed else f"reported, seed {record.seed}",
+            f"{'trial' if record.seed in study.tuning_seeds else 'reported'}, seed {record.seed}",
             _point(record.point),
             f"{record.steps:,}",
             " ".join(str(record.failure).replace("|", "\\|").split()),

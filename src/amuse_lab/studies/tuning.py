@@ -1,7 +1,9 @@
 """Tuning with equal budgets: which points are tried, and which of them is the best."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import qmc
@@ -19,16 +21,18 @@ _BEYOND = (0.2, 0.4)
 
 @dataclass(frozen=True)
 class Choice:
-    """The best trial of an optimizer.
+    """A setting of an optimizer that has been tried.
 
     Attributes:
         point: Values of the tuned settings.
         readout: Where it is evaluated.
-        score: Mean of the study's measure over the horizons that were compared.
+        losses: The study's measure there by horizon, the mean over the tuning seeds that were run.
+        score: How it compares with the others, see `ranked`; 0 is the best at every horizon.
     """
 
     point: Point
     readout: str
+    losses: Mapping[int, float]
     score: float
 
 
@@ -56,37 +60,95 @@ def second_round(entry: Entry, tried: Sequence[Point], best: Point) -> list[Poin
     return found
 
 
-def trial(study: Study, entry: Entry, point: Point, steps: int) -> Request:
-    """Return the request of a trial."""
-    return Request(entry.name, point, study.tuning_seed, steps, reported=False, readouts=entry.readouts)
+def trial(study: Study, entry: Entry, point: Point, steps: int, seed: int | None = None) -> Request:
+    """Return the request of a trial; the seed is the first tuning seed if None."""
+    chosen = study.tuning_seeds[0] if seed is None else seed
+    return Request(entry.name, point, chosen, steps, reported=False, readouts=entry.readouts)
 
 
-def best_of(
-    study: Study, entry: Entry, points: Iterable[Point], horizons: Sequence[int], records: Records
+def ranked(
+    study: Study,
+    entry: Entry,
+    points: Sequence[Point],
+    horizons: Sequence[int],
+    records: Records,
+    *,
+    seeds: Sequence[int] | None = None,
+    spreads: Mapping[int, float] | None = None,
 ) -> list[Choice]:
-    """Return the trials from the best on, each with its best readout.
+    r"""Return the trials from the best on, each with its best readout.
+
+    They are compared by their mean regret over the horizons. At short horizons losses lie much further apart
+    than at long ones, so that a plain mean would tune for the short ones; the regret is therefore counted in
+    units of the spread:
+
+    .. code-block:: text
+
+        score = mean over h of (loss_h - best_h) / spread_h,    spread_h = median_h - best_h
 
     Args:
         study: The study.
         entry: The optimizer.
-        points: The trials, of which all have been run.
-        horizons: Horizons over which the measure is averaged: one for an optimizer that is told where it
-            ends. As the best loss at a horizon is the same for all trials, this orders them by mean regret.
+        points: The trials, of which all have been run to the last of the horizons.
+        horizons: Horizons that are compared: one for an optimizer that is told where it ends.
         records: Records of the study.
+        seeds: Tuning seeds whose mean is taken; None means the first one.
+        spreads: By horizon; None means those of these trials.
     """
-    choices = []
-    for point in points:
-        runs = [records[trial(study, entry, point, horizon).key(study)] for horizon in horizons]
-        for readout in entry.readouts:
-            values = [
-                run.value(horizon, readout, study.measure)
-                for run, horizon in zip(runs, horizons, strict=True)
-            ]
-            choices.append(Choice(point, readout, sum(values) / len(values)))
-    best: dict[tuple[tuple[str, float], ...], Choice] = {}
-    for choice in sorted(choices, key=lambda choice: choice.score):
-        best.setdefault(tuple(choice.point.items()), choice)
-    return list(best.values())
+    candidates = [
+        (point, readout, _losses(study, entry, point, readout, horizons, records, seeds))
+        for point in points
+        for readout in entry.readouts
+    ]
+    best = {h: min(losses[h] for _, _, losses in candidates) for h in horizons}
+    units = spreads_of(study, entry, points, horizons, records) if spreads is None else spreads
+    scored = [
+        Choice(point, readout, losses, _regret(losses, best, units)) for point, readout, losses in candidates
+    ]
+    found: dict[tuple[tuple[str, float], ...], Choice] = {}
+    for choice in sorted(scored, key=lambda choice: choice.score):
+        found.setdefault(tuple(choice.point.items()), choice)
+    return list(found.values())
+
+
+def _losses(
+    study: Study,
+    entry: Entry,
+    point: Point,
+    readout: str,
+    horizons: Sequence[int],
+    records: Records,
+    seeds: Sequence[int] | None,
+) -> dict[int, float]:
+    runs = [
+        records[trial(study, entry, point, horizons[-1], seed).key(study)]
+        for seed in seeds or study.tuning_seeds[:1]
+    ]
+    return {h: sum(run.value(h, readout, study.measure) for run in runs) / len(runs) for h in horizons}
+
+
+def _regret(losses: Mapping[int, float], best: Mapping[int, float], units: Mapping[int, float]) -> float:
+    if not all(map(math.isfinite, losses.values())):
+        return math.inf
+    return sum((losses[h] - best[h]) / units[h] for h in losses) / len(losses)
+
+
+def spreads_of(
+    study: Study, entry: Entry, points: Sequence[Point], horizons: Sequence[int], records: Records
+) -> dict[int, float]:
+    """Return, by horizon, how far the median trial is behind the best, each at its best readout there."""
+    found = {}
+    for h in horizons:
+        values = [
+            min(
+                _losses(study, entry, point, readout, horizons, records, None)[h]
+                for readout in entry.readouts
+            )
+            for point in points
+        ]
+        finite = [value for value in values if math.isfinite(value)]
+        found[h] = (statistics.median(finite) - min(finite) if finite else 0.0) or 1.0
+    return found
 
 
 @dataclass
@@ -94,17 +156,26 @@ class Tuning:
     """Where the tuning of an optimizer stands.
 
     Attributes:
-        wanted: Trials that can be run now and have not been.
-        choices: The best trial by horizon, of those that are decided.
+        trials: All runs that it has asked for so far.
+        wanted: Those of them that the records lack.
+        choices: The best setting by horizon, where it is decided.
     """
 
-    wanted: list[Request]
-    choices: dict[int, Choice]
+    trials: list[Request] = field(default_factory=list)
+    wanted: list[Request] = field(default_factory=list)
+    choices: dict[int, Choice] = field(default_factory=dict)
 
     @property
     def decided(self) -> bool:
         """Whether no trial is wanted any more."""
         return not self.wanted
+
+    def ask(self, study: Study, requests: Sequence[Request], records: Records) -> bool:
+        """Note trials; whether all of them have been run."""
+        missing = _missing(study, requests, records)
+        self.trials += requests
+        self.wanted += missing
+        return not missing
 
 
 def _missing(study: Study, requests: Iterable[Request], records: Records) -> list[Request]:
@@ -120,57 +191,62 @@ def is_done(study: Study, request: Request, records: Records) -> bool:
 def tuning(study: Study, entry: Entry, records: Records) -> Tuning:
     """Return where the tuning of an optimizer stands, and what it wants next.
 
-    With a horizon: at each but the longest, all points of the first round, then those of the second; at the
-    longest, the best points of the horizon before. Without: both rounds to the first stage, then the best
-    few to the end.
+    Without a horizon all points are run to the longest one, and once. With a horizon they are run to each of
+    them anew; at the longest one, only the best of the horizon before.
     """
-    return _with_horizon(study, entry, records) if entry.scheduled else _without(study, entry, records)
+    state = Tuning()
+    if not entry.scheduled:
+        best = _rounds(study, entry, first_round(study, entry), study.horizons, records, state)
+        state.choices = dict.fromkeys(study.horizons, best[0]) if best else {}
+        return state
+    *shorter, longest = study.horizons
+    best = []
+    for horizon in shorter:
+        best = _rounds(study, entry, first_round(study, entry), (horizon,), records, state)
+        if best:
+            state.choices[horizon] = best[0]
+    if best:
+        points = [choice.point for choice in best[: study.reused]]
+        best = _rounds(study, entry, points, (longest,), records, state, extend=False)
+        if best:
+            state.choices[longest] = best[0]
+    return state
 
 
 def _rounds(
-    study: Study, entry: Entry, steps: int, horizons: Sequence[int], records: Records
-) -> tuple[list[Request], list[Choice]]:
-    """Both rounds of trials of so many steps: what is missing of them, else the trials from the best on."""
-    points = first_round(study, entry)
-    missing = _missing(study, (trial(study, entry, point, steps) for point in points), records)
-    if missing:
-        return missing, []
-    best = best_of(study, entry, points, horizons, records)
-    points += second_round(entry, points, best[0].point)
-    missing = _missing(study, (trial(study, entry, point, steps) for point in points), records)
-    return missing, [] if missing else best_of(study, entry, points, horizons, records)
+    study: Study,
+    entry: Entry,
+    points: Sequence[Point],
+    horizons: Sequence[int],
+    records: Records,
+    state: Tuning,
+    *,
+    extend: bool = True,
+) -> list[Choice]:
+    """Ask for trials with the first tuning seed, for some beyond an edge, and for more seeds of the best.
 
+    Returns:
+        The trials from the best on, first those that all tuning seeds have; none while a run is missing.
+    """
+    first, *others = study.tuning_seeds
 
-def _without(study: Study, entry: Entry, records: Records) -> Tuning:
-    early = [horizon for horizon in study.horizons if horizon <= study.first_stage]
-    missing, best = _rounds(study, entry, study.first_stage, early, records)
-    if missing:
-        return Tuning(missing, {})
-    points = [choice.point for choice in best[: study.finalists]]
-    missing = _missing(study, (trial(study, entry, point, study.longest) for point in points), records)
-    if missing:
-        return Tuning(missing, {})
-    (winner, *_) = best_of(study, entry, points, study.horizons, records)
-    return Tuning([], dict.fromkeys(study.horizons, winner))
+    def run(chosen: Iterable[Point], seeds: Sequence[int]) -> bool:
+        requests = [trial(study, entry, point, horizons[-1], seed) for point in chosen for seed in seeds]
+        return state.ask(study, requests, records)
 
-
-def _with_horizon(study: Study, entry: Entry, records: Records) -> Tuning:
-    wanted: list[Request] = []
-    choices: dict[int, Choice] = {}
-    best: list[Choice] = []
-    *shorter, longest = study.horizons
-    for horizon in shorter:
-        missing, best = _rounds(study, entry, horizon, (horizon,), records)
-        wanted += missing
-        if best:
-            choices[horizon] = best[0]
-    if best:
-        points = [choice.point for choice in best[: study.reused]]
-        missing = _missing(study, (trial(study, entry, point, longest) for point in points), records)
-        wanted += missing
-        if not missing:
-            choices[longest] = best_of(study, entry, points, (longest,), records)[0]
-    return Tuning(wanted, choices)
+    if not run(points, [first]):
+        return []
+    order = ranked(study, entry, points, horizons, records)
+    beyond = second_round(entry, points, order[0].point) if extend else []
+    if not run(beyond, [first]):
+        return []
+    order = ranked(study, entry, [*points, *beyond], horizons, records)
+    spreads = spreads_of(study, entry, [*points, *beyond], horizons, records)
+    best = [choice.point for choice in order[: study.confirmed]]
+    if not run(best, others):
+        return []
+    confirmed = ranked(study, entry, best, horizons, records, seeds=study.tuning_seeds, spreads=spreads)
+    return [*confirmed, *order[study.confirmed :]]
 
 
 def reports(study: Study, entry: Entry, choices: dict[int, Choice]) -> Iterator[tuple[int, Request]]:

@@ -32,7 +32,7 @@ def rule(study: Study) -> str:
     margin = f"{study.margin:g}"
     return (
         f"At each horizon the envelope is the scheduled optimizer with the lowest {study.measure} in the "
-        "tuning for that horizon, on the tuning seed, which is never reported. The difference of an "
+        "tuning for that horizon, on the tuning seeds, which are never reported. The difference of an "
         f"optimizer's {study.measure} to the envelope's is paired over the seeds that both have, with a "
         f"{100 * CONFIDENCE:g} % t-interval. Ahead: the whole interval is below 0. Behind: it is above 0. "
         f"Level: it contains 0 and lies between -{margin} and {margin}, the margin that was set before the "
@@ -210,19 +210,20 @@ def _sortable(mean: float) -> float:
 def envelope(study: Study, found: Mapping[str, Reported]) -> dict[int, str]:
     """Return the name of the best scheduled optimizer by horizon.
 
-    It is the one with the lowest score of its choice for that horizon, a run of the tuning seed. Which one
-    is the envelope is not read off the reported seeds: the best of several means of the same few seeds is
-    too good by chance, and what is compared with it would look worse than it is.
+    It is the one whose choice for that horizon has the lowest mean over the tuning seeds. Which one is the
+    envelope is not read off the reported seeds: the best of several means of the same few seeds is too good
+    by chance, and what is compared with it would look worse than it is.
     """
     best: dict[int, str] = {}
     for horizon in study.horizons:
-        scores = {
-            name: each.choices[horizon].score
+        losses = {
+            name: each.choices[horizon].losses[horizon]
             for name, each in found.items()
-            if each.entry.scheduled and horizon in each.choices and math.isfinite(each.choices[horizon].score)
+            if each.entry.scheduled and horizon in each.choices
         }
-        if scores:
-            best[horizon] = min(scores, key=lambda name: scores[name])
+        finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+        if finite:
+            best[horizon] = min(finite, key=lambda name: finite[name])
     return best
 
 

@@ -23,8 +23,9 @@ def study() -> Study:
         horizons=(40, 80, 160, 320),
         warmup_steps=10,
         trials=5,
-        finalists=2,
         reused=2,
+        tuning_seeds=(0, 100),
+        confirmed=2,
         reporting_seeds=(1, 2, 3, 4),
         seeds_at_longest=3,
         entries=(

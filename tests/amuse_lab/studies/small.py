@@ -22,8 +22,9 @@ def study() -> Study:
         horizons=(4, 8, 16),
         warmup_steps=2,
         trials=2,
-        finalists=1,
         reused=1,
+        tuning_seeds=(0, 100),
+        confirmed=1,
         reporting_seeds=(1, 2),
         seeds_at_longest=1,
         entries=(

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from amuse_lab.studies.records import study_to_json
-from amuse_lab.studies.results import without_horizon
+from amuse_lab.studies.results import budget, without_horizon
 from amuse_lab.studies.study import Entry, Record, Records, Study
 from amuse_lab.studies.tuning import wanted
 from amuse_lab.studies.verdicts import WORDS, Findings
@@ -81,16 +81,7 @@ def answer(found: Findings) -> str:
 
 def budgets(study: Study) -> str:
     """Say how the optimizers were tuned, and with which seeds they are reported."""
-    return (
-        f"<p>Tuning: {study.trials} trials fixed beforehand for each optimizer, with seed "
-        f"{study.tuning_seed}: at each horizon if it is told where it ends (at the longest one the best "
-        f"{study.reused} of the horizon before), once for all horizons otherwise (to {study.first_stage:,} "
-        f"steps, and the best {study.finalists} of them to {study.longest:,}). Where the best trial has an "
-        f"extreme learning rate, trials beyond it are added. The readout, that is the weights at which the "
-        f"model is evaluated, is chosen with the settings. Reported: {len(study.reporting_seeds)} other "
-        f"seeds, {study.seeds_at_longest} of them at {study.longest:,} steps. Warm-up: "
-        f"{study.warmup_steps} steps, for all.</p>"
-    )
+    return f"<p>{escape(budget(study))} Warm-up: {study.warmup_steps} steps, for all.</p>"
 
 
 def setting(study: Study) -> str:
@@ -146,7 +137,7 @@ def _run(study: Study, entry: Entry, record: Record) -> tuple[str, ...]:
     value = record.value(last, readout, study.measure)
     return (
         f"<code>{record.key}</code>",
-        f"{record.seed}, tuning" if record.seed == study.tuning_seed else f"{record.seed}",
+        f"{record.seed}, tuning" if record.seed in study.tuning_seeds else f"{record.seed}",
         f"{record.steps:,}",
         *(f"{record.point[name]:g}" for name in entry.tuned),
         f"{value:.5g}" if math.isfinite(value) else "",
