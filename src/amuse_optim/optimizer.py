@@ -1,7 +1,7 @@
 """The optimizer: its options and the step. The equations live in the modules it calls."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,16 @@ from .schedule import BetaClock, DecayAt, Parity
 from .state import complete_states, follow_parameter
 from .state_dict import portable, taking_over
 from .versions import Versions
+
+# What `AMUSE.anytime` sets otherwise than `AMUSE`; docs/anytime.md has the measurements behind it.
+ANYTIME: Mapping[str, Any] = {
+    "beta1": 0.0,
+    "rho": 0.0,
+    "r": 9.0,
+    "lr_decay": 0.5,
+    "momentum": 0.9,
+    "auxiliary_momentum": 0.9,
+}
 
 
 class AMUSE(AveragedOptimizer):
@@ -176,6 +186,39 @@ class AMUSE(AveragedOptimizer):
         if isinstance(params, (set, frozenset)):
             raise TypeError(options.UNORDERED)
         super().__init__(params, options.complete_defaults(given))
+
+    @classmethod
+    def anytime(
+        cls, params: ParamsT, lr: float | Tensor = 0.01, *, warmup_steps: int | float, **options: Any
+    ) -> Self:
+        r"""Return the form of AMUSE whose only length is the warm-up: no T0, no rho, no planned end.
+
+        Gradients are taken at z, and its learning rate falls with a power of the step instead of beta rising:
+
+        .. code-block:: text
+
+            lr_t = lr min(1, t / warmup_steps) min(1, sqrt(3 warmup_steps / t))
+            z   <- z - lr_t d - lr_t weight_decay z
+            x   <- (1 - c_t) x + c_t z,    c_t near 10 / t: the mean over the last tenth of the steps or so
+
+        Args:
+            params: As for `AMUSE`.
+            lr: Peak learning rate.
+            warmup_steps: Steps of linear learning-rate warm-up.
+            options: Any option of `AMUSE`. Those that differ from its defaults: `beta1=0`, `rho=0`, `r=9`,
+                `lr_decay=0.5`, `momentum=0.9`, `auxiliary_momentum=0.9`.
+
+        Raises:
+            ValueError: As `AMUSE`.
+            TypeError: As `AMUSE`.
+
+        Example:
+            >>> import torch
+            >>> from amuse_optim import AMUSE, param_groups
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+            >>> optimizer = AMUSE.anytime(param_groups(model), lr=0.01, warmup_steps=10)
+        """
+        return cls(params, lr, warmup_steps=warmup_steps, **{**ANYTIME, **options})
 
     @overload
     def step(self, closure: None = None) -> None: ...
