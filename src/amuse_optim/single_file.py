@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from . import reference
-from .kernels import plain
 from .options import FOREIGN_KEYS, OPTIONS
-from .orthogonalize import QUINTIC, _entries_near_one
+from .orthogonalize import QUINTIC, _entries_near_one, gram, polynomial
 from .schedule import LENGTHS
 
 # Options of the package that the file does not have; the text of the file names them.
@@ -41,8 +40,8 @@ _EQUATIONS: tuple[Callable[..., Any], ...] = (
     reference._transposed,
     reference._scale,
     _entries_near_one,
-    plain.gram,
-    plain.polynomial,
+    gram,
+    polynomial,
 )
 _COLUMNS = 110  # the length of a line
 
