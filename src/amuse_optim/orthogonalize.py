@@ -6,6 +6,7 @@ on the side with fewer rows. Each step applies p(s) = a s + b s^3 + c s^5 to eve
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Literal, TypeVar
@@ -119,10 +120,10 @@ def polar_factor(matrices: Tensor) -> Tensor:
 
 def _entries_near_one(matrices: Tensor) -> Tensor:
     """Every matrix times a power of two that brings its largest entry near 1; zero stays zero."""
-    largest = torch.maximum(matrices.amax((-2, -1), keepdim=True), -matrices.amin((-2, -1), keepdim=True))
+    largest = torch.linalg.vector_norm(matrices, math.inf, dim=(-2, -1), keepdim=True)
     exponent = torch.frexp(largest if largest.dtype == torch.float64 else largest.float()).exponent
-    halfway = exponent // 2  # two steps, because the power itself can leave the range
-    return matrices * torch.exp2(-halfway.to(matrices)) * torch.exp2((halfway - exponent).to(matrices))
+    bound = 1022 if largest.dtype == torch.float64 else 126  # the power itself must not leave the range
+    return matrices * torch.exp2(-exponent.clamp(-bound, bound).to(matrices))
 
 
 def segments(method: Method, steps: int, *, gram_form: bool) -> list[list[Triple]]:
@@ -190,11 +191,13 @@ def _normalized(x: Tensor, tall: bool) -> tuple[Tensor, Tensor, Tensor]:
     """X, A / ||X||^2 and 1 / ||X||, where A itself tells the norm: ||X||^2 = trace A.
 
     Nothing is added to a norm, so that the result does not depend on the scale. Where a square could leave
-    the range of float32, X is brought near 1 first.
+    the range of float32, and on other devices than the CPU always, X is brought near 1 first.
     """
-    square = gram(x.mT if tall else x)
-    norms = _traces(square)
-    if not _known_to_be_safe(norms):
+    on_host = x.device.type == "cpu"
+    if on_host:
+        square = gram(x.mT if tall else x)
+        norms = _traces(square)
+    if not (on_host and _safe(norms)):  # another device would have to be waited for to know
         x = _entries_near_one(x)
         square = gram(x.mT if tall else x)
         norms = _traces(square)
@@ -208,10 +211,8 @@ def _traces(stack: Tensor) -> Tensor:
     return stack.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide).reshape(-1, 1, 1)
 
 
-def _known_to_be_safe(squares: Tensor) -> bool:
-    """True if all are within `SAFE_SQUARES`. Checked on CPUs only: elsewhere it would wait for the device."""
-    if squares.device.type != "cpu":
-        return False
+def _safe(squares: Tensor) -> bool:
+    """Whether all are within `SAFE_SQUARES`."""
     smallest, largest = squares.aminmax()
     return SAFE_SQUARES[0] < float(smallest) and float(largest) < SAFE_SQUARES[1]
 

@@ -8,7 +8,9 @@ A captured CUDA graph has its own table: the entries are arguments of operations
 of the graph. It holds nothing of the host's, and any number of graphs may be captured.
 """
 
+from array import array
 from itertools import accumulate, chain
+from operator import attrgetter
 
 import torch
 import triton
@@ -24,7 +26,8 @@ BLOCK = 1024
 WARPS = 8
 
 _UPDATE_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
-_DENSE = (Tensor, torch.nn.Parameter)
+_DENSE = {Tensor, torch.nn.Parameter}
+_device, _dtype = attrgetter("device"), attrgetter("dtype")
 
 
 def _coefficients(scale: Number, numbers: StepNumbers) -> tuple[Number, ...]:
@@ -44,19 +47,16 @@ def takes(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: StepN
     It takes plain contiguous tensors on one device, equally many entries at the same index: y and z in
     float32, all updates in float32 or all in bfloat16. Numbers are Python's or single entries on the device.
     """
-    device, update_type = y[0].device, update[0].dtype
+    everything = [*y, *z, *update]
+    device = y[0].device
     return (
-        update_type in _UPDATE_TYPES
-        and len(y) == len(z) == len(update)
-        and all(
-            type(tensor) in _DENSE
-            and tensor.dtype == dtype
-            and tensor.device == device
-            and tensor.is_contiguous()
-            for tensors, dtype in ((y, torch.float32), (z, torch.float32), (update, update_type))
-            for tensor in tensors
-        )
-        and all(a.numel() == b.numel() == d.numel() for a, b, d in zip(y, z, update, strict=True))
+        set(map(type, everything)) <= _DENSE
+        and all(map(Tensor.is_contiguous, everything))
+        and set(map(_device, everything)) == {device}
+        and set(map(_dtype, [*y, *z])) == {torch.float32}
+        and update[0].dtype in _UPDATE_TYPES
+        and set(map(_dtype, update)) == {update[0].dtype}
+        and list(map(Tensor.numel, y)) == list(map(Tensor.numel, z)) == list(map(Tensor.numel, update))
         and all(
             type(number) in _DENSE and number.device == device and number.numel() == 1
             for number in _coefficients(scale, numbers)
@@ -78,11 +78,11 @@ def advance_(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: St
         scale: The common factor of the update.
         numbers: The coefficients of the step.
     """
-    sizes = [tensor.numel() for tensor in y]
+    sizes = list(map(Tensor.numel, y))
     *firsts, programs = accumulate(((size + BLOCK - 1) // BLOCK for size in sizes), initial=0)
     if not programs:
         return
-    addresses = [tensor.data_ptr() for tensor in chain(y, z, update)]
+    addresses = list(map(Tensor.data_ptr, chain(y, z, update)))
     coefficients = _coefficients(scale, numbers)
     on_device = any(isinstance(number, Tensor) for number in coefficients)
     with torch.cuda.device_of(y[0]):
@@ -93,7 +93,7 @@ def advance_(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: St
             on_device=on_device,
             update_type=_UPDATE_TYPES[update[0].dtype],
             decay_at_y=numbers.decay_at == "y",
-            aligned=all(address % 16 == 0 for address in addresses),
+            aligned=not any(address % 16 for address in addresses),
             block=BLOCK,
             num_warps=WARPS,
         )
@@ -111,7 +111,7 @@ def _table(entries: list[int], device: torch.device) -> Tensor:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return _written_by_operations(entries, device)
     # From ordinary memory, which has been copied away when this returns.
-    return torch.tensor(entries).to(device, non_blocking=True)
+    return torch.frombuffer(array("q", entries), dtype=torch.int64).to(device, non_blocking=True)
 
 
 def _written_by_operations(entries: list[int], device: torch.device) -> Tensor:
