@@ -1,6 +1,6 @@
-"""The tests that want a GPU, in groups: the optimizer on the device, then the Triton kernels.
+"""The tests that want a GPU, in groups: the optimizer on the device, then the Triton kernel.
 
-With `--device cpu` these are their twins, and the kernels run in Triton's interpreter.
+With `--device cpu` these are their twins, and the kernel runs in Triton's interpreter.
 """
 
 import json
@@ -46,12 +46,12 @@ def groups(device: str, *, tiny: bool) -> list[Group]:
     """Return what is run on a device, in order."""
     if device == "cuda":
         on_gpu = {"TRITON_INTERPRET": "0"}
-        cases = ("capture", "step", "averaging", "symmetric", "benchmark")
-        kernels = [Group(f"kernels: {case}", (f"{KERNELS}/cases_{case}.py",), on_gpu) for case in cases]
+        cases = ("capture", "step", "fused", "benchmark")
+        kernels = [Group(f"kernel: {case}", (f"{KERNELS}/cases_{case}.py",), on_gpu) for case in cases]
         return [Group("optimizer", ("-m", "gpu", *GPU_TESTS), on_gpu), *kernels]
     interpreted = {"TRITON_INTERPRET": "1"}
-    cases = ("step",) if tiny else ("step", "averaging", "symmetric", "benchmark")
-    kernels = [Group(f"kernels: {case}", (f"{KERNELS}/cases_{case}.py",), interpreted) for case in cases]
+    cases = ("step",) if tiny else ("step", "fused", "benchmark")
+    kernels = [Group(f"kernel: {case}", (f"{KERNELS}/cases_{case}.py",), interpreted) for case in cases]
     return [Group("optimizer", ("-m", "not gpu", GPU_TESTS[0]), {}), *kernels]
 
 

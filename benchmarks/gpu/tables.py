@@ -24,8 +24,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _number(value: float | None, form: str = ".3g", times: float = 1.0) -> str:
-    return "" if value is None else format(value * times, form)
+def _number(value: float | None, form: str = ".3g") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _gibibytes(count: int | None) -> str:
+    return "" if count is None else format(count / 2**30, ".1f")
 
 
 def _checks(content: Result, results: Sequence[Result]) -> str:  # noqa: ARG001
@@ -59,7 +63,7 @@ def _steps(content: Result, results: Sequence[Result]) -> str:
             f"{each['size']}: {each['optimizer']}",
             _number(each["milliseconds"]),
             _number(each["ratio_to_amuse"], ".2f"),
-            _number(each["launches"], "d"),
+            _number(each["launches"], ",d"),
             _number(each["share_of_floor"], ".0%"),
             _number(each["state_bytes_per_parameter"], ".1f"),
             _number(each["extra_bytes_per_parameter"], ".2f"),
@@ -84,7 +88,7 @@ def _pretraining(content: Result, results: Sequence[Result]) -> str:
             _number(each["optimizer_share"], ".1%"),
             _number(sum(each["milliseconds_per_step"].values()), ".1f"),
             _number(each["milliseconds_per_step"]["optimizer"], ".2f"),
-            _number(each["peak_memory_bytes"], ".1f", 2.0**-30),
+            _gibibytes(each["peak_memory_bytes"]),
         ]
         for each in results
     ]
@@ -98,7 +102,7 @@ def _images(content: Result, results: Sequence[Result]) -> str:  # noqa: ARG001
             each["what"],
             _number(each["images_per_second"], ",.0f"),
             _number(each["optimizer_share"], ".1%"),
-            _number(each["peak_memory_bytes"], ".1f", 2.0**-30),
+            _gibibytes(each["peak_memory_bytes"]),
         ]
         for each in results
     ]

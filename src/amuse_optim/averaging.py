@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import kernels
 from .schedule import DecayAt, Number
 
 Tensors = list[Tensor] | tuple[Tensor, ...]  # as torch._foreach_* takes them
@@ -126,13 +125,6 @@ def advance_(
         scale: The common factor of the update.
         numbers: The coefficients of the step.
     """
-    if kernels.enabled(y[0].device) and y[0].dtype == torch.float32:
-        from .kernels.averaging import MoveCoefficients, advance_lists_
-
-        rate, decay = numbers.lr * scale, numbers.lr * numbers.weight_decay
-        told = MoveCoefficients(rate, decay, numbers.decode, numbers.c, numbers.beta_next)
-        advance_lists_(y, z, update, told, at=numbers.decay_at)
-        return
     x = decode_(y, z, numbers.decode)
     descend_(z, x, update, scale, numbers)
     average_and_interpolate_(x, z, numbers)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import averaging, precision
+from . import averaging, kernels, precision
 from .averaging import StepNumbers, Tensors
 from .measurement import Measurement
 from .schedule import AVERAGE, Coefficients, Number, PowerAverage
@@ -270,7 +270,7 @@ class Chunk:
         z = self.read("z") if "z" in self else y  # for beta = 0, y is z
         if "x" not in self:
             if self.rows[0]["z"] is z[0]:
-                averaging.advance_(y, z, update, scale, numbers)
+                kernels.advance_(y, z, update, scale, numbers)
                 return z
             x = averaging.decode_(y, z, numbers.decode)
             averaging.descend_(z, x, update, scale, numbers)

@@ -5,18 +5,14 @@ r"""Orthogonalization: the polar factor U V^T of a matrix u = U S V^T, by a shor
 on the side with fewer rows. Each step applies p(s) = a s + b s^3 + c s^5 to every singular value.
 """
 
-import importlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from types import ModuleType
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
-
-from . import kernels
-from .kernels import plain
 
 Method = Literal["quintic", "polar_express", "exact"]
 ITERATIONS = ("quintic", "polar_express")
@@ -124,10 +120,10 @@ def polar_factor(matrices: Tensor) -> Tensor:
 
 def _entries_near_one(matrices: Tensor) -> Tensor:
     """Every matrix times a power of two that brings its largest entry near 1; zero stays zero."""
-    largest = torch.maximum(matrices.amax((-2, -1), keepdim=True), -matrices.amin((-2, -1), keepdim=True))
+    largest = torch.linalg.vector_norm(matrices, math.inf, dim=(-2, -1), keepdim=True)
     exponent = torch.frexp(largest if largest.dtype == torch.float64 else largest.float()).exponent
-    halfway = exponent // 2  # two steps, because the power itself can leave the range
-    return matrices * torch.exp2(-halfway.to(matrices)) * torch.exp2((halfway - exponent).to(matrices))
+    bound = 1022 if largest.dtype == torch.float64 else 126  # the power itself must not leave the range
+    return matrices * torch.exp2(-exponent.clamp(-bound, bound).to(matrices))
 
 
 def segments(method: Method, steps: int, *, gram_form: bool) -> list[list[Triple]]:
@@ -153,66 +149,70 @@ def iterate(x: Tensor, steps: Sequence[Sequence[Triple]]) -> Tensor:
         steps: From `segments`.
     """
     tall = x.shape[-2] > x.shape[-1]
-    symmetric = _symmetric_products(x)
-    x, gram, factor = _normalized(x, tall, symmetric)
-    product = _composed(gram, steps[0], symmetric).mul_(factor)
+    x, square, factor = _normalized(x, tall)
+    product = _composed(square, steps[0]).mul_(factor)
     for segment in steps[1:]:
         x = torch.bmm(x, product) if tall else torch.bmm(product, x)
-        gram = symmetric.gram(x.mT if tall else x)
+        square = gram(x.mT if tall else x)
         if segment is steps[-1]:
             # The last step keeps a X apart: a rounded within W costs bfloat16 some 3 % of orthogonality.
             ((a, b, c),) = segment
-            polynomial = symmetric.polynomial(gram, a=0.0, b=b, c=c)
-            return torch.baddbmm(x, *((x, polynomial) if tall else (polynomial, x)), beta=a)
-        product = _composed(gram, segment, symmetric)
+            rest = polynomial(square, a=0.0, b=b, c=c)
+            return torch.baddbmm(x, *((x, rest) if tall else (rest, x)), beta=a)
+        product = _composed(square, segment)
     return torch.bmm(x, product) if tall else torch.bmm(product, x)
 
 
-def _symmetric_products(x: Tensor) -> ModuleType:
-    """The symmetric products for a stack: in plain torch, or half of each computed by a kernel."""
-    if kernels.enabled(x.device) and x.dtype == torch.bfloat16 and not any(n % 16 for n in x.shape[-2:]):
-        return importlib.import_module("amuse_optim.kernels.symmetric")
-    return plain
+def gram(x: Tensor) -> Tensor:
+    """Return G = X X^T for a stack (n, rows, cols)."""
+    return torch.bmm(x, x.mT)
 
 
-def _composed(gram: Tensor, segment: Sequence[Triple], symmetric: ModuleType) -> Tensor:
+def polynomial(g: Tensor, *, a: float, b: float, c: float) -> Tensor:
+    """Return a I + b G + c G G for a stack (n, rows, rows) of symmetric G."""
+    result = torch.baddbmm(g, g, g, beta=b, alpha=c)
+    if a != 0.0:
+        result.diagonal(dim1=-2, dim2=-1).add_(a)
+    return result
+
+
+def _composed(square: Tensor, segment: Sequence[Triple]) -> Tensor:
     """W_k ... W_1 with W = a I + b A + c A^2, where A <- W A W from one to the next; A is given."""
     (a, b, c), *others = segment
-    product: Tensor = symmetric.polynomial(gram, a=a, b=b, c=c)
-    step = product
+    product = step = polynomial(square, a=a, b=b, c=c)
     for a, b, c in others:
-        gram = symmetric.commuting_product(symmetric.commuting_product(step, gram), step)
-        step = symmetric.polynomial(gram, a=a, b=b, c=c)
-        product = symmetric.commuting_product(step, product)
+        square = torch.bmm(torch.bmm(step, square), step)
+        step = polynomial(square, a=a, b=b, c=c)
+        product = torch.bmm(step, product)
     return product
 
 
-def _normalized(x: Tensor, tall: bool, symmetric: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
+def _normalized(x: Tensor, tall: bool) -> tuple[Tensor, Tensor, Tensor]:
     """X, A / ||X||^2 and 1 / ||X||, where A itself tells the norm: ||X||^2 = trace A.
 
     Nothing is added to a norm, so that the result does not depend on the scale. Where a square could leave
-    the range of float32, X is brought near 1 first.
+    the range of float32, and on other devices than the CPU always, X is brought near 1 first.
     """
-    gram = symmetric.gram(x.mT if tall else x)
-    square = _traces(gram)
-    if not _known_to_be_safe(square):
+    on_host = x.device.type == "cpu"
+    if on_host:
+        square = gram(x.mT if tall else x)
+        norms = _traces(square)
+    if not (on_host and _safe(norms)):  # another device would have to be waited for to know
         x = _entries_near_one(x)
-        gram = symmetric.gram(x.mT if tall else x)
-        square = _traces(gram)
-        square = torch.where(square == 0, 1.0, square)
-    return x, gram.mul_(square.reciprocal().to(gram.dtype)), square.rsqrt().to(gram.dtype)
+        square = gram(x.mT if tall else x)
+        norms = _traces(square)
+        norms = torch.where(norms == 0, 1.0, norms)
+    return x, square.mul_(norms.reciprocal().to(square.dtype)), norms.rsqrt().to(square.dtype)
 
 
-def _traces(gram: Tensor) -> Tensor:
+def _traces(stack: Tensor) -> Tensor:
     """Traces of a stack (n, m, m), shape (n, 1, 1), in at least float32."""
-    wide = torch.float64 if gram.dtype == torch.float64 else torch.float32
-    return gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide).reshape(-1, 1, 1)
+    wide = torch.float64 if stack.dtype == torch.float64 else torch.float32
+    return stack.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide).reshape(-1, 1, 1)
 
 
-def _known_to_be_safe(squares: Tensor) -> bool:
-    """True if all are within `SAFE_SQUARES`. Checked on CPUs only: elsewhere it would wait for the device."""
-    if squares.device.type != "cpu":
-        return False
+def _safe(squares: Tensor) -> bool:
+    """Whether all are within `SAFE_SQUARES`."""
     smallest, largest = squares.aminmax()
     return SAFE_SQUARES[0] < float(smallest) and float(largest) < SAFE_SQUARES[1]
 
@@ -333,6 +333,6 @@ def orthogonality_errors(stack: Tensor) -> Tensor:
     """||O O^T - I||_F^2 / rows of every matrix, on the side with fewer rows; shape (n,)."""
     exact = stack if stack.dtype == torch.float64 else stack.float()
     short = exact.mT if stack.shape[-2] > stack.shape[-1] else exact
-    gram = torch.matmul(short, short.mT)
-    gram.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-    return gram.square().sum((-2, -1)) / short.shape[-2]
+    error = torch.matmul(short, short.mT)
+    error.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+    return error.square().sum((-2, -1)) / short.shape[-2]

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from . import reference
-from .kernels import plain
 from .options import FOREIGN_KEYS, OPTIONS
-from .orthogonalize import QUINTIC, _entries_near_one
+from .orthogonalize import QUINTIC, _entries_near_one, gram, polynomial
 from .schedule import LENGTHS
 
 # Options of the package that the file does not have; the text of the file names them.
@@ -41,8 +40,8 @@ _EQUATIONS: tuple[Callable[..., Any], ...] = (
     reference._transposed,
     reference._scale,
     _entries_near_one,
-    plain.gram,
-    plain.polynomial,
+    gram,
+    polynomial,
 )
 _COLUMNS = 110  # the length of a line
 
@@ -189,7 +188,7 @@ def orthogonalize(matrix: Tensor, *, method: str, steps: int, dtype: torch.dtype
         dtype = torch.bfloat16 if fast and matrix.dtype == torch.float32 else matrix.dtype
     tall = matrix.shape[0] > matrix.shape[1]
     x = _entries_near_one((matrix.T if tall else matrix)[None].to(dtype))
-    x = x / x.norm().clamp(min=0.25)  # at least 0.5, unless all entries are 0
+    x = x / x.norm().clamp(min=2.0**-60)  # it is larger, unless all entries are 0
     for a, b, c in [QUINTIC] * steps:
         x = torch.baddbmm(x, polynomial(gram(x), a=0.0, b=b, c=c), x, beta=a)
     return (x[0].T if tall else x[0]).to(matrix.dtype)

@@ -17,6 +17,7 @@ from amuse_optim.orthogonalize import (
     QUINTIC,
     Method,
     _cpu_multiplies_bfloat16,
+    _entries_near_one,
     coefficients,
     orthogonality_errors,
     working_dtype,
@@ -241,3 +242,18 @@ def test_matrices_beyond_the_range_of_single_precision(method: str, scale: float
     matrix = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     near, far = (orthogonalize(m, method=method, dtype=torch.float64) for m in (matrix, matrix * scale))
     torch.testing.assert_close(far, near, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_entries_come_near_one_from_everywhere(dtype: torch.dtype) -> None:
+    """Whole stacks, by powers of two: squares of what comes out are far within the range of float32."""
+    largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal
+    subnormal = smallest * torch.finfo(dtype).eps
+    scales = torch.tensor([subnormal, smallest, 1e-20, 1.0, 3.0, 1e20, largest, 0.0], dtype=dtype)
+    stack = torch.tensor([[1.0, -0.5, 0.0]], dtype=dtype).mul(scales[:, None, None])
+    near = _entries_near_one(stack)
+    assert bool((near[:-1, 0, 0] > 2.0**-60).all() and (near <= 4.0).all())
+    assert not bool(near[-1].any())
+    mantissa, _ = torch.frexp(stack.double())
+    expected, _ = torch.frexp(near.double())
+    assert torch.equal(mantissa, expected)

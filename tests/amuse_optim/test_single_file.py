@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, averaged, reference
-from amuse_optim.kernels import plain
 from amuse_optim.options import OPTIONS
-from amuse_optim.orthogonalize import QUINTIC
+from amuse_optim.orthogonalize import QUINTIC, polynomial
 from amuse_optim.single_file import LEFT_OUT, single_file
 
 ROOT = Path(__file__).parents[2]
@@ -315,7 +314,7 @@ def test_holds_the_code_of_the_package() -> None:
         reference._advance_schedule,
         reference.adamw,
         reference.muon,
-        plain.polynomial,
+        polynomial,
     ):
         source = re.sub(r'"""(.*?)\n.*?"""', r'"""\1"""', inspect.getsource(function), flags=re.DOTALL)
         assert source in text, function.__name__

@@ -137,17 +137,30 @@ def test_steps(underway: Underway, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours["floor_milliseconds"] - adamw["floor_milliseconds"] > 8 * 15 * 2 * 256**3 / 1e6 * 0.9
 
 
-def test_the_switch_of_the_kernels_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_switch_of_the_kernel_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     class Spy:
         def __init__(self) -> None:
             self.state: dict[str, Any] = {}
 
         def step(self) -> None:
-            assert steps.os.environ[steps.SWITCH] == "1"
+            assert steps.os.environ[steps.SWITCH] == "0"
 
     monkeypatch.delenv(steps.SWITCH, raising=False)
-    steps.WithKernels(Spy()).step()
+    steps.Plain(Spy()).step()
     assert steps.SWITCH not in steps.os.environ
+
+
+def test_forms_of_amuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernel, as it comes, and without; where there is no kernel, there is one form of each."""
+
+    def ours() -> list[str]:
+        names = [each.name for each in steps.contestants(torch.device("cuda"))]
+        return [name for name in names if name.startswith("amuse")]
+
+    monkeypatch.setattr(steps, "available", lambda _: True)
+    assert ours() == ["amuse", "amuse-plain", "amuse-captured", "amuse-captured-plain"]
+    monkeypatch.setattr(steps, "available", lambda _: False)
+    assert ours() == ["amuse", "amuse-captured"]
 
 
 def test_pretraining(underway: Underway) -> None:

@@ -121,6 +121,37 @@ def test_tables_of_a_record(tmp_path: Path) -> None:
     assert tables.with_quotes(page, tmp_path) == f"before\n{tables.BEGIN}\n\n{text}\n\n{tables.END}\nafter\n"
 
 
+def test_tables_of_steps(tmp_path: Path) -> None:
+    """As they are recorded: launches are counted, or could not be; a form that failed has no row."""
+    row = {
+        "size": "7m",
+        "milliseconds": 7.3057,
+        "ratio_to_amuse": 1.0,
+        "launches": 1303,
+        "share_of_floor": 0.01687,
+        "state_bytes_per_parameter": 8.0,
+        "extra_bytes_per_parameter": 5.48,
+    }
+    results = [
+        {"what": "7m: amuse", "optimizer": "amuse"} | row,
+        {"what": "7m: naive", "optimizer": "naive"} | row | {"launches": None},
+        {"what": "7m: amuse-captured, kernels", "failure": "RuntimeError: no room"},
+        {"what": "7m: amuse-captured", "optimizer": "amuse-captured"}
+        | row
+        | {"launches": 1, "extra_bytes_per_parameter": None},
+        {"what": "kernel by itself", "all_right": True},
+    ]
+    ceilings = {"copy_bytes_per_second": 2.4318e12, "flops_per_second": 6.924e14}
+    runner.write(tmp_path / "steps.json", {"ceilings": ceilings, "results": results})
+    text = tables.tables(tmp_path)
+    assert "copy 2,432 GB/s, bfloat16 product 692 TFLOP/s" in text
+    assert [line for line in text.splitlines() if line.startswith("| 7m")] == [
+        "| 7m: amuse | 7.31 | 1.00 | 1,303 | 2% | 8.0 | 5.48 |",
+        "| 7m: naive | 7.31 | 1.00 |  | 2% | 8.0 | 5.48 |",
+        "| 7m: amuse-captured | 7.31 | 1.00 | 1 | 2% | 8.0 |  |",
+    ]
+
+
 def test_walks_on_a_cpu_are_not_quoted(tmp_path: Path) -> None:
     (tmp_path / "walk").mkdir()
     runner.write(tmp_path / "walk" / SUMMARY, {"card": "cpu", "device": "cpu", "tiny": False})

@@ -1,19 +1,23 @@
-"""Optional Triton kernels, each beside the plain-torch function it must equal.
+"""The optional Triton kernel: the fused move of y and z, beside the plain form of it in `averaging`.
 
-`averaging` moves y and z of many parameters in one launch, as `averaging.advance_` does one by one;
-`symmetric` computes half of a symmetric product and mirrors it, where `orthogonalize.iterate` computes all.
-Both import triton, so they are imported where `available` says so and nowhere else.
-
-Not yet run on a GPU: the tests run them in Triton's interpreter and compile them for compute capability 9.0.
-Until they have been, the optimizer uses them only where the environment says AMUSE_OPTIM_KERNELS=1.
+`advance_` takes the kernel where it can and the plain form everywhere else. `fused` imports triton, so it is
+imported where the kernel is used and nowhere else. AMUSE_OPTIM_KERNELS=0 turns the kernel off.
 """
 
+import importlib
 import os
+import warnings
 from functools import cache
 
 import torch
 
-__all__ = ["available", "enabled"]
+from amuse_optim import averaging
+from amuse_optim.averaging import StepNumbers, Tensors
+from amuse_optim.schedule import Number
+
+__all__ = ["advance_", "available", "enabled"]
+
+SWITCH = "AMUSE_OPTIM_KERNELS"
 
 
 @cache
@@ -26,10 +30,38 @@ def _triton_imports() -> bool:
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernels can run on a device: it is a CUDA device, and triton can be imported."""
-    return device.type == "cuda" and _triton_imports()
+    """Whether there may be kernels for a device: CUDA's, with triton. On ROCm they were never run."""
+    return device.type == "cuda" and torch.version.hip is None and _triton_imports()
+
+
+@cache
+def _works(device: torch.device) -> bool:
+    """Whether a kernel compiles and starts on a device: without a C compiler, say, it does not."""
+    entries = [torch.ones(1, device=device) for _ in range(3)]
+    numbers = StepNumbers(lr=0.5, weight_decay=0.0, decay_at="z", beta=0.5, c=0.5, beta_next=0.5)
+    try:
+        fused = importlib.import_module("amuse_optim.kernels.fused")
+        fused.advance_(*([tensor] for tensor in entries), 1.0, numbers)
+    except Exception as error:  # whatever it is, the plain form does without it
+        warnings.warn(
+            "the fused averaging does not run on this machine and torch's operations are used instead: "
+            f"{type(error).__name__}: {error}. Steps are right and slower. To see no warning, set {SWITCH}=0",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def enabled(device: torch.device) -> bool:
-    """Whether the optimizer uses them on a device: they are `available`, and AMUSE_OPTIM_KERNELS is 1."""
-    return available(device) and os.environ.get("AMUSE_OPTIM_KERNELS") == "1"
+    """Whether the optimizer uses kernels on a device: they run there, and AMUSE_OPTIM_KERNELS is not 0."""
+    return available(device) and os.environ.get(SWITCH) != "0" and _works(device)
+
+
+def advance_(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: StepNumbers) -> None:
+    """`averaging.advance_`, in one launch where the kernel takes these tensors and numbers."""
+    if enabled(y[0].device):
+        fused = importlib.import_module("amuse_optim.kernels.fused")
+        if fused.takes(y, z, update, scale, numbers):
+            fused.advance_(y, z, update, scale, numbers)
+            return
+    averaging.advance_(y, z, update, scale, numbers)

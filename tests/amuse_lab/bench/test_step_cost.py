@@ -63,6 +63,18 @@ def test_products_moved_elements_and_operations_of_a_step() -> None:
     assert ours.operations - ours.views < 0.3 * (theirs.operations - theirs.views)
 
 
+def test_other_devices_form_no_product_that_a_cpu_does_not() -> None:
+    """There the range is not looked at, because the host would wait; it is made safe beforehand."""
+    flops = []
+    for device in ("cpu", "meta"):
+        model = llama(2).to(device)
+        optimizer = AMUSE(param_groups(model), lr=1e-3, warmup_steps=2, nonfinite="ignore")
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        flops.append(counted(optimizer.step).flops)
+    assert flops[0] == flops[1] > 0
+
+
 @pytest.mark.requirement("D1")
 def test_the_number_of_operations_does_not_grow_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tiles and batches are not cut to a processor's cache."""

@@ -1,9 +1,10 @@
-"""What the compiler makes of the kernels for compute capability 9.0, as they are launched, without a GPU."""
+"""What the compiler makes of the kernel for compute capability 9.0, as it is launched, without a GPU."""
 
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from amuse_optim.kernels import symmetric
-from amuse_optim.kernels.averaging import BLOCK, AveragingPlan, MoveCoefficients
+from amuse_optim.averaging import StepNumbers
+from amuse_optim.kernels.fused import BLOCK, advance_
 from amuse_optim.schedule import DecayAt
 
-CPU = torch.device("cpu")
-SHARED_MEMORY = 227 * 1024  # what one program can have on an H100
-NOW = MoveCoefficients(rate=0.02, decay=0.001, beta=0.7, c=0.01, beta_next=0.71)
+NOW = StepNumbers(lr=0.02, weight_decay=0.1, decay_at="z", beta=0.7, c=0.01, beta_next=0.71)
 
 
 class Hopper:
@@ -65,16 +64,17 @@ def resources(kernel: Any) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", report)}
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["numbers", "on the device"])
 @pytest.mark.parametrize("at", ["z", "y"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_averaging_has_wide_accesses_and_few_registers(
-    compiled: Callable[[Callable[[], object]], Any], dtype: torch.dtype, at: DecayAt
+def test_wide_accesses_and_few_registers(
+    compiled: Callable[[Callable[[], object]], Any], dtype: torch.dtype, at: DecayAt, held: bool
 ) -> None:
     y, z, d = torch.zeros(3, 2, BLOCK).unbind()
-    plan = AveragingPlan([BLOCK, BLOCK], CPU)
-    kernel = compiled(
-        lambda: plan.advance_(list(y), list(z), list(d.to(dtype)), NOW.on(CPU), at=at),
-    )
+    now = replace(NOW, decay_at=at)
+    if held:
+        now = replace(now, lr=torch.tensor(0.02, dtype=torch.float64))
+    kernel = compiled(lambda: advance_(list(y), list(z), list(d.to(dtype)), 1.0, now))
     ptx = kernel.asm["ptx"]
     whole_blocks = {torch.float32: (3, 0), torch.bfloat16: (2, 1)}[dtype]
     assert (ptx.count("ld.global.v4.b32"), ptx.count("ld.global.v2.b32")) == whole_blocks
@@ -85,46 +85,19 @@ def test_averaging_has_wide_accesses_and_few_registers(
     assert used["STACK"] == 0
 
 
-def test_averaging_of_one_parameter_and_of_addresses_that_are_not_aligned(
+def test_one_parameter_and_addresses_that_are_not_aligned(
     compiled: Callable[[Callable[[], object]], Any],
 ) -> None:
     tensors = [[torch.zeros(BLOCK + 1)[1:]] for _ in range(3)]
-    plan = AveragingPlan([BLOCK], CPU)
-    kernel = compiled(lambda: plan.advance_(*tensors, NOW.on(CPU), at="z"))
+    kernel = compiled(lambda: advance_(*tensors, 1.0, NOW))
     assert not re.search(r"(ld|st)\.global\.v", kernel.asm["ptx"])
     assert resources(kernel)["STACK"] == 0
 
 
-def test_products_run_on_tensor_cores(compiled: Callable[[Callable[[], object]], Any]) -> None:
-    """With the tiling for little work and with the one for much."""
-    small, large = (torch.zeros(n, 256, 512, dtype=torch.bfloat16) for n in (1, 64))
-    g = torch.zeros(64, 256, 256, dtype=torch.bfloat16)
-    calls = [
-        lambda: symmetric.gram(small),
-        lambda: symmetric.gram(large),
-        lambda: symmetric.gram(large.mT.contiguous().mT),
-        lambda: symmetric.polynomial(g, a=1.0, b=2.0, c=3.0),
-    ]
-    for call in calls:
-        kernel = compiled(call)
-        ptx = kernel.asm["ptx"]
-        assert "wgmma.mma_async" in ptx
-        assert "cp.async.cg.shared.global" in ptx  # loads run ahead, 16 bytes at a time
-        assert "st.global.v4.b32" in ptx
-        assert not re.search(r"(ld|st)\.global\.b", ptx)
-        assert resources(kernel)["STACK"] == 0
-        assert kernel.metadata.shared <= SHARED_MEMORY
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_products_of_any_size(compiled: Callable[[Callable[[], object]], Any], dtype: torch.dtype) -> None:
-    """Sizes that are 1, which the compiler treats apart, or no multiples of 16."""
-    calls = [
-        lambda: symmetric.gram(torch.zeros(1, 1, 1, dtype=dtype)),
-        lambda: symmetric.polynomial(torch.zeros(2, 65, 65, dtype=dtype), a=1.0, b=2.0, c=3.0),
-    ]
-    for call in calls:
-        kernel = compiled(call)
-        assert kernel.metadata.shared <= SHARED_MEMORY
-        assert ("wgmma" in kernel.asm["ptx"]) == (dtype == torch.bfloat16)
-        assert "tf32" not in kernel.asm["ptx"]
+def test_lists_of_every_length_are_one_kernel(compiled: Callable[[Callable[[], object]], Any]) -> None:
+    """So that a step compiles few of them: the count of parameters is no constant of the kernel."""
+    hashes = set()
+    for count in (1, 2, 16):
+        tensors = [list(torch.zeros(count, BLOCK)) for _ in range(3)]
+        hashes.add(compiled(lambda tensors=tensors: advance_(*tensors, 1.0, NOW)).hash)
+    assert len(hashes) == 1

@@ -1,4 +1,4 @@
-"""Where the kernels run. `test_kernels.py` runs the files `cases_*.py` in processes of their own."""
+"""Where the kernel runs. `test_kernels.py` runs the files `cases_*.py` in processes of their own."""
 
 import os
 

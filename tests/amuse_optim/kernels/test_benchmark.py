@@ -1,4 +1,4 @@
-"""What the benchmark of the kernels does without a GPU; `cases_benchmark.py` runs the rest of it."""
+"""What the benchmark of the kernel does without a GPU; `cases_benchmark.py` runs the rest of it."""
 
 import os
 import subprocess
@@ -33,21 +33,17 @@ def test_shapes() -> None:
         "2048x5632",
         "64 x 256x256",
     ]
-    assert all(shape.rows <= shape.cols for shape in SHAPES)
-    # 64 products of 256^3 multiplications and additions, 15 times.
-    assert Shape(64, 256, 256).flops["five steps"] == 15 * 64 * 2 * 256**3
+    assert Shape(64, 256, 256).entries == 2**22
 
 
 def test_nan_does_not_pass() -> None:
-    assert Check("gram", "1x1", 0.5, 0.5, 0.5).passed
-    assert not Check("gram", "1x1", float("nan"), 0.0, 0.5).passed
-    assert not Check("gram", "1x1", 0.6, 0.6, 0.5).passed
+    assert Check("1x1", 0.5, 0.5, 0.5).passed
+    assert not Check("1x1", float("nan"), 0.0, 0.5).passed
+    assert not Check("1x1", 0.6, 0.6, 0.5).passed
 
 
 def test_table_and_spread() -> None:
-    tilings = {"slow": Times([1.0], [3.0]), "fast": Times([1.0], [1.5])}
-    row = Row("gram", "768x768", 10**9, 2e12, Times([4.0, 6.0], [1.9, 2.1]), Times([7.0], [3.0]), tilings)
-    *_, last = table_of_rows([row], "GFLOP/s", 1e9).splitlines()
-    expected = "gram 768x768 2.0000 5.0000 500.0 25% 3.0000 7.0000 1.50 fast (0.75)"
-    assert last.split() == expected.split()
+    row = Row("768x768", 10**9, 2e12, Times([4.0, 6.0], [1.9, 2.1]), Times([7.0], [3.0]))
+    *_, last = table_of_rows([row]).splitlines()
+    assert last.split() == ["768x768", "2.0000", "5.0000", "500.0", "25%", "3.0000", "7.0000", "1.50"]
     assert round(largest_spread([row]), 4) == round(2.1 / 1.9 - 1, 4)

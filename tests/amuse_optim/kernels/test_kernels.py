@@ -1,9 +1,9 @@
-"""Runs the cases of the kernels: in Triton's interpreter, in its compiler, and on a GPU where there is one.
+"""Runs the cases of the kernel: in Triton's interpreter, in its compiler, and on a GPU where there is one.
 
 Triton reads TRITON_INTERPRET when it is first imported, which any test may do, and with it compiles nothing
 any more; so the cases run in processes of their own. By hand:
 
-    TRITON_INTERPRET=1 pytest tests/amuse_optim/kernels/cases_averaging.py
+    TRITON_INTERPRET=1 pytest tests/amuse_optim/kernels/cases_fused.py
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-EVERYWHERE = ["cases_averaging.py", "cases_symmetric.py", "cases_benchmark.py", "cases_step.py"]
+EVERYWHERE = ["cases_fused.py", "cases_benchmark.py", "cases_step.py"]
 RUNS = {
     "interpreter": ("1", EVERYWHERE),
     "compiler": ("0", ["cases_compilation.py"]),
