@@ -10,6 +10,7 @@ import warnings
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from amuse_optim import averaging
 from amuse_optim.averaging import StepNumbers, Tensors
@@ -18,6 +19,7 @@ from amuse_optim.schedule import Number
 __all__ = ["advance_", "available", "enabled"]
 
 SWITCH = "AMUSE_OPTIM_KERNELS"
+PLAIN = frozenset({Tensor, torch.nn.Parameter})  # other classes may have their memory anywhere, or none
 
 
 @cache
@@ -43,9 +45,10 @@ def _works(device: torch.device) -> bool:
         fused = importlib.import_module("amuse_optim.kernels.fused")
         fused.advance_(*([tensor] for tensor in entries), 1.0, numbers)
     except Exception as error:  # whatever it is, the plain form does without it
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(
             "the fused averaging does not run on this machine and torch's operations are used instead: "
-            f"{type(error).__name__}: {error}. Steps are right and slower. To see no warning, set {SWITCH}=0",
+            f"{reason}. Steps are right and slower. To see no warning, set {SWITCH}=0",
             stacklevel=2,
         )
         return False
@@ -59,7 +62,7 @@ def enabled(device: torch.device) -> bool:
 
 def advance_(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: StepNumbers) -> None:
     """`averaging.advance_`, in one launch where the kernel takes these tensors and numbers."""
-    if enabled(y[0].device):
+    if type(y[0]) in PLAIN and enabled(y[0].device):
         fused = importlib.import_module("amuse_optim.kernels.fused")
         if fused.takes(y, z, update, scale, numbers):
             fused.advance_(y, z, update, scale, numbers)

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from amuse_optim.averaging import StepNumbers, Tensors
+from amuse_optim.kernels import PLAIN
 from amuse_optim.schedule import Number
 
 # Entries moved by one program, and the warps that share them: one access of 16 bytes a thread and tensor.
@@ -26,7 +27,6 @@ BLOCK = 1024
 WARPS = 8
 
 _UPDATE_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
-_DENSE = {Tensor, torch.nn.Parameter}
 _device, _dtype = attrgetter("device"), attrgetter("dtype")
 
 
@@ -50,7 +50,7 @@ def takes(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: StepN
     everything = [*y, *z, *update]
     device = y[0].device
     return (
-        set(map(type, everything)) <= _DENSE
+        set(map(type, everything)) <= PLAIN
         and all(map(Tensor.is_contiguous, everything))
         and set(map(_device, everything)) == {device}
         and set(map(_dtype, [*y, *z])) == {torch.float32}
@@ -58,7 +58,7 @@ def takes(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: StepN
         and set(map(_dtype, update)) == {update[0].dtype}
         and list(map(Tensor.numel, y)) == list(map(Tensor.numel, z)) == list(map(Tensor.numel, update))
         and all(
-            type(number) in _DENSE and number.device == device and number.numel() == 1
+            type(number) in PLAIN and number.device == device and number.numel() == 1
             for number in _coefficients(scale, numbers)
             if isinstance(number, Tensor)
         )

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amuse_optim import kernels
+from amuse_optim.averaging import StepNumbers
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -73,14 +75,23 @@ def test_the_environment_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("with_triton")
 def test_a_kernel_that_does_not_run_is_said_once_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = trying(monkeypatch, RuntimeError("Failed to find C compiler"))
+    tried = trying(monkeypatch, RuntimeError("Failed to find C compiler\nand more"))
     monkeypatch.delenv("AMUSE_OPTIM_KERNELS", raising=False)
-    with pytest.warns(UserWarning, match=r"RuntimeError: Failed to find C compiler.*AMUSE_OPTIM_KERNELS=0"):
+    with pytest.warns(UserWarning, match=r"RuntimeError: Failed to find C compiler\..*AMUSE_OPTIM_KERNELS=0"):
         assert not kernels.enabled(CUDA)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not kernels.enabled(CUDA)
     assert len(tried) == 1
+
+
+def test_tensors_without_memory_do_not_try_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps on fake tensors say nothing about the device that they stand for."""
+    monkeypatch.setattr(kernels, "enabled", lambda _: pytest.fail("the kernel was tried"))
+    with FakeTensorMode():
+        y, z, d = ([torch.empty(3, device="cuda")] for _ in range(3))
+        kernels.advance_(y, z, d, 1.0, StepNumbers(0.5, 0.0, "z", beta=0.5, c=0.5, beta_next=0.5))
+    assert y[0].device.type == "cuda"
 
 
 @pytest.mark.requirement("D6")
