@@ -118,6 +118,7 @@ class AMUSEFactory:
     def __call__(
         self,
         model: nn.Module,
+        arguments: TrainingArguments | None = None,
         *,
         matrices: str = "muon",
         auxiliary: str = "adamw",
@@ -128,6 +129,7 @@ class AMUSEFactory:
 
         Args:
             model: The model to be trained.
+            arguments: Not read; axolotl gives those of its trainer to every factory.
             matrices: As in `param_groups`.
             auxiliary: As in `param_groups`.
             overrides: As in `param_groups`.
