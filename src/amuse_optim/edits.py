@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .optimizer import AMUSE, unwrapped
+from .sharding import gather_anew
 from .state import averages_of, initial_state, sequences, store_sequences
 
 
@@ -100,6 +101,7 @@ def project(
                         "mask, clamp_ for a bound, copy_ for anything else"
                     )
             store_sequences(parameter, state, z, x, amuse.mode)
+    gather_anew(chosen)
     amuse.versions = amuse.versions.accepted(chosen)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import clock, options
 from .buckets import Group, State
 from .options import OptimizerModeError
+from .sharding import gather_anew
 from .state import complete_states, initial_state, kept_tensors, show_average, show_gradient_point
 from .state_dict import FORMAT
 from .versions import Versions
@@ -149,6 +150,7 @@ class AveragedOptimizer(torch.optim.Optimizer):
             yield
         finally:
             self.versions = self.versions.recorded(self.param_groups)
+            gather_anew(parameter for group in self.param_groups for parameter in group["params"])
 
     def notice_edits(self) -> None:
         """Warn of parameters that were written to from outside since the optimizer last did; each once."""

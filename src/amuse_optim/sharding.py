@@ -5,7 +5,7 @@ tensors. For the orthogonalization the full momentum is gathered on every rank, 
 the result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,6 +59,26 @@ def store_whole_(tensor: Tensor, value: Tensor) -> None:
     """Write what `whole` gave, and what was made of it in place, back to this rank's part."""
     if is_sharded(tensor):
         local(tensor).copy_(own_part(value, tensor))
+
+
+def gather_anew(written: Iterable[Tensor]) -> None:
+    """Have FSDP2 drop the gathered copies of parameters that were written to.
+
+    Its outermost module keeps them after a forward pass until a backward pass has ended, and would compute
+    the next one, after an evaluation, with what the parameters held before. The other modules, which are told
+    as well, gather anew at every pass.
+
+    Args:
+        written: Parameters; where none of them is sharded nothing is done.
+    """
+    if not any(map(is_sharded, written)):
+        return
+    from torch.distributed._composable_state import _module_state_mapping  # no public list of them
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in list(_module_state_mapping):
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def own_part(whole: Tensor, like: Tensor) -> Tensor:

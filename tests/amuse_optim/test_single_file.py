@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, averaged, reference
-from amuse_optim.options import OPTIONS
 from amuse_optim.orthogonalize import QUINTIC, polynomial
-from amuse_optim.single_file import LEFT_OUT, single_file
+from amuse_optim.single_file import single_file
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -319,13 +318,3 @@ def test_holds_the_code_of_the_package() -> None:
         source = re.sub(r'"""(.*?)\n.*?"""', r'"""\1"""', inspect.getsource(function), flags=re.DOTALL)
         assert source in text, function.__name__
     assert f"QUINTIC = {QUINTIC}" in text
-
-
-def test_has_every_option_or_says_that_it_has_not(module: ModuleType) -> None:
-    assert module.DEFAULTS.keys() | set(LEFT_OUT) == OPTIONS.keys()
-    assert all(OPTIONS[name].default == value for name, value in module.DEFAULTS.items())
-    assert module.__doc__ is not None
-    assert all(f"`{name}`" in module.__doc__ for name in LEFT_OUT)
-    body = single_file().partition("class AMUSE")[2]
-    unread = [name for name in module.DEFAULTS if f'"{name}"' not in body]
-    assert unread == []

@@ -13,7 +13,7 @@ DISTRIBUTED = {"ddp", "fsdp2"}
 
 
 def test_examples_are_short() -> None:
-    assert len(EXAMPLES) == 9
+    assert len(EXAMPLES) == 10
     assert [path.stem for path in EXAMPLES if len(path.read_text().splitlines()) >= 80] == []
 
 

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
-from amuse_optim import AMUSE, averaged, param_groups, telemetry
+from amuse_optim import AMUSE, averaged, param_groups, project, telemetry
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -84,6 +84,41 @@ def equal(expected: nn.Module, sharded: nn.Module) -> None:
         torch.testing.assert_close(whole(ours.detach()), theirs.detach(), rtol=1e-9, atol=1e-10)
 
 
+def compute_with_what_the_parameters_hold() -> None:
+    """Forward passes without a backward one, after which FSDP2 keeps what it has gathered, in between."""
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        layers = nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3)
+        networks.append(nn.Sequential(*layers).double())
+    fully_shard(networks[1], mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
+    optimizers = [AMUSE(param_groups(network), lr=0.05, warmup_steps=3) for network in networks]
+
+    def outputs(step: int) -> list[Tensor]:
+        inputs = torch.randn(4, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        return [network(inputs) for network in networks]
+
+    def agree(step: int) -> Tensor:
+        with torch.no_grad():
+            expected, ours = outputs(step)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
+        return expected
+
+    for step in range(6):
+        for output, optimizer in zip(outputs(step), optimizers, strict=True):
+            output.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        y = agree(step)
+        with averaged(optimizers[0]), averaged(optimizers[1]):
+            x = agree(step)
+        assert torch.equal(agree(step), y)
+        assert step == 0 or not torch.equal(x, y)
+        for optimizer in optimizers:
+            project(optimizer, lambda tensor: tensor.clamp_(-0.3, 0.3))
+        agree(step)
+
+
 def refuse_together() -> None:
     """A gradient that is not finite on one process stops all of them, and nothing has moved."""
     network = model()
@@ -125,6 +160,7 @@ if __name__ == "__main__":
     distributed.init_process_group("gloo")
     for options in OPTIONS:
         compare(options)
+    compute_with_what_the_parameters_hold()
     refuse_together()
     decompose_what_one_process_has()
     gc.collect()  # torch 2.11 aborts at exit where a sharded module outlives its process group

@@ -7,6 +7,7 @@ mode where a step begins. What is saved in eval mode is x in the model's file an
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -58,6 +59,7 @@ class TrainerAMUSE(AMUSE):
         Raises:
             ValueError: If there is no warm-up, or a length does not fit.
         """
+        _warn_of_what_is_not_read(arguments, self.param_groups)
         for lengths, group in zip(self.open_lengths, self.param_groups, strict=False):
             if group["t"] > 0:  # loaded
                 continue
@@ -69,7 +71,10 @@ class TrainerAMUSE(AMUSE):
                         '(AMUSEFactory, {"warmup_steps": 0.05}) or TrainingArguments(warmup_steps=0.05)'
                     )
             options = {name: group[name] for name in OPTIONS} | lengths | {"total_steps": max_steps}
-            complete = complete_group({"params": group["params"], **options}, {})
+            try:
+                complete = complete_group({"params": group["params"], **options}, {})
+            except ValueError as error:
+                raise ValueError(f"{error}. Fractions are of the Trainer's {max_steps} steps") from None
             group.update({name: complete[name] for name in (*LENGTHS, "total_steps")})
         self.waits = False
 
@@ -99,8 +104,8 @@ class AMUSEFactory:
 
     Pass it as `Trainer(optimizer_cls_and_kwargs=(AMUSEFactory, {...}))`, with `AMUSECallback` beside it. The
     dict holds what `param_groups` takes (matrices, auxiliary, overrides) and all options of `AMUSE`. Of
-    TrainingArguments only `warmup_steps` is read, if the dict has none; `learning_rate` and `weight_decay`
-    are not.
+    TrainingArguments only `warmup_steps` is read, if the dict has none; a warning says so where its
+    `learning_rate` or `weight_decay` were set to other values than those that train.
 
     Example:
         >>> import torch
@@ -113,6 +118,7 @@ class AMUSEFactory:
     def __call__(
         self,
         model: nn.Module,
+        arguments: TrainingArguments | None = None,
         *,
         matrices: str = "muon",
         auxiliary: str = "adamw",
@@ -123,6 +129,7 @@ class AMUSEFactory:
 
         Args:
             model: The model to be trained.
+            arguments: Not read; axolotl gives those of its trainer to every factory.
             matrices: As in `param_groups`.
             auxiliary: As in `param_groups`.
             overrides: As in `param_groups`.
@@ -215,6 +222,19 @@ class AMUSECallback(TrainerCallback):
         """Go on from the best model where the Trainer loaded it, as it would with any optimizer."""
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             accept_weights(kwargs["optimizer"])
+
+
+def _warn_of_what_is_not_read(arguments: TrainingArguments, groups: Sequence[dict[str, Any]]) -> None:
+    """Warn where TrainingArguments were told other values than those that train."""
+    defaults = {field.name: field.default for field in fields(arguments)}
+    for setting, option in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
+        given, used = getattr(arguments, setting), sorted({float(group[option]) for group in groups})
+        if given not in (defaults[setting], *used):
+            warnings.warn(
+                f"TrainingArguments({setting}={given!r}) is not read, AMUSE trains with {option}="
+                f"{', '.join(map(str, used))}: say (AMUSEFactory, {{{option!r}: {given!r}}}), or drop it",
+                stacklevel=2,
+            )
 
 
 def _is_open(lengths: dict[str, Any]) -> bool:

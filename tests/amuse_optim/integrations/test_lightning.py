@@ -9,14 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import (
-    ModelCheckpoint,
-)
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from amuse_optim import (
-    OptimizerModeError,
-)
+from amuse_optim import AMUSE, OptimizerModeError, param_groups
 from tests.amuse_optim.integrations.plain_loop import (
     Plain,
     equal,
@@ -228,3 +224,15 @@ def test_files_with_and_without_the_callback(tmp_path: Path) -> None:
     assert equal(weights(module), plain.x[-1])
     with pytest.raises(OptimizerModeError, match=r"the callback in amuse_optim\.integrations"):
         trainer(tmp_path, None).fit(Module(), loader(), loader(2), ckpt_path=tmp_path / "True" / "5.ckpt")
+
+
+class InFractions(Module):
+    def configure_optimizers(self) -> AMUSE:
+        total = self.trainer.estimated_stepping_batches
+        return AMUSE(param_groups(self), lr=0.02, warmup_steps=0.5, total_steps=total)
+
+
+def test_lengths_as_fractions_of_the_trainers_steps(tmp_path: Path) -> None:
+    module = InFractions()
+    trainer(tmp_path, epochs=3).fit(module, loader(), loader(2))
+    assert {group["warmup_steps"] for group in module.optimizers().param_groups} == {3 * EPOCH // 2}

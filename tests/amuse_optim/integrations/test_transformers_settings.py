@@ -1,6 +1,8 @@
 """The Trainer of transformers: lengths as fractions of its steps, and what is refused or said in words."""
 
+import re
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ def test_lengths_are_fractions_of_the_trainers_steps(
         ({"lr_scheduler_type": "cosine"}, ValueError, "got 'cosine'"),
         ({"options": {}}, ValueError, "warmup_steps must be given"),
         ({"options": {"warmup_steps": 0.25, "t0_steps": 1}}, ValueError, "t0_steps"),
+        ({"options": {"warmup_steps": 0.1}}, ValueError, "warmup_steps=1.*of the Trainer's 12 steps"),
         ({"options": {"warmup_steps": 3, "betta1": 0.5}}, TypeError, "did you mean 'beta1'"),
     ],
 )
@@ -71,6 +74,30 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     with pytest.raises(error, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        ({}, {"learning_rate": 2e-3}, r"learning_rate=0.002\) is not read.* with lr=0.02: .*{'lr': 0.002}"),
+        ({"lr_rest": 0.5}, {"learning_rate": 2e-3}, "with lr=0.02, 0.5:"),
+        ({}, {"weight_decay": 0.05}, r"weight_decay=0.05\) is not read.* with weight_decay=0.1:"),
+        ({}, {"learning_rate": 0.02, "weight_decay": 0.1}, None),
+        ({}, {}, None),
+    ],
+)
+def test_settings_that_are_not_read_are_named(
+    tmp_path: Path, options: dict[str, Any], arguments: dict[str, float], message: str | None
+) -> None:
+    trainer = tiny.trainer(
+        tmp_path, options=tiny.OPTIONS | options, max_steps=1, save_strategy="no", **arguments
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.train()
+    ours = [str(each.message) for each in said if "is not read" in str(each.message)]
+    assert len(ours) == (message is not None)
+    assert message is None or re.search(message, ours[0])
 
 
 def test_a_scheduler_of_ones_own_is_taken(tmp_path: Path) -> None:

@@ -95,16 +95,16 @@ def trainer(
 
 
 def plain_loop(
-    network: nn.Module | None = None, steps: int = STEPS
+    network: nn.Module | None = None, steps: int = STEPS, ranks: int = 1
 ) -> tuple[list[Weights], Weights, list[float]]:
-    """x after every step, y after the last, and the loss of all rows at each x."""
+    """x after every step, y after the last, and the loss of all rows at each x; all ranks' rows."""
     network = network or model()
     data = rows()
     optimizer = AMUSE(param_groups(network), **OPTIONS)
     averages = [averaged_state_dict(network, optimizer)]
     for step in range(steps):
-        first = ROWS * (step % EPOCH)
-        network(**batch(data[first : first + ROWS])).loss.backward()
+        first = ranks * ROWS * step % len(data)
+        network(**batch(data[first : first + ranks * ROWS])).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         averages.append(averaged_state_dict(network, optimizer))
