@@ -26,7 +26,7 @@ from .versions import Versions
 ANYTIME: Mapping[str, Any] = {
     "beta1": 0.0,
     "rho": 0.0,
-    "r": 9.0,
+    "r": 13.0,
     "lr_decay": 0.5,
     "momentum": 0.9,
     "auxiliary_momentum": 0.9,
@@ -199,13 +199,13 @@ class AMUSE(AveragedOptimizer):
 
             lr_t = lr min(1, t / warmup_steps) min(1, sqrt(3 warmup_steps / t))
             z   <- z - lr_t d - lr_t weight_decay z
-            x   <- (1 - c_t) x + c_t z,    c_t near 10 / t: the mean over the last tenth of the steps or so
+            x   <- (1 - c_t) x + c_t z,    c_t near 14 / t: the mean of the last steps, a tenth of all or so
 
         Args:
             params: As for `AMUSE`.
             lr: Peak learning rate.
             warmup_steps: Steps of linear learning-rate warm-up.
-            options: Any option of `AMUSE`. Those that differ from its defaults: `beta1=0`, `rho=0`, `r=9`,
+            options: Any option of `AMUSE`. Those that differ from its defaults: `beta1=0`, `rho=0`, `r=13`,
                 `lr_decay=0.5`, `momentum=0.9`, `auxiliary_momentum=0.9`.
 
         Raises:
