@@ -1,6 +1,6 @@
 """The optimizer: its options and the step. The equations live in the modules it calls."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, overload
 
 import torch
@@ -13,6 +13,7 @@ from .buckets import Bucket, Group
 from .matrices import Scale
 from .measurement import Measurement
 from .modes import AveragedOptimizer
+from .options import ANYTIME
 from .orthogonalize import Method
 from .plan import buckets_of, updates_of
 from .precision import StatePrecision
@@ -21,16 +22,6 @@ from .schedule import BetaClock, DecayAt, Parity
 from .state import complete_states, follow_parameter
 from .state_dict import portable, taking_over
 from .versions import Versions
-
-# What `AMUSE.anytime` sets otherwise than `AMUSE`; docs/anytime.md has the measurements behind it.
-ANYTIME: Mapping[str, Any] = {
-    "beta1": 0.0,
-    "rho": 0.0,
-    "r": 13.0,
-    "lr_decay": 0.5,
-    "momentum": 0.9,
-    "auxiliary_momentum": 0.9,
-}
 
 
 class AMUSE(AveragedOptimizer):

@@ -38,6 +38,15 @@ _CAPTURABLE: dict[str, tuple[Any, ...]] = {
     "state_precision": ("full",),
     "orthogonalize": ITERATIONS,
 }
+# What `AMUSE.anytime` sets otherwise than `AMUSE`; docs/anytime.md has the measurements behind it.
+ANYTIME: Mapping[str, Any] = {
+    "beta1": 0.0,
+    "rho": 0.0,
+    "r": 13.0,
+    "lr_decay": 0.5,
+    "momentum": 0.9,
+    "auxiliary_momentum": 0.9,
+}
 # What torch itself, its learning-rate schedulers and users who name their groups put beside the options.
 FOREIGN_KEYS = ("params", "param_names", "initial_lr", "name")
 

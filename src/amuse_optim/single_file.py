@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import reference
-from .options import FOREIGN_KEYS, OPTIONS
+from .options import ANYTIME, FOREIGN_KEYS, OPTIONS
 from .orthogonalize import QUINTIC, _entries_near_one, gram, polynomial
 from .schedule import LENGTHS
 
@@ -73,6 +73,7 @@ import torch
 from torch import Tensor
 
 {defaults}
+ANYTIME = {anytime}
 
 
 class AMUSE(torch.optim.Optimizer):
@@ -88,6 +89,11 @@ class AMUSE(torch.optim.Optimizer):
         if unknown := sorted(options.keys() - DEFAULTS.keys()):
             raise TypeError(f"unknown options {{unknown}}: this file has {{sorted(DEFAULTS)}}")
         super().__init__(params, DEFAULTS | {{"lr": lr}} | options)
+
+    @classmethod
+    def anytime(cls, params: Any, lr: float = {lr}, **options: Any) -> "AMUSE":
+        """The form whose only length is the warm-up: gradients at z, a decaying step, a short average."""
+        return cls(params, lr, **(ANYTIME | options))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, in either mode; its clock starts at 0."""
@@ -221,6 +227,7 @@ def single_file() -> str:
         defaults=_defaults(kept),
         lr=OPTIONS["lr"].default,
         lengths=_literal({name: warm_ups for name, warm_ups in LENGTHS.items() if warm_ups is not None}),
+        anytime=_literal(dict(ANYTIME)),
         clock=_clock(),
         step_parameter=_source(reference.AMUSEReference._step_parameter),
         equations="\n\n\n".join([_source(function) for function in _EQUATIONS]),

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, averaged, param_groups
+from amuse_optim.single_file import single_file
 
 WARMUP, LR, DECAY = 4, 0.02, 0.1
 
@@ -44,6 +45,30 @@ def test_it_is_muon_with_a_power_decay_and_the_average_with_weights_of_a_power_o
         torch.testing.assert_close(weight.detach(), z, rtol=1e-9, atol=1e-9)
         with averaged(optimizer):
             torch.testing.assert_close(weight.detach(), x, rtol=1e-9, atol=1e-9)
+
+
+def test_the_single_file_has_the_same_preset() -> None:
+    module: dict[str, object] = {"__name__": "amuse"}
+    exec(compile(single_file(), "amuse.py", "exec"), module)
+    kind = module["AMUSE"]
+    assert isinstance(kind, type)
+    groups = []
+    for build in (AMUSE.anytime, kind.anytime):
+        torch.manual_seed(0)
+        weight, bias = nn.Parameter(torch.randn(4, 3).double()), nn.Parameter(torch.randn(4).double())
+        optimizer = build(
+            [{"params": [weight], "direction": "muon"}, {"params": [bias], "direction": "adamw"}],
+            lr=LR,
+            warmup_steps=WARMUP,
+        )
+        for _ in range(40):
+            (weight @ torch.ones(3, dtype=torch.float64) + bias).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        optimizer.eval()
+        groups.append([weight.detach(), bias.detach()])
+    for ours, theirs in zip(*groups, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_other_options_and_its_own_can_be_set() -> None:
