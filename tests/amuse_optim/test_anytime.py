@@ -1,12 +1,18 @@
 """`AMUSE.anytime`: Muon with a learning rate that decays without an end, and a short average beside it."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from amuse_optim import AMUSE, averaged, param_groups
+from amuse_optim.options import ANYTIME
 from amuse_optim.single_file import single_file
 
+PAGE = Path(__file__).parents[2] / "docs" / "anytime.md"
 WARMUP, LR, DECAY = 4, 0.02, 0.1
 
 
@@ -104,3 +110,15 @@ def test_no_step_depends_on_a_later_one() -> None:
                 with averaged(optimizer):
                     ends.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+
+
+def test_the_page_says_what_the_preset_is_and_its_program_runs() -> None:
+    text = PAGE.read_text()
+    (said,) = re.findall(r"`AMUSE\((beta1=0, [^`]*)\)`", text)
+    assert dict(pair.split("=") for pair in said.split(", ")) == {
+        name: f"{value:g}" for name, value in ANYTIME.items()
+    }
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(program, str(PAGE), "exec"), names)
+    assert {group["t"] for group in names["optimizer"].param_groups} == {100}
