@@ -24,6 +24,8 @@ from amuse_lab.studies.verdicts import AHEAD, BEHIND, WORDS, Findings, Verdict, 
 BEGINS = "<!-- results -->"
 ENDS = "<!-- /results -->"
 
+NOTHING_YET = "Nothing can be said yet: no seed has runs of both sides."
+
 _WIDTH = 118
 
 Pictures = Mapping[str, str]
@@ -79,7 +81,7 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
                 + _progress(study, records)
             )
         )
-        parts.append("\n".join(_item(sentence(found, entry)) for entry in without_horizon(study)))
+        parts.append(answers(found))
     paper = f"**Apart from that, the paper.** {PAPER}"
     parts += [_wrapped(paper), *_paper_list()]
     return "\n\n".join(parts) + "\n"
@@ -108,6 +110,14 @@ def with_block(text: str, block: str) -> str:
 def without_horizon(study: Study) -> list[Entry]:
     """Return the optimizers whose runs may be stopped anywhere."""
     return [entry for entry in study.entries if not entry.scheduled]
+
+
+def answers(found: Findings) -> str:
+    """Return a list of sentences on the optimizers that have been compared, or a line that there are none."""
+    compared = [entry for entry in without_horizon(found.study) if found.verdicts(entry.name)]
+    if not compared:
+        return NOTHING_YET
+    return "\n".join(_item(sentence(found, entry)) for entry in compared)
 
 
 def sentence(found: Findings, entry: Entry) -> str:
@@ -147,7 +157,7 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
         _wrapped(_setting(study)),
         _wrapped(f"The rule; study.json has every change of it since the first runs. {rule(study)}"),
         _wrapped(_progress(study, records)),
-        "\n".join(_item(sentence(found, entry)) for entry in without_horizon(study)),
+        answers(found),
         f"### {study.measure.capitalize()} at each horizon",
         "In bold the envelope. Each optimizer is read where its tuning chose.",
         loss_table(found, names),

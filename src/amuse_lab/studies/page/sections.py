@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from amuse_lab.studies.records import study_to_json
-from amuse_lab.studies.results import budget, without_horizon
+from amuse_lab.studies.results import NOTHING_YET, budget, without_horizon
 from amuse_lab.studies.study import Entry, Record, Records, Study
 from amuse_lab.studies.tuning import wanted
 from amuse_lab.studies.verdicts import WORDS, Findings
@@ -75,7 +75,7 @@ def answer(found: Findings) -> str:
             [f"<li><strong>{escape(entry.name)}</strong>: {'; '.join(parts)} steps.</li>"] if parts else []
         )
     if not lines:
-        return "<p>Nothing can be said yet: no seed has runs of both sides.</p>"
+        return f"<p>{NOTHING_YET}</p>"
     return f"<p>Against the best scheduled optimizer at each number of steps:</p><ul>{''.join(lines)}</ul>"
 
 
