@@ -2,10 +2,12 @@
 
 A matrix has one owner. The momentum updates of its parts travel to the owner, unless it holds the matrix
 already, and the polar factor travels back to every rank that holds a part: two all-to-alls for any number of
-matrices, in which every entry is sent as it is, without padding.
+matrices, in which every entry is sent as it is, without padding. What every rank needs whole is all-gathered.
 """
 
 import hashlib
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -29,6 +31,22 @@ def _overlap(a: Box, b: Box) -> Box | None:
 def _within(part: Box, whole: Box) -> tuple[slice, ...]:
     """The index of a box in a tensor that holds another one around it."""
     return tuple(slice(p[0] - w[0], p[1] - w[0]) for p, w in zip(part, whole, strict=True))
+
+
+def evened(counts: Sequence[int]) -> tuple[list[list[int]], int]:
+    """How many entries each rank sends to each, so that all have equally many; and how many that are.
+
+    The order of the entries is kept. The last ranks may be left with fewer.
+
+    Args:
+        counts: How many entries each rank has.
+    """
+    even = -(-sum(counts) // len(counts))
+    ends = list(itertools.accumulate(counts))
+    return [
+        [max(0, min(end, (to + 1) * even) - max(end - count, to * even)) for to in range(len(counts))]
+        for end, count in zip(ends, counts, strict=True)
+    ], even
 
 
 class Members:
@@ -72,6 +90,32 @@ class Members:
         pieces = received.split([tensor.numel() for _, tensor in receives])
         for (_, target), piece in zip(receives, pieces, strict=True):
             target.copy_(piece.view(target.shape))
+
+    def share(self, own: list[Tensor], counts: Sequence[int], like: Tensor, what: str) -> Tensor:
+        """Every member's tensors, one behind the other, for all members.
+
+        An all-gather of equal parts, after an all-to-all that makes them equal: a member that has more than
+        the others, or all there is, does not send it to each of them.
+
+        Args:
+            own: This member's tensors.
+            counts: How many entries each member has.
+            like: Has the dtype that everything travels in, and the device.
+            what: What is sent, for errors.
+        """
+        moved, even = evened(counts)
+        sent = torch.cat([tensor.reshape(-1).to(like.dtype) for tensor in own]) if own else like.new_empty(0)
+        part = like.new_zeros(even)
+        arrived = part[: sum(there[self.rank] for there in moved)]
+        whole = like.new_empty(even * self.size)
+        with self._explained(f"shared {what}"):
+            if all(there[rank] == counts[rank] for rank, there in enumerate(moved)):
+                arrived.copy_(sent)
+            else:
+                receives = [there[self.rank] for there in moved]
+                dist.all_to_all_single(arrived, sent, receives, moved[self.rank], group=self.group)
+            dist.all_gather(list(whole.split(even)), part, group=self.group)
+        return whole[: sum(counts)]
 
     def _sizes(self, parcels: Iterable[Parcel]) -> list[int]:
         """The number of entries for every rank."""
@@ -133,6 +177,7 @@ class Route:
         self.shape = tuple(stop - start for start, stop in box)
         self.travels_there = owner not in covering
         self.travels_back = tuple(covering) != (owner,)
+        self.replicated = len(covering) == len(held)
         part = _overlap(held[rank].box, box)
         self.here = None if part is None else _within(part, held[rank].box)
         replica = held[owner].replica
@@ -227,6 +272,9 @@ class Exchange:
 
     def from_owners(self) -> None:
         """Write `own` into the parts of all ranks."""
+        if self.members.size > 1 and all(r.replicated for unit, _ in self._items for r in unit.routes):
+            self._share()
+            return
         sends: list[Parcel] = []
         receives: list[Parcel] = []
         for route, unit, part, whole in self._ways():
@@ -241,6 +289,18 @@ class Exchange:
                     sends.append((rank, whole[place]))
         if any(route.travels_back for unit, _ in self._items for route in unit.routes):
             self.members.exchange(sends, receives, self._like, self._what)
+
+    def _share(self) -> None:
+        """`from_owners` where every rank has all of every tensor."""
+        ways = sorted(self._ways(), key=lambda way: way[1].owner)
+        counts = [0] * self.members.size
+        for route, unit, _, _ in ways:
+            counts[unit.owner] += math.prod(route.shape)
+        own = [whole for _, _, _, whole in ways if whole is not None]
+        shared = self.members.share(own, counts, self._like, self._what)
+        pieces = shared.split([math.prod(route.shape) for route, _, _, _ in ways])
+        for (route, _, part, _), piece in zip(ways, pieces, strict=True):
+            part[route.here].copy_(piece.view(route.shape))
 
     def _ways(self) -> Iterator[tuple[Route, Unit, Tensor, Tensor | None]]:
         """Every route with its matrix, this rank's part, and the whole where this rank is the owner."""

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from amuse_optim import AMUSE
+from amuse_optim.exchange import evened
 from tests.programs.agreeing import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +94,16 @@ def test_one_rank_of_a_process_group_steps_as_without_it() -> None:
         assert torch.equal(*found)
     finally:
         dist.destroy_process_group()
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6))
+def test_what_is_shared_is_evened_out_first(counts: list[int]) -> None:
+    """Every entry goes to one rank, in order, and no rank but the last ones lacks any."""
+    moved, even = evened(counts)
+    assert [sum(there) for there in moved] == counts
+    arrived = [sum(there[rank] for there in moved) for rank in range(len(counts))]
+    total = sum(counts)
+    assert arrived == [max(0, min(even, total - rank * even)) for rank in range(len(counts))]
+    assert even * len(counts) - total < len(counts)
+    if min(counts) == max(counts):
+        assert all(there[rank] == counts[rank] for rank, there in enumerate(moved))

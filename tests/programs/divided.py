@@ -141,8 +141,8 @@ def same_on_all_ranks(model: nn.Module) -> None:
 
 
 def as_cheap_as_promised(traffic: Traffic, model: nn.Module, steps: int) -> None:
-    """Nothing is gathered whole; two all-to-alls at most for a group's matrices of one shape."""
-    exchanged = traffic.calls.pop("all_to_all_single", 0)
+    """No DTensor is gathered; two collectives at most for a group's matrices of one shape."""
+    exchanged = traffic.calls.pop("all_to_all_single", 0) + traffic.calls.pop("all_gather", 0)
     agreed = traffic.calls.pop("all_reduce", 0)
     assert not traffic.calls, f"{traffic.calls} were called"
     groups = optimizer_of(model).param_groups
