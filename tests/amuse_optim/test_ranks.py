@@ -17,6 +17,7 @@ from amuse_optim.exchange import evened
 from tests.programs.agreeing import CASES
 
 ROOT = Path(__file__).parents[2]
+WAYS = ("ddp", "fsdp", "hsdp", "rows", "columns", "fsdp of rows", "fsdp of columns", "stages")
 
 
 def run(processes: int, program: str, *arguments: str, status: int = 0) -> str:
@@ -47,7 +48,7 @@ def test_two_ranks_take_the_steps_of_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["ddp", "fsdp", "hsdp", "rows", "columns", "fsdp of rows", "fsdp of columns"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("model", ["awkward", "llama"])
 def test_four_ranks_take_the_hundred_steps_of_one(model: str, way: str) -> None:
     compare(4, *(f"{model}/{way}/{dtype}/100" for dtype in ("float64", "float32")))

@@ -74,11 +74,11 @@ def optimizer_of(model: nn.Module, **options: Any) -> AMUSE:
     return AMUSE(groups, orthogonalize_dtype=None, **settings | options)
 
 
-def spread(model: nn.Module, way: str) -> DeviceMesh | None:
+def spread(model: nn.Module, way: str) -> None:
     """Put the parameters on the ranks; replicated ones are left as they are."""
     ranks = distributed.get_world_size()
     if way == "ddp":
-        return None
+        return
     if way == "fsdp":
         fully_shard(model, mesh=init_device_mesh("cpu", (ranks,)))
     elif way == "hsdp":
@@ -86,11 +86,13 @@ def spread(model: nn.Module, way: str) -> DeviceMesh | None:
     elif way in ("rows", "columns"):
         mesh = init_device_mesh("cpu", (ranks,))
         place(model, mesh, 0 if way == "rows" else 1, least=1)
+    elif way == "stages":  # every two ranks have a mesh of their own, of two dimensions
+        mesh = init_device_mesh("cpu", (ranks // 2, 1, 2), mesh_dim_names=("stages", "copies", "parts"))
+        place(model, mesh["copies", "parts"], 0, least=1)
     else:  # FSDP2 over tensor parallelism
         mesh = init_device_mesh("cpu", (ranks // 2, 2), mesh_dim_names=("data", "tensor"))
         place(model, mesh["tensor"], 0 if way == "fsdp of rows" else 1, least=2)
         fully_shard(model, mesh=mesh["data"])
-    return None
 
 
 def place(model: nn.Module, mesh: DeviceMesh, dim: int, least: int) -> None:
@@ -99,7 +101,8 @@ def place(model: nn.Module, mesh: DeviceMesh, dim: int, least: int) -> None:
             # torch loses the values of parameters of which some ranks have nothing, if FSDP2 comes on top.
             cut = parameter.ndim > dim and parameter.shape[dim] >= least
             placement = Shard(dim) if cut else Replicate()
-            whole = distribute_tensor(parameter.detach(), mesh, [placement])
+            placements = [*[Replicate()] * (mesh.ndim - 1), placement]
+            whole = distribute_tensor(parameter.detach(), mesh, placements)
             setattr(module, name, nn.Parameter(whole))
 
 
