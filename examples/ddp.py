@@ -18,7 +18,9 @@ inputs = torch.randn(512, 8, device=device)
 targets = inputs[:, :2] * inputs[:, 2:4]
 network = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 2))
 model = DistributedDataParallel(network.to(device))
-optimizer = AMUSE(param_groups(model), lr=0.01, warmup_steps=20, t0_steps=80)
+# With the process group each rank orthogonalizes its share of the matrices and sends the others the results.
+world = distributed.group.WORLD
+optimizer = AMUSE(param_groups(model), lr=0.01, warmup_steps=20, t0_steps=80, process_group=world)
 
 own = torch.Generator().manual_seed(rank)  # every process has rows of its own
 for _ in range(200):

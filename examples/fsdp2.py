@@ -31,7 +31,7 @@ for _ in range(200):
     rows = torch.randint(0, 448, (64 // size,), generator=own).to(device)
     optimizer.zero_grad()
     nn.functional.mse_loss(model(inputs[rows]), targets[rows]).backward()
-    optimizer.step()  # each matrix is gathered to be orthogonalized; state stays sharded
+    optimizer.step()  # each matrix is orthogonalized by one rank; state stays sharded
 
 with averaged(optimizer), torch.no_grad():
     loss = nn.functional.mse_loss(model(inputs[448:]), targets[448:])

@@ -18,8 +18,9 @@ from torch import Tensor
 from . import averaging, kernels, precision
 from .averaging import StepNumbers, Tensors
 from .measurement import Measurement
+from .ranks import Division
 from .schedule import AVERAGE, Coefficients, Number, PowerAverage
-from .sharding import is_sharded, local
+from .sharding import held_here, is_sharded, local
 
 Group = dict[str, Any]
 State = MutableMapping[str, Any]
@@ -69,6 +70,7 @@ class Slot:
         state: Its state.
         row: Its flat buffers; of a sharded parameter, this rank's part of them.
         copies: Stored tensors whose buffer had to be a copy, because they are not dense in memory.
+        order: The order of dimensions in which the entries of the buffers lie; () for that of the shape.
     """
 
     param: Tensor
@@ -76,9 +78,12 @@ class Slot:
     state: State
     row: Row
     copies: list[tuple[Tensor, Tensor]]
+    order: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, group: Group, index: int, state: State, names: Sequence[str]) -> "Slot":
+    def of(
+        cls, group: Group, index: int, state: State, names: Sequence[str], gradient: Tensor | None = None
+    ) -> "Slot":
         """The slot of a parameter with a gradient.
 
         Args:
@@ -86,11 +91,12 @@ class Slot:
             index: The parameter's index in the group.
             state: The optimizer's state of the parameter.
             names: Names of the tensors in the state that have the parameter's shape.
+            gradient: The gradient; None means the parameter's `grad`.
         """
         param: Tensor = group["params"][index]
-        assert param.grad is not None
+        gradient = param.grad if gradient is None else gradient
+        assert gradient is not None
         tensors = [param, *(state[name] for name in names)]
-        gradient = param.grad
         if is_sharded(param):
             tensors, gradient = [local(tensor) for tensor in tensors], local(gradient)
         order = None
@@ -102,7 +108,15 @@ class Slot:
             buffers = [buffer.clone() for buffer in buffers]
             copies = list(zip(tensors, buffers, strict=True))
         row = dict(zip(("y", *names, "gradient"), (*buffers, flat(gradient, order or ())), strict=True))
-        return cls(param, index, state, row, copies)
+        return cls(param, index, state, row, copies, order or ())
+
+    def shaped(self, buffer: Tensor) -> Tensor:
+        """A view of a flat buffer in the shape of what this rank has of the parameter."""
+        shape = local(self.param).shape
+        if not self.order:
+            return buffer.view(shape)
+        places = [self.order.index(dim) for dim in range(len(self.order))]
+        return buffer.view([shape[dim] for dim in self.order]).permute(places)
 
     def put_back(self) -> None:
         """Write the copies to where they are from."""
@@ -112,19 +126,21 @@ class Slot:
 
 @dataclass
 class Bucket:
-    """Parameters of a group that are alike in device, dtypes, step count and beta.
+    """Parameters of a group that are alike in device, dtypes, step count, beta and how they are sharded.
 
     Args:
         group: The group of the parameters, with its options.
         number: The group's index in the optimizer.
         slots: The parameters, at least one.
         measurement: Collects the step's measurements for `telemetry`; None if it has not been called.
+        division: Who orthogonalizes what, where ranks share parameters.
     """
 
     group: Group
     number: int
     slots: list[Slot]
     measurement: Measurement | None = None
+    division: Division | None = None
     _generators: dict[str, torch.Generator] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -181,9 +197,14 @@ class Bucket:
         return StepNumbers(now.lr, decay, at, self.beta, now.c, now.beta, published, averages)
 
     def generator(self, name: str) -> torch.Generator:
-        """Random bits to round a state tensor with: the same in a resumed run, others for every tensor."""
+        """Random bits to round a state tensor with: the same in a resumed run, others for every tensor.
+
+        And others for every shard of it; replicas of a shard have the same.
+        """
         if name not in self._generators:
-            key = (int(self.step), self.number, self.slots[0].index, self.names.index(name))
+            key = [int(self.step), self.number, self.slots[0].index, self.names.index(name)]
+            if self.sharded:
+                key.append(held_here(self.slots[0].param).shard)
             self._generators[name] = precision.rounding_generator(self.device, *key)
         return self._generators[name]
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from .checks import Option, choice, count, flag, optional
+from .sharding import Box
 
 Scale = Literal["match_rms", "spectral"]
 
@@ -43,6 +44,22 @@ class Place(NamedTuple):
         if self.entries == buffer.numel():
             return buffer
         return buffer[self.start : self.start + self.entries]
+
+
+class Single(NamedTuple):
+    """One matrix of a parameter.
+
+    Args:
+        rows: Its rows.
+        cols: Its columns.
+        box: Where its entries are in the parameter.
+        row_box: Where its rows are in a tensor of the layout's `row_shape`.
+    """
+
+    rows: int
+    cols: int
+    box: Box
+    row_box: Box
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,37 @@ class Layout:
                 found.append(((rows, cols), Place(matrices * size, start, row, width)))
                 start += matrices * (rows if self.columns else size)
                 row += matrices * rows
+        return tuple(found)
+
+    @cache  # noqa: B019
+    def singles(self) -> tuple[Single, ...]:
+        """Every matrix by itself, in order.
+
+        Raises:
+            ValueError: If a matrix is no box of the parameter.
+        """
+        everything = [(0, size) for size in self.shape]
+        found = []
+        for (rows, cols), place in self.places(0):
+            box = list(everything)
+            row_box: Box = ((place.row, place.row + rows),)
+            if self.stacked:
+                number = place.start // (rows * cols)
+                for dim in reversed(range(len(self.shape) - 2)):
+                    number, index = divmod(number, self.shape[dim])
+                    box[dim] = index, index + 1
+                if not self.transposed:
+                    row_box = (*box[:-2], (0, rows))
+            else:
+                cut, step = (1, math.prod(self.shape[2:])) if self.columns else (0, math.prod(self.shape[1:]))
+                size = rows if self.columns else place.entries
+                if place.start % step or size % step:
+                    raise ValueError(
+                        f"split_rows and num_heads must not cut through the kernels {self.shape[2:]} of a "
+                        f"transposed parameter whose matrices are divided over ranks, got {rows} rows"
+                    )
+                box[cut] = place.start // step, (place.start + size) // step
+            found.append(Single(rows, cols, tuple(box), row_box))
         return tuple(found)
 
 

@@ -1,6 +1,6 @@
 """The optimizer: its options and the step. The equations live in the modules it calls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, overload
 
 import torch
@@ -15,10 +15,12 @@ from .measurement import Measurement
 from .modes import AveragedOptimizer
 from .options import ANYTIME
 from .orthogonalize import Method
-from .plan import buckets_of, updates_of
+from .plan import buckets_of, division_of, updates_of
 from .precision import StatePrecision
-from .readiness import check_ready, gradients_usable
+from .ranks import Division, check_process_group
+from .readiness import looked_at
 from .schedule import BetaClock, DecayAt, Parity
+from .sharding import copies
 from .state import complete_states, follow_parameter
 from .state_dict import portable, taking_over
 from .versions import Versions
@@ -103,6 +105,11 @@ class AMUSE(AveragedOptimizer):
             8 bytes for each entry of a float32 parameter, 12 for lower precisions, which keep x as well.
             "lean" keeps it in bfloat16 with stochastic rounding: 4 and 6 bytes; with `beta1=0` x stays in
             float32. Set it before a group's first step.
+        process_group: The ranks that hold the same parameters and get the same gradients, as under DDP:
+            `torch.distributed.group.WORLD`, for instance. Each then orthogonalizes its share of the matrices
+            and sends the results to the others, which every rank must do at every step. None: every rank
+            computes all of it. Sharded parameters (DTensor) know their ranks and need no group. It is not
+            an option of groups, and neither saved nor copied.
         more: Options of single directions, such as `row_beta2` of "normuon".
 
     Raises:
@@ -130,6 +137,10 @@ class AMUSE(AveragedOptimizer):
 
     # Measurements of each group's last step, by group index; None until `telemetry` is first called.
     measurements: dict[int, Measurement] | None = None
+    # Who orthogonalizes what, where ranks share parameters. Copies, which cannot hold a process group, are
+    # told of none.
+    division: Division | None = None
+    process_group: "torch.distributed.ProcessGroup | None" = None
 
     def __init__(
         self,
@@ -171,11 +182,15 @@ class AMUSE(AveragedOptimizer):
         foreach: bool | None = None,
         capturable: bool = False,
         state_precision: StatePrecision = "full",
+        process_group: "torch.distributed.ProcessGroup | None" = None,
         **more: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in options.OPTIONS} | more
         if isinstance(params, (set, frozenset)):
             raise TypeError(options.UNORDERED)
+        if process_group is not None:
+            check_process_group(process_group)
+            self.process_group = process_group
         super().__init__(params, options.complete_defaults(given))
 
     @classmethod
@@ -223,7 +238,8 @@ class AMUSE(AveragedOptimizer):
         """Take one step with the gradients in `p.grad`, which are read and not written.
 
         Parameters without a gradient and their state are unchanged; a group's step count t grows by 1 when
-        at least one of its parameters has a gradient. If this method raises, parameters and state are
+        at least one of its parameters has a gradient. Of a sharded parameter, a gradient that is there on
+        some ranks counts as zeros on the others. If this method raises, parameters and state are
         unchanged; only running out of memory within the step can leave it partly applied.
 
         Args:
@@ -239,7 +255,9 @@ class AMUSE(AveragedOptimizer):
                 an `orthogonalize` function.
             TypeError: For a sparse gradient, or an option changed to a value of the wrong type.
             ValueError: For an option changed to a value out of range, such as a negative learning rate, or a
-                parameter that no longer fits its state.
+                parameter that no longer fits its state; for ranks that share parameters, also if they differ
+                in parameters, options, or in which replicated parameters have a gradient.
+            RuntimeError: If the step was refused on another rank that shares parameters.
         """
         loss = None
         if closure is not None:
@@ -249,21 +267,20 @@ class AMUSE(AveragedOptimizer):
 
         complete_states(self.param_groups, self.state)
         self.notice_edits()
-        active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
-        for group in active:
-            check_ready(group, self.state)
-        if not gradients_usable(active):
+        self.division = division_of(self.param_groups, self.process_group, self.division)
+        active, gradients, usable = looked_at(self.param_groups, self.state, self.division)
+        if not usable:
             for group in active:
                 group["skipped_steps"] += 1
             return loss
-        buckets = [bucket for group in active for bucket in self._buckets(group)]
+        buckets = [bucket for group in active for bucket in self._buckets(group, gradients)]
         schedules = {id(group): clock.advanced(group) for group in active}
         for bucket, updates in updates_of(buckets):
             _, now = schedules[id(bucket.group)]
             numbers = bucket.numbers(now)
             for chunk, update, scale in updates:
                 if bucket.measurement is not None:
-                    bucket.measurement.add_update(update, scale)
+                    bucket.measurement.add_update(update, scale, copies(bucket.slots[0].param))
                 chunk.advance_(update, scale, numbers)
         for bucket in buckets:  # which may share a step and a beta on the device
             bucket.finish(schedules[id(bucket.group)][1])
@@ -272,13 +289,13 @@ class AMUSE(AveragedOptimizer):
         self.versions = self.versions.recorded(self.param_groups)
         return loss
 
-    def _buckets(self, group: Group) -> list[Bucket]:
+    def _buckets(self, group: Group, gradients: Mapping[Tensor, Tensor]) -> list[Bucket]:
         """The parameters of a group that have a gradient, in buckets that can be updated together."""
         number = next(i for i, other in enumerate(self.param_groups) if other is group)
         measurement = None
         if self.measurements is not None:
             measurement = self.measurements[number] = Measurement()
-        return buckets_of(group, number, self.state, measurement)
+        return buckets_of(group, number, self.state, gradients, measurement, self.division)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue a run: sequences, momenta, schedule, mode and options of every group.

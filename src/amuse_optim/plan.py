@@ -1,7 +1,8 @@
 """The plan of a step: which parameters move together, and the updates of their directions."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
@@ -9,48 +10,83 @@ from .buckets import Bucket, Group, Slot, State
 from .clock import place_on_device
 from .directions import DIRECTIONS
 from .directions.base import Update
+from .directions.muon import Muon
 from .measurement import Measurement
 from .options import describe
+from .ranks import Division
 from .sharding import is_sharded
 from .state import follow_parameter, is_point, kept_names_in
 
+# The directions that divide their matrices over ranks, and what they keep for each row.
+_ROW_STATE = {name: each.row_state for name, each in DIRECTIONS.items() if isinstance(each, Muon)}
+
+
+def division_of(groups: Sequence[Group], process_group: Any, last: Division | None) -> Division | None:
+    """Who orthogonalizes what; None where no ranks share parameters.
+
+    Args:
+        groups: The optimizer's groups.
+        process_group: The ranks that replicate plain parameters, if they are known.
+        last: The division of the last step, which is returned where it still holds.
+    """
+    if process_group is None and not any(is_sharded(p) for group in groups for p in group["params"]):
+        return None
+    if last is not None and last.follows(groups):
+        return last
+    return Division(groups, process_group, _ROW_STATE, last)
+
 
 def buckets_of(
-    group: Group, number: int, states: Mapping[Tensor, State], measurement: Measurement | None
+    group: Group,
+    number: int,
+    states: Mapping[Tensor, State],
+    gradients: Mapping[Tensor, Tensor],
+    measurement: Measurement | None,
+    division: Division | None,
 ) -> list[Bucket]:
     """The parameters of a group that have a gradient, those together that are alike.
+
+    Args:
+        group: The group.
+        number: Its index in the optimizer.
+        states: The optimizer's state.
+        gradients: Of the parameters that have one.
+        measurement: Collects the step's measurements.
+        division: Who orthogonalizes what, where ranks share parameters.
 
     Raises:
         ValueError: With `capturable=True`, for a parameter that cannot be captured.
     """
     for parameter in group["params"]:
-        if parameter.grad is not None or group["capturable"]:
+        if parameter in gradients or group["capturable"]:
             follow_parameter(parameter, states[parameter], group)
     if group["capturable"]:
         place_on_device(group, states)
     alike: dict[object, list[Slot]] = {}
     names_of = kept_names_in(group)
     for index, parameter in enumerate(group["params"]):
-        if parameter.grad is None:
+        if parameter not in gradients:
             continue
-        state = states[parameter]
+        state, gradient = states[parameter], gradients[parameter]
         _, names = names_of(parameter)
-        slot = Slot.of(group, index, state, names)
+        slot = Slot.of(group, index, state, names, gradient)
         step, beta = state["step"], state["beta"]
         if group["capturable"]:  # on the device: alike where they are the same tensors
             step, beta = id(step), id(beta)
-            _check_capturable(group, slot)
-        dtypes = parameter.dtype, parameter.grad.dtype, state[names[0]].dtype
-        key: object = (parameter.device, type(parameter), dtypes, names, step, beta)
+            _check_capturable(group, slot, division)
+        dtypes = parameter.dtype, gradient.dtype, state[names[0]].dtype
+        kind = (parameter.device_mesh, parameter.placements) if is_sharded(parameter) else type(parameter)
+        key: object = (parameter.device, kind, dtypes, names, step, beta)
         alike.setdefault(index if group["foreach"] is False else key, []).append(slot)
-    return [Bucket(group, number, slots, measurement) for slots in alike.values()]
+    return [Bucket(group, number, slots, measurement, division) for slots in alike.values()]
 
 
-def _check_capturable(group: Group, slot: Slot) -> None:
-    if slot.copies or (DIRECTIONS[group["direction"]].for_matrices and is_sharded(slot.param)):
+def _check_capturable(group: Group, slot: Slot, division: Division | None) -> None:
+    divided = division is not None and slot.param in division.shared
+    if slot.copies or (DIRECTIONS[group["direction"]].for_matrices and divided):
         raise ValueError(
             f"{describe(group, slot.index)} cannot take part with capturable=True: it and its state must be "
-            "plain dense tensors of one memory format, and matrices must not be sharded"
+            "plain dense tensors of one memory format, and matrices must not be sharded or divided over ranks"
         )
     first: Tensor = group["params"][0]
     if slot.param.device != first.device:

@@ -1,17 +1,126 @@
 """What is looked at before a step begins, because it could stop the step halfway."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .buckets import Group, State
 from .options import check_options, describe
-from .sharding import is_sharded, local, summed
+from .ranks import Division
+from .sharding import is_sharded, local
 from .state import kept_names_in, started
 
+Gradients = dict[Tensor, Tensor]
 
-def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
+
+def looked_at(
+    groups: Sequence[Group], states: Mapping[Tensor, State], division: Division | None
+) -> tuple[list[Group], Gradients, bool]:
+    """Look at everything that could stop a step halfway, before it begins and anything changes.
+
+    Where ranks share parameters they find out together, in one collective for each set of ranks, which
+    parameters have a gradient anywhere, and whether anything stops any of them.
+
+    Args:
+        groups: All groups of the optimizer.
+        states: The state of their parameters.
+        division: Who orthogonalizes what, where ranks share parameters.
+
+    Returns:
+        The groups that take part; the gradients of the parameters that do; and False if the step is to be
+        skipped.
+
+    Raises:
+        ValueError: For what `check_ready` finds, and for replicated parameters with a gradient on some ranks.
+        TypeError: For a sparse gradient.
+        FloatingPointError: For an infinite or NaN gradient with `nonfinite="raise"`.
+        RuntimeError: If another rank found something.
+    """
+    gradients = {p: p.grad for group in groups for p in group["params"] if p.grad is not None}
+    if division is None:
+        bad = _examined(groups, states, gradients)
+        totals: Sequence[int] = [len(names) for names in bad]
+    else:
+        problem: Exception | None = None
+        bad = [[] for _ in groups]
+        try:
+            bad = _examined(groups, states, gradients)
+        except Exception as error:  # the other ranks are told before it goes on
+            problem = error
+        # What a CUDA graph captures cannot be asked for, and is the same at every step.
+        asked = [p for group in groups if not group["capturable"] for p in group["params"]]
+        numbers = [*(len(names) for names in bad), int(problem is not None)]
+        having, (*totals, failed) = division.agree(asked, gradients, numbers)
+        if problem is not None:
+            raise problem
+        if failed:
+            raise RuntimeError(
+                "another rank refused the step, and its error says why; nothing was changed on any rank"
+            )
+        _complete(gradients, groups, having, division)
+    active = [group for group in groups if any(p in gradients for p in group["params"])]
+    usable = [_usable(group, names, total) for group, names, total in zip(groups, bad, totals, strict=True)]
+    return active, gradients, all(usable)
+
+
+def _complete(
+    gradients: Gradients, groups: Iterable[Group], having: Mapping[Tensor, int], division: Division
+) -> None:
+    """Zeros for shards without a gradient of parameters that have one on other ranks.
+
+    Raises:
+        ValueError: If the parameter is replicated: its copies would not stay equal.
+    """
+    for group in groups:
+        for index, parameter in enumerate(group["params"]):
+            count = having.get(parameter, 0)
+            ranks = division.shared[parameter].members.size if count else 0
+            if count == ranks:
+                continue
+            if not is_sharded(parameter):
+                raise ValueError(
+                    f"{describe(group, index)} has a gradient on {count} of {ranks} ranks, and copies of it "
+                    "would not stay equal: compute it on all ranks of process_group, or on none"
+                )
+            if parameter not in gradients:
+                gradients[parameter] = torch.zeros_like(parameter)
+
+
+def _examined(
+    groups: Sequence[Group], states: Mapping[Tensor, State], gradients: Gradients
+) -> list[list[str]]:
+    """For every group, the parameters of this rank whose gradient is not finite."""
+    bad: list[list[str]] = []
+    for group in groups:
+        if any(p in gradients for p in group["params"]):
+            check_ready(group, states, gradients)
+    for group in groups:
+        present = [(i, local(gradients[p])) for i, p in enumerate(group["params"]) if p in gradients]
+        for i, gradient in present:
+            if gradient.layout != torch.strided:
+                raise TypeError(
+                    f"the gradient of {describe(group, i)} is sparse, which AMUSE does not support: "
+                    "build the embedding with sparse=False"
+                )
+        present = [(i, gradient) for i, gradient in present if gradient.numel() > 0]
+        ignored = group["nonfinite"] == "ignore"
+        bad.append([] if ignored else [describe(group, i) for i in _not_finite(present)])
+    return bad
+
+
+def _usable(group: Group, names: Sequence[str], total: int) -> bool:
+    """False if the step is to be skipped, because of gradients here (these) or on any rank (so many)."""
+    if total and group["nonfinite"] == "raise":
+        whose = f"the gradient of {names[0]} is" if names else "gradients on another rank are"
+        raise FloatingPointError(
+            f"{whose} not finite ({total} of {len(group['params'])} parameters of the group). Nothing "
+            "was changed. Lower the learning rate or clip, or pass nonfinite='skip'"
+        )
+    return not total
+
+
+def check_ready(group: Group, states: Mapping[Tensor, State], gradients: Mapping[Tensor, Tensor]) -> None:
     """Everything about a group that could stop a step halfway, before the step begins.
 
     Raises:
@@ -21,13 +130,14 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
     check_options(group)
     names_of = kept_names_in(group)
     for index, parameter in enumerate(group["params"]):
-        if parameter.grad is None:
+        if parameter not in gradients:
             continue
         names, like_parameter = names_of(parameter)
         state = states[parameter]
-        if parameter.grad.shape != parameter.shape:
+        shape = gradients[parameter].shape
+        if shape != parameter.shape:
             raise ValueError(
-                f"the gradient of {describe(group, index)} has the shape {tuple(parameter.grad.shape)}: the "
+                f"the gradient of {describe(group, index)} has the shape {tuple(shape)}: the "
                 "parameter was replaced after the backward pass; compute its gradient again"
             )
         if not started(state):
@@ -67,37 +177,6 @@ def check_ready(group: Group, states: Mapping[Tensor, State]) -> None:
                 f"{describe(group, index)} is on {parameter.device}, its state on {kept.device}: move "
                 "the model before the first step, or save, move, and load the optimizer's state dict"
             )
-
-
-def gradients_usable(groups: list[Group]) -> bool:
-    """Check every gradient before anything changes; False if the step is to be skipped."""
-    skip = False
-    for group in groups:
-        present = [(i, local(p.grad)) for i, p in enumerate(group["params"]) if p.grad is not None]
-        for i, gradient in present:
-            if gradient.layout != torch.strided:
-                raise TypeError(
-                    f"the gradient of {describe(group, i)} is sparse, which AMUSE does not support: "
-                    "build the embedding with sparse=False"
-                )
-        present = [(i, gradient) for i, gradient in present if gradient.numel() > 0]
-        if group["nonfinite"] == "ignore":
-            continue
-        bad = [describe(group, i) for i in _not_finite(present)]
-        anywhere = len(bad)
-        if any(is_sharded(parameter) for parameter in group["params"]):  # all ranks do the same
-            count = torch.tensor(len(bad), device=group["params"][0].device)
-            anywhere = int(summed(count, group["params"]))
-        if not anywhere:
-            continue
-        if group["nonfinite"] == "raise":
-            whose = f"the gradient of {bad[0]} is" if bad else "gradients on another rank are"
-            raise FloatingPointError(
-                f"{whose} not finite ({anywhere} of {len(group['params'])} parameters of the group). Nothing "
-                "was changed. Lower the learning rate or clip, or pass nonfinite='skip'"
-            )
-        skip = True
-    return not skip
 
 
 def _not_finite(gradients: list[tuple[int, Tensor]]) -> list[int]:

@@ -1,25 +1,43 @@
-"""Sharded parameters (DTensor, as FSDP2 makes them): conversion between local shards and full tensors.
+"""Sharded parameters (DTensor, as FSDP2 and tensor parallelism make them): which rank holds which part.
 
 All operations but the orthogonalization are elementwise, so every rank updates its local shards as plain
-tensors. For the orthogonalization the full momentum is gathered on every rank, which then keeps its shard of
-the result.
+tensors. A shard is a box: a range of indices along every dimension of the full tensor.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _SHARDED: tuple[type, ...] = ()
 if torch.distributed.is_available():
-    from torch.distributed import tensor as dtensor
-    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate
 
     _SHARDED = (DTensor,)
 
+# A range [start, stop) of indices along every dimension of a tensor.
+Box = tuple[tuple[int, int], ...]
+
+
+class Held(NamedTuple):
+    """What a rank holds of a tensor.
+
+    Args:
+        box: The part.
+        shard: Number of the part; ranks that hold the same one have the same number.
+        replica: Number of the copy that the part belongs to: ranks of one replica hold every part once.
+    """
+
+    box: Box
+    shard: int
+    replica: int
+
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank holds only a part of a tensor, as a DTensor."""
+    """Whether a tensor is a DTensor, of which this rank may hold only a part."""
     return isinstance(tensor, _SHARDED)
 
 
@@ -32,33 +50,43 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def gathered(part: Tensor, like: Tensor) -> Tensor:
-    """All-gather a full tensor from its shards; a collective that all ranks of the mesh must call.
+def held_parts(shape: Sequence[int], mesh: Sequence[int], placements: Sequence[Any]) -> list[Held]:
+    """What every rank of a mesh holds of a tensor, in the mesh's order.
+
+    As `torch.chunk` cuts: all parts along a dimension have ceil(size / parts) indices, but the last ones,
+    which have what is left, or none. FSDP2 on top of tensor parallelism cuts what that has left, though its
+    mesh dimension comes first; torch says so by `_StridedShard`.
 
     Args:
-        part: This rank's shard, of the same shape as the local shard of `like`.
-        like: A DTensor with the shape, mesh and placements of the full tensor.
+        shape: The tensor's shape.
+        mesh: The mesh's shape.
+        placements: One for each dimension of the mesh.
     """
-    assert isinstance(like, DTensor)
-    spread = DTensor.from_local(
-        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
-    whole: Tensor = spread.full_tensor()
-    return whole
+    dims = [getattr(placement, "dim", None) for placement in placements]
+    order = sorted(range(len(mesh)), key=lambda i: hasattr(placements[i], "split_factor"))
+    found = []
+    for coordinate in itertools.product(*map(range, mesh)):
+        box, shard, replica = [(0, size) for size in shape], 0, 0
+        for i in order:
+            dim = dims[i]
+            if dim is None:
+                replica = replica * mesh[i] + coordinate[i]
+                continue
+            shard = shard * mesh[i] + coordinate[i]
+            start, stop = box[dim]
+            size = -(-(stop - start) // mesh[i])
+            first = min(start + coordinate[i] * size, stop)
+            box[dim] = first, min(first + size, stop)
+        found.append(Held(tuple(box), shard, replica))
+    return found
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor: itself, or gathered where it is sharded; all ranks of the mesh call this."""
-    if not is_sharded(tensor):
-        return tensor
+def held_here(tensor: Tensor) -> Held:
+    """What this rank holds of a DTensor."""
     assert isinstance(tensor, DTensor)
-    return tensor.full_tensor()
-
-
-def store_whole_(tensor: Tensor, value: Tensor) -> None:
-    """Write what `whole` gave, and what was made of it in place, back to this rank's part."""
-    if is_sharded(tensor):
-        local(tensor).copy_(own_part(value, tensor))
+    mesh = tensor.device_mesh
+    held = held_parts(tensor.shape, mesh.shape, tensor.placements)
+    return held[mesh.mesh.flatten().tolist().index(torch.distributed.get_rank())]
 
 
 def gather_anew(written: Iterable[Tensor]) -> None:
@@ -81,41 +109,53 @@ def gather_anew(written: Iterable[Tensor]) -> None:
             module.reshard()
 
 
-def own_part(whole: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a tensor that every rank has, cut as the DTensor `like` is."""
-    assert isinstance(like, DTensor)
-    spread = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
-    part: Tensor = spread.to_local()
-    return part
+def leading_placements(placements: Sequence[Any], dims: int) -> list[Any]:
+    """The placements of a tensor that has the first `dims` dimensions of another one alone."""
+    return [each if getattr(each, "dim", dims) < dims else Replicate() for each in placements]
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
     """Zeros of another shape, on the device of `like` and divided over ranks as its leading dimensions are.
 
     Args:
-        shape: Leading dimensions of `like`'s shape.
+        shape: As many dimensions as the result has.
         dtype: The dtype of the result.
         like: The parameter whose device, mesh and placements are used.
     """
+    whole = torch.zeros(shape, dtype=dtype, device=like.device)
     if not is_sharded(like):
-        return torch.zeros(shape, dtype=dtype, device=like.device)
+        return whole
     assert isinstance(like, DTensor)
-    placements = [
-        placement if isinstance(placement, Shard) and placement.dim < len(shape) else Replicate()
-        for placement in like.placements
-    ]
-    made: Tensor = dtensor.zeros(shape, dtype=dtype, device_mesh=like.device_mesh, placements=placements)
+    placements = leading_placements(like.placements, len(shape))
+    mesh = like.device_mesh
+    held = held_parts(shape, mesh.shape, placements)
+    box = held[mesh.mesh.flatten().tolist().index(torch.distributed.get_rank())].box
+    part = whole[tuple(slice(*span) for span in box)].clone()
+    made: Tensor = DTensor.from_local(
+        part, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
     return made
 
 
+def copies(tensor: Tensor) -> int:
+    """How many ranks hold each part of a tensor, as far as the tensor knows."""
+    if not is_sharded(tensor):
+        return 1
+    assert isinstance(tensor, DTensor)
+    mesh = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return math.prod(size for size, placement in mesh if not hasattr(placement, "dim"))
+
+
 def summed(value: Tensor, like: Sequence[Tensor]) -> Tensor:
-    """All-reduce a sum over local shards, among the ranks that share the first sharded tensor of `like`."""
+    """All-reduce a sum over local shards, among the ranks that share the first sharded tensor of `like`.
+
+    What a rank adds for a tensor has to be divided by the tensor's `copies`.
+    """
     sharded = next((tensor for tensor in like if is_sharded(tensor)), None)
     if sharded is None:
         return value
     assert isinstance(sharded, DTensor)
     value = value.clone()
-    for dim, placement in enumerate(sharded.placements):
-        if placement.is_shard():  # along other dimensions all have the same
-            torch.distributed.all_reduce(value, group=sharded.device_mesh.get_group(dim))
+    for group in sharded.device_mesh.get_all_groups():
+        torch.distributed.all_reduce(value, group=group)
     return value

@@ -8,7 +8,7 @@ from torch import Tensor
 from .directions import DIRECTIONS
 from .optimizer import unwrapped
 from .schedule import averaging_window
-from .sharding import local, summed
+from .sharding import copies, local, summed
 from .state import sequences
 
 
@@ -84,5 +84,8 @@ def _total_norm(differences: list[Tensor], parameters: list[Tensor]) -> Tensor:
     if not differences:
         return torch.tensor(0.0, device="cpu")
     norms = torch._foreach_norm(differences)
-    squares = torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
-    return summed(squares, parameters).sqrt()
+    squares = torch.stack([norm.to(norms[0].device) for norm in norms]).square()
+    held = [copies(parameter) for parameter in parameters]
+    if max(held) > 1:
+        squares /= torch.tensor(held, device=squares.device)
+    return summed(squares.sum(), parameters).sqrt()

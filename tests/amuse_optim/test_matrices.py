@@ -54,6 +54,34 @@ def cut(tensor: Tensor, options: dict[str, Any]) -> list[Tensor]:
     return [head for part in parts for head in part.chunk(options.get("num_heads", 1))]
 
 
+def at(box: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
+    return tuple(slice(*span) for span in box)
+
+
+@pytest.mark.parametrize(("shape", "options", "blocks"), CASES)
+def test_every_matrix_is_a_box(shape: tuple[int, ...], options: dict[str, Any], blocks: Any) -> None:
+    tensor = torch.arange(math.prod(shape)).view(shape)
+    layout = matrix_layout(shape, **options)
+    singles = layout.singles()
+    rows = torch.arange(math.prod(layout.row_shape)).view(layout.row_shape)
+    assert [(single.rows, single.cols) for single in singles] == [
+        (rows, cols) for number, rows, cols in blocks for _ in range(number)
+    ]
+    for single, expected in zip(singles, cut(tensor, options), strict=True):
+        found = tensor[at(single.box)]
+        transposed = options.get("transposed", False)
+        matrix = found.reshape(single.cols, single.rows).T if transposed else found.reshape(expected.shape)
+        assert torch.equal(matrix, expected)
+    assert torch.equal(torch.cat([rows[at(single.row_box)].flatten() for single in singles]), rows.flatten())
+
+
+def test_a_box_does_not_cut_kernels() -> None:
+    layout = matrix_layout((3, 4, 3), transposed=True, split_rows=(6, 6))
+    assert [single.box for single in layout.singles()] == [((0, 3), (i, i + 2), (0, 3)) for i in (0, 2)]
+    with pytest.raises(ValueError, match=r"must not cut through the kernels \(3,\)"):
+        matrix_layout((3, 4, 3), transposed=True, split_rows=(5, 7)).singles()
+
+
 @pytest.mark.parametrize("bound", [1, 30, 10**6])
 @pytest.mark.parametrize(("shape", "options", "blocks"), CASES)
 @pytest.mark.requirement("C3", "C4")

@@ -1,5 +1,6 @@
 """FSDP2: sharded parameters take the steps of whole ones."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from amuse_optim import AMUSE
+from amuse_optim.sharding import held_parts
 from tests.amuse_optim.training import take_steps
 
 HERE = Path(__file__).parent
@@ -41,6 +45,28 @@ def sharded() -> Iterator[Callable[[Tensor], DTensor]]:
     mesh = init_device_mesh("cpu", (1,))
     yield lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)])
     dist.destroy_process_group()
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=2, max_size=3),
+    st.lists(st.tuples(st.integers(1, 4), st.sampled_from([None, 0, 1])), min_size=1, max_size=3),
+)
+def test_each_replica_holds_every_entry_once(shape: list[int], mesh: list[tuple[int, int | None]]) -> None:
+    placements = [Replicate() if dim is None else Shard(dim) for _, dim in mesh]
+    held = held_parts(shape, [size for size, _ in mesh], placements)
+    counts: dict[int, Tensor] = {}
+    for box, _, replica in held:
+        counts.setdefault(replica, torch.zeros(shape))[tuple(slice(*span) for span in box)] += 1
+    assert len(counts) == math.prod(size for size, dim in mesh if dim is None)
+    assert all(bool((count == 1).all()) for count in counts.values())
+
+
+@given(st.integers(1, 20), st.integers(1, 8))
+def test_parts_are_those_of_chunk(size: int, ranks: int) -> None:
+    held = held_parts((2, size), (ranks,), [Shard(1)])
+    chunks = torch.arange(2 * size).view(2, size).chunk(ranks, dim=1)
+    sizes = [stop - start for (_, (start, stop)), _, _ in held]
+    assert sizes == [chunk.shape[1] for chunk in chunks] + [0] * (ranks - len(chunks))
 
 
 def test_sharded_matrices_cannot_be_captured(sharded: Callable[[Tensor], DTensor]) -> None:

@@ -58,10 +58,10 @@ def module() -> ModuleType:
 
 def test_has_every_option_or_says_that_it_has_not(module: ModuleType) -> None:
     assert module.DEFAULTS.keys() | set(LEFT_OUT) == OPTIONS.keys()
-    assert inspect.signature(AMUSE).parameters.keys() - {"params", "more"} <= OPTIONS.keys()
+    assert inspect.signature(AMUSE).parameters.keys() - {"params", "more", "process_group"} <= OPTIONS.keys()
     assert all(OPTIONS[name].default == value for name, value in module.DEFAULTS.items())
     assert module.__doc__ is not None
-    assert all(f"`{name}`" in module.__doc__ for name in LEFT_OUT)
+    assert all(f"`{name}`" in module.__doc__ for name in (*LEFT_OUT, "process_group"))
     assert OTHER.keys() == module.DEFAULTS.keys(), "say a value of the new option, or list it in LEFT_OUT"
 
 

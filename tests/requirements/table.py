@@ -62,7 +62,7 @@ ROWS = {
     "C11": "tables, biases, decay rates, latents and adapters of embeddings are no matrices",
     "D1": "matrices of one shape are orthogonalized together, in batches of a bounded size",
     "D2": "the averaging is one pass of five transfers",
-    "D3": "sharded parameters take the steps of one process, uneven and empty shards included",
+    "D3": "sharded and replicated parameters take the steps of one process, uneven and empty shards included",
     "D4": "with capturable=True nothing waits for the device, and every number keeps its place",
     "D5": "8 bytes of state for each float32 parameter, or 4, and less than 1 beside it in a step",
     "D6": "importing the library imports torch alone",

@@ -1,6 +1,7 @@
 """Muon: orthogonalized momentum (https://kellerjordan.github.io/posts/muon/)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
@@ -10,6 +11,7 @@ from amuse_optim import matrices
 from amuse_optim.averaging import Tensors
 from amuse_optim.buckets import Bucket, Chunk, Row, Slot
 from amuse_optim.checks import Option, count, flag, fraction
+from amuse_optim.exchange import Exchange
 from amuse_optim.matrices import Place, layout_of, update_scale
 from amuse_optim.orthogonalize import (
     ITERATIONS,
@@ -19,8 +21,9 @@ from amuse_optim.orthogonalize import (
     orthogonalize_stack,
     working_dtype_for,
 )
+from amuse_optim.ranks import Division
 from amuse_optim.schedule import Number
-from amuse_optim.sharding import gathered, local, own_part
+from amuse_optim.sharding import local
 
 from .base import Direction, Shape, Update
 
@@ -87,6 +90,8 @@ class Muon(Direction):
         **matrices.OPTIONS,
     }
     for_matrices = True
+    # What subclasses keep for every row of every matrix, of the layout's `row_shape`.
+    row_state: ClassVar[tuple[str, ...]] = ()
 
     def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
         """The momentum.
@@ -101,22 +106,27 @@ class Muon(Direction):
         """True for a user's function and for "exact", the singular value decomposition."""
         return callable(group["orthogonalize"]) or group["orthogonalize"] == "exact"
 
-    def finish(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> tuple[Tensor, Number]:
-        """Turn polar factors O into updates d / scale; return them and the scale.
+    def scale(self, group: Mapping[str, Any], rows: int, cols: int) -> Number:
+        """The common factor of the updates of matrices of this shape."""
+        return update_scale(rows, cols, group["scale"])
+
+    def finish(self, factors: Tensor, row_state: Sequence[Tensor], bucket: Bucket) -> Tensor:
+        """Turn polar factors O into updates d / scale.
 
         Args:
             factors: O, shape (n, rows, cols); may be changed.
-            pieces: The matrices that they belong to, in the same order.
+            row_state: For every name in `row_state` what is kept for the rows of these matrices, shape
+                (n, rows), float32 or float64; changed in place.
             bucket: The bucket of their parameters.
         """
-        return factors, update_scale(factors.shape[1], factors.shape[2], bucket.group["scale"])
+        return factors
 
     def updates(self, bucket: Bucket) -> Iterator[Update]:
         """Batch by batch, matrices of one shape together."""
-        if bucket.sharded:
-            yield from self._sharded_updates(bucket)
+        if bucket.division is not None and bucket.slots[0].param in bucket.division.shared:
+            yield from self._divided_updates(bucket, bucket.division)
             return
-        for pieces, parts, scale in self._orthogonalized(bucket, bucket.slots):
+        for pieces, parts, scale in self._orthogonalized(bucket):
             for chunk in _cut(bucket, pieces, bucket.sequences, parts):
                 yield chunk, chunk.update, scale
 
@@ -127,55 +137,128 @@ class Muon(Direction):
             momentum_average_(m, g, chunk.update, bucket.group["momentum"], bucket.group["nesterov"])
             chunk.write("momentum_buffer", m)
 
-    def _orthogonalized(
-        self, bucket: Bucket, slots: Sequence[Slot], whole: Tensor | None = None
-    ) -> Iterator[tuple[list[Matrices], Sequence[Tensor], Number]]:
-        """Yield batches of matrices, their updates d / scale as flat tensors, and the scale.
-
-        Args:
-            bucket: The bucket of the parameters.
-            slots: The parameters whose matrices are orthogonalized.
-            whole: The flat input of the orthogonalization for a single parameter, if it was gathered from
-                shards; None updates the momentum first and takes it.
-        """
+    def _orthogonalized(self, bucket: Bucket) -> Iterator[tuple[list[Matrices], Sequence[Tensor], Number]]:
+        """Yield batches of matrices, their updates d / scale as flat tensors, and the scale."""
         group = bucket.group
-        method, steps = group["orthogonalize"], group["orthogonalize_steps"]
-        for (rows, cols), found in _by_shape(bucket, slots).items():
+        for (rows, cols), found in _by_shape(bucket).items():
             entries = [piece.place.entries for piece in found]
-            wanted = group["orthogonalize_dtype"]
-            dtype = wanted or working_dtype_for(bucket.dtype, bucket.device, min(rows, cols))
             for pieces in batches(found, entries, bucket.device):
                 sizes = [piece.place.entries for piece in pieces]
                 shape = (sum(sizes) // (rows * cols), rows, cols)
-                kept = dtype if method in ITERATIONS else bucket.dtype
-                stack = torch.empty(sum(sizes), dtype=kept, device=bucket.device)
-                if whole is None:
-                    self._momentum(bucket, pieces, stack.split(sizes))
-                else:
-                    given = [piece.place.of(whole).reshape(-1) for piece in pieces]
-                    torch._foreach_copy_(stack.split(sizes), given)
+                stack = torch.empty(sum(sizes), dtype=_kept(bucket, rows, cols), device=bucket.device)
+                self._momentum(bucket, pieces, stack.split(sizes))
                 stack = stack.view(-1, cols, rows).mT if group["transposed"] else stack.view(shape)
-                stack = orthogonalize_stack(stack, method, steps, dtype)
+                stack = self._polar_factors(bucket, stack)
                 if bucket.measurement is not None:
                     bucket.measurement.add_polar_factors(stack)
-                stack, scale = self.finish(stack, pieces, bucket)
+                stack = (
+                    self.finish(stack, (), bucket)
+                    if not self.row_state
+                    else self._with_rows(stack, pieces, bucket)
+                )
                 stored = stack.mT if group["transposed"] else stack
-                yield pieces, stored.reshape(-1).split(sizes), scale
+                yield pieces, stored.reshape(-1).split(sizes), self.scale(group, rows, cols)
 
-    def _sharded_updates(self, bucket: Bucket) -> Iterator[Update]:
-        """Parameter by parameter, in the order of all ranks: gathered, orthogonalized, own part kept."""
+    def _with_rows(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> Tensor:
+        """`finish` with what is kept for the rows of these matrices, and what it made of that stored."""
+        _, rows, cols = factors.shape
+        stored = [
+            [
+                piece.slot.state[name].view(-1)[piece.place.row :][: piece.place.entries // cols]
+                for piece in pieces
+            ]
+            for name in self.row_state
+        ]
+        kept = [torch.cat(parts).to(bucket.dtype).view(-1, rows) for parts in stored]
+        factors = self.finish(factors, kept, bucket)
+        for parts, value in zip(stored, kept, strict=True):
+            torch._foreach_copy_(parts, value.view(-1).split([len(part) for part in parts]))
+        return factors
+
+    def _polar_factors(self, bucket: Bucket, stack: Tensor) -> Tensor:
+        """`orthogonalize` as the group's options say."""
+        group, (rows, cols) = bucket.group, stack.shape[1:]
+        dtype = _products(bucket, rows, cols)
+        return orthogonalize_stack(stack, group["orthogonalize"], group["orthogonalize_steps"], dtype)
+
+    def _divided_updates(self, bucket: Bucket, division: Division) -> Iterator[Update]:
+        """Parameters of one shape together, in the same order on all ranks; each computes what it owns."""
+        alike: dict[object, list[Slot]] = {}
         for slot in bucket.slots:
-            part = torch.empty_like(slot.row["y"], dtype=bucket.dtype)
-            self._momentum(bucket, [Matrices(slot, Place(part.numel(), 0))], [part])
-            whole = gathered(part.view(local(slot.param).shape), slot.param).view(-1)
-            update = torch.empty_like(whole)
-            for pieces, parts, scale in self._orthogonalized(bucket, [slot], whole):
-                for piece, source in zip(pieces, parts, strict=True):
-                    target = piece.place.of(update)
-                    target.copy_((source * scale).view_as(target))
-            own = own_part(update.view(slot.param.shape), slot.param).reshape(-1)
-            for chunk in bucket.cut([slot.row], bucket.sequences, [own]):
-                yield chunk, chunk.update, 1.0
+            members, spread, _ = division.shared[slot.param]
+            alike.setdefault((members, spread, slot.param.shape), []).append(slot)
+        for slots in alike.values():
+            shared = [division.shared[slot.param] for slot in slots]
+            shapes = dict.fromkeys((unit.rows, unit.cols) for unit in shared[0].units)
+            dtypes = [_kept(bucket, *shape) for shape in shapes] if not self.row_state else [bucket.dtype]
+            dtype = reduce(torch.promote_types, dtypes)
+            parts = [torch.empty_like(slot.row["y"], dtype=dtype) for slot in slots]
+            self._momentum(bucket, [Matrices(slot, Place(len(slot.row["y"]), 0)) for slot in slots], parts)
+            items = []
+            for slot, part, (_, _, units) in zip(slots, parts, shared, strict=True):
+                row_state = [local(slot.state[name]) for name in self.row_state]
+                items += [(unit, [slot.shaped(part), *row_state]) for unit in units]
+            like = torch.empty(0, dtype=dtype, device=bucket.device)
+            what = f"{len(items)} matrices of parameters of shape {tuple(slots[0].param.shape)}"
+            exchange = Exchange(shared[0].members, items, like, what)
+            exchange.to_owners()
+            self._work(bucket, exchange)
+            exchange.from_owners()
+            scales = {shape: self.scale(bucket.group, *shape) for shape in shapes}
+            if len(set(scales.values())) > 1:  # one factor for each matrix of a parameter
+                parts = [part.to(bucket.dtype) for part in parts]
+                for slot, part, (_, _, units) in zip(slots, parts, shared, strict=True):
+                    for unit in units:
+                        if unit.routes[0].here is not None:
+                            slot.shaped(part)[unit.routes[0].here].mul_(scales[unit.rows, unit.cols])
+                scales = dict.fromkeys(shapes, 1.0)
+            rows = [slot.row for slot in slots]
+            for chunk in bucket.cut(rows, bucket.sequences, parts):
+                yield chunk, chunk.update, next(iter(scales.values()))
+
+    def _work(self, bucket: Bucket, exchange: Exchange) -> None:
+        """Turn the momentum updates of the matrices that this rank owns into updates d / scale.
+
+        Raises:
+            RuntimeError: If that failed on another rank.
+        """
+        failure: Exception | None = None
+        try:
+            for rows, cols, (stack, *row_state) in exchange.own:
+                size = rows * cols
+                for numbers in batches(range(len(stack)), [size] * len(stack), bucket.device):
+                    chosen = slice(numbers[0], numbers[-1] + 1)
+                    some = stack[chosen]
+                    matrices = some.view(-1, cols, rows).mT if bucket.group["transposed"] else some
+                    factors = self._polar_factors(bucket, matrices.reshape(-1, rows, cols))
+                    if bucket.measurement is not None:
+                        bucket.measurement.add_polar_factors(factors, members=exchange.members)
+                    kept = [state[chosen].view(-1, rows) for state in row_state]
+                    factors = self.finish(factors, kept, bucket)
+                    stored = factors.mT if bucket.group["transposed"] else factors
+                    some.copy_(stored.reshape(some.shape))
+        except Exception as error:
+            failure = error
+        if bucket.measurement is not None:
+            bucket.measurement.add_polar_factors(members=exchange.members)
+        if self.may_raise(bucket.group):
+            failed = torch.tensor(int(failure is not None), device=bucket.device)
+            if int(exchange.members.summed(failed)) and failure is None:
+                failure = RuntimeError("the orthogonalization failed on another rank, whose error says why")
+        if failure is not None:
+            raise failure
+
+
+def _products(bucket: Bucket, rows: int, cols: int) -> torch.dtype:
+    """The dtype in which matrices of this shape are orthogonalized by an iteration."""
+    wanted: torch.dtype | None = bucket.group["orthogonalize_dtype"]
+    return wanted or working_dtype_for(bucket.dtype, bucket.device, min(rows, cols))
+
+
+def _kept(bucket: Bucket, rows: int, cols: int) -> torch.dtype:
+    """The dtype in which matrices of this shape are given to the orthogonalization."""
+    iteration = bucket.group["orthogonalize"] in ITERATIONS
+    return _products(bucket, rows, cols) if iteration else bucket.dtype
 
 
 def _cut(
@@ -188,11 +271,11 @@ def _cut(
     return bucket.cut(rows, names, parts)
 
 
-def _by_shape(bucket: Bucket, slots: Sequence[Slot]) -> dict[tuple[int, int], list[Matrices]]:
+def _by_shape(bucket: Bucket) -> dict[tuple[int, int], list[Matrices]]:
     """The matrices of parameters by shape, in pieces none of which is larger than a batch."""
     shapes: dict[tuple[int, int], list[Matrices]] = {}
     bound = batch_entries(bucket.device)
-    for slot in slots:
+    for slot in bucket.slots:
         for shape, place in layout_of(bucket.group, slot.param.shape).places(bound):
             shapes.setdefault(shape, []).append(Matrices(slot, place))
     return shapes

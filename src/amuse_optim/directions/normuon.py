@@ -10,10 +10,9 @@ from amuse_optim.buckets import Bucket
 from amuse_optim.checks import Option, fraction
 from amuse_optim.matrices import layout_of, update_scale
 from amuse_optim.schedule import Number
-from amuse_optim.sharding import store_whole_, whole
 
 from .base import Shape
-from .muon import Matrices, Muon
+from .muon import Muon
 
 
 class NorMuon(Muon):
@@ -25,34 +24,29 @@ class NorMuon(Muon):
     """
 
     name = "normuon"
+    row_state = ("row_exp_avg_sq",)
     options: ClassVar[Mapping[str, Option]] = {**Muon.options, "row_beta2": Option(0.95, fraction)}
 
     def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
         """The momentum, and v with an entry for every row of the matrices."""
         return super().state_shapes(group, shape) | {"row_exp_avg_sq": layout_of(group, shape).row_shape}
 
-    def finish(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> tuple[Tensor, Number]:
+    def scale(self, group: Mapping[str, Any], rows: int, cols: int) -> Number:
+        """1: every matrix has a size of its own."""
+        return 1.0
+
+    def finish(self, factors: Tensor, row_state: Sequence[Tensor], bucket: Bucket) -> Tensor:
         """Normalize the rows and give every matrix its size."""
-        group = bucket.group
+        group, (v,) = bucket.group, row_state
         _, rows, cols = factors.shape
         factors = factors.to(bucket.dtype)
-        slots = {piece.slot.index: piece.slot for piece in pieces}
-        kept = {index: whole(slot.state["row_exp_avg_sq"]) for index, slot in slots.items()}
-        mine = [
-            kept[piece.slot.index].view(-1)[piece.place.row :][: piece.place.entries // cols]
-            for piece in pieces
-        ]
-        v = torch.cat(mine).to(bucket.dtype).view(-1, rows)
         v.lerp_(factors.square().mean(-1), 1.0 - group["row_beta2"])
-        torch._foreach_copy_(mine, v.view(-1).split([len(part) for part in mine]))
-        for index, slot in slots.items():
-            store_whole_(slot.state["row_exp_avg_sq"], kept[index])
-
-        normalized = factors / (v.sqrt() + group["eps"]).unsqueeze(-1)
+        normalized: Tensor = factors / (v.sqrt() + group["eps"]).unsqueeze(-1)
         norms = torch.linalg.vector_norm(normalized, dim=(-2, -1), keepdim=True)
         if group["scale"] == "match_rms":
             wanted: Number = 0.2 * (rows * cols) ** 0.5
         else:
             sizes = torch.linalg.vector_norm(factors, dim=(-2, -1), keepdim=True)
             wanted = update_scale(rows, cols, "spectral") * sizes
-        return normalized.mul_(torch.where(norms > 0, wanted / norms, 0.0)), 1.0
+        normalized.mul_(torch.where(norms > 0, wanted / norms, 0.0))
+        return normalized

@@ -1,0 +1,110 @@
+"""Matrices divided over ranks: the steps of one process, whatever holds the parameters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from amuse_optim import AMUSE
+from amuse_optim.exchange import evened
+from tests.programs.agreeing import CASES
+
+ROOT = Path(__file__).parents[2]
+WAYS = ("ddp", "fsdp", "hsdp", "rows", "columns", "fsdp of rows", "fsdp of columns", "stages")
+
+
+def run(processes: int, program: str, *arguments: str, status: int = 0) -> str:
+    """What torchrun's processes print."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    done = subprocess.run(
+        [sys.executable, *command, f"tests.programs.{program}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def compare(processes: int, *cases: str) -> None:
+    printed = run(processes, "divided", *cases)
+    assert printed.splitlines() == [f"equal {case}" for case in cases]
+
+
+@pytest.mark.requirement("D3")
+def test_two_ranks_take_the_steps_of_one() -> None:
+    """DDP, FSDP2 and tensor parallelism along either dimension: 1e-10 in float64, 1e-6 in float32."""
+    ways = ("ddp", "fsdp", "rows", "columns")
+    compare(2, *(f"awkward/{way}/float64/5" for way in ways), "llama/ddp/float32/5", "llama/fsdp/float64/5")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", ["awkward", "llama"])
+def test_four_ranks_take_the_hundred_steps_of_one(model: str, way: str) -> None:
+    compare(4, *(f"{model}/{way}/{dtype}/100" for dtype in ("float64", "float32")))
+
+
+@pytest.mark.requirement("A8", "D3")
+def test_ranks_that_differ_stop_or_go_on_together() -> None:
+    assert run(2, "agreeing").splitlines() == [f"passed {case.__name__}" for case in CASES]
+
+
+def test_a_rank_that_waits_for_one_that_ended_says_so() -> None:
+    assert run(2, "agreeing", "dies") == "told\n"
+
+
+@pytest.mark.requirement("B4", "D3")
+def test_a_checkpoint_of_two_ranks_continues_on_one(tmp_path: Path) -> None:
+    run(2, "resharded", "save", str(tmp_path / "saved"))
+    run(1, "resharded", "load", str(tmp_path / "saved"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_four_ranks_continues_on_two_and_on_one(tmp_path: Path) -> None:
+    run(4, "resharded", "save", str(tmp_path / "saved"))
+    for processes in (2, 1):
+        run(processes, "resharded", "load", str(tmp_path / "saved"))
+
+
+def test_a_process_group_is_one() -> None:
+    with pytest.raises(TypeError, match=r"process_group must be a torch.distributed.ProcessGroup, .* got 2"):
+        AMUSE([nn.Parameter(torch.ones(2, 2))], direction="muon", warmup_steps=2, process_group=2)
+
+
+def test_one_rank_of_a_process_group_steps_as_without_it() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        found = []
+        for group in (None, dist.group.WORLD):
+            weight = nn.Parameter(torch.arange(12.0, dtype=torch.float64).cos().view(3, 4))
+            optimizer = AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, process_group=group)
+            for step in range(3):
+                weight.grad = (weight.detach() + step).sin()
+                optimizer.step()
+            found.append(weight.detach())
+        assert torch.equal(*found)
+    finally:
+        dist.destroy_process_group()
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6))
+def test_what_is_shared_is_evened_out_first(counts: list[int]) -> None:
+    """Every entry goes to one rank, in order, and no rank but the last ones lacks any."""
+    moved, even = evened(counts)
+    assert [sum(there) for there in moved] == counts
+    arrived = [sum(there[rank] for there in moved) for rank in range(len(counts))]
+    total = sum(counts)
+    assert arrived == [max(0, min(even, total - rank * even)) for rank in range(len(counts))]
+    assert even * len(counts) - total < len(counts)
+    if min(counts) == max(counts):
+        assert all(there[rank] == counts[rank] for rank, there in enumerate(moved))

@@ -1,0 +1,247 @@
+"""What two processes of test_ranks.py do that do not have the same: they stop together, or go on together."""
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from amuse_lab.launch import exit_rank
+from amuse_optim import AMUSE, telemetry
+
+SHAPES = ((6, 4), (4, 5), (3, 7), (6, 4))
+
+
+def sharded(value: Tensor) -> DTensor:
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    return distribute_tensor(value, mesh, [Shard(0)])
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def build(of: Callable[[Tensor], Tensor] | None = None, **options: Any) -> AMUSE:
+    """Four matrices in two groups, replicated, or as `of` puts them on the ranks."""
+    torch.manual_seed(0)
+    values = [torch.randn(shape, dtype=options.pop("dtype", torch.float64)) for shape in SHAPES]
+    parameters = [nn.Parameter(value if of is None else of(value)) for value in values]
+    groups = [{"params": parameters[:3]}, {"params": parameters[3:]}]
+    if of is None:
+        options.setdefault("process_group", distributed.group.WORLD)
+    return AMUSE(groups, direction="muon", lr=0.1, warmup_steps=2, **options)
+
+
+def parameters_of(optimizer: AMUSE) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def feed(optimizer: AMUSE, step: int, without: tuple[int, ...] = ()) -> None:
+    """The same gradients on every rank, but for parameters at these places."""
+    for place, parameter in enumerate(parameters_of(optimizer)):
+        generator = torch.Generator().manual_seed(10 * step + place)
+        gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+        like = sharded(gradient) if isinstance(parameter, DTensor) else gradient
+        parameter.grad = None if place in without else like
+
+
+def held(optimizer: AMUSE) -> list[Tensor]:
+    """Copies of everything that a step could change on this rank."""
+    found = [*parameters_of(optimizer)]
+    for parameter in parameters_of(optimizer):
+        found += [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor)]
+    return [t.to_local().clone() if isinstance(t, DTensor) else t.detach().clone() for t in found]
+
+
+def unchanged(optimizer: AMUSE, before: list[Tensor]) -> bool:
+    same = all(torch.equal(a, b) for a, b in zip(held(optimizer), before, strict=True))
+    return same and all(group["t"] == 1 for group in optimizer.param_groups)
+
+
+def stepped_once(**options: Any) -> tuple[AMUSE, list[Tensor]]:
+    optimizer = build(**options)
+    feed(optimizer, 0)
+    optimizer.step()
+    return optimizer, held(optimizer)
+
+
+def missing_shards_count_as_zeros() -> None:
+    """Also where a whole group has no gradient on one rank; one without a gradient anywhere rests."""
+    optimizer, expected = build(sharded), build(process_group=None)
+    rank = distributed.get_rank()
+    for step in range(4):
+        feed(optimizer, step, (1, 3, 2) if rank else (2,))
+        feed(expected, step, (2,))
+        for place in (1, 3):
+            gradient = parameters_of(expected)[place].grad
+            gradient[len(gradient) // 2 :] = 0.0  # what rank 1 has of it
+        optimizer.step()
+        expected.step()
+    for place, (ours, theirs) in enumerate(
+        zip(parameters_of(optimizer), parameters_of(expected), strict=True)
+    ):
+        torch.testing.assert_close(whole(ours.detach()), theirs.detach(), rtol=0, atol=1e-10)
+        assert optimizer.state[ours]["step"] == expected.state[theirs]["step"] == (0 if place == 2 else 4)
+    assert [group["t"] for group in optimizer.param_groups] == [4, 4]
+
+
+def replicas_have_the_same_gradients() -> None:
+    optimizer, before = stepped_once()
+    feed(optimizer, 1, (1,) if distributed.get_rank() else ())
+    with pytest.raises(ValueError, match=r"shape \(4, 5\) has a gradient on 1 of 2 ranks"):
+        optimizer.step()
+    assert unchanged(optimizer, before)
+
+
+def not_finite_anywhere_stops_all() -> None:
+    for of in (None, sharded):
+        for reaction in ("raise", "skip"):
+            optimizer, before = stepped_once(of=of, nonfinite=reaction)
+            feed(optimizer, 1)
+            if distributed.get_rank() == 1:
+                gradient = parameters_of(optimizer)[3].grad
+                (gradient.to_local() if of else gradient)[0, 0] = torch.inf
+            if reaction == "skip":
+                optimizer.step()
+                assert [group["skipped_steps"] for group in optimizer.param_groups] == [1, 1]
+            else:
+                whose = "the gradient of parameter" if distributed.get_rank() else "gradients on another rank"
+                with pytest.raises(FloatingPointError, match=whose):
+                    optimizer.step()
+            assert unchanged(optimizer, before)
+
+
+def what_one_rank_refuses_none_does() -> None:
+    optimizer, before = stepped_once(of=sharded)
+    feed(optimizer, 1)
+    if distributed.get_rank() == 0:
+        optimizer.param_groups[0]["lr"] = -1.0
+    kind, match = (ValueError, "lr must be") if distributed.get_rank() == 0 else (RuntimeError, "refused")
+    with pytest.raises(kind, match=match):
+        optimizer.step()
+    assert unchanged(optimizer, before)
+
+
+def a_function_that_fails_for_one_matrix_stops_all() -> None:
+    """One rank has it; the momenta of both are put back."""
+    broken = [False]
+
+    def factor(stack: Tensor) -> Tensor:
+        if broken[0] and stack.shape[1:] == (3, 7):
+            raise ArithmeticError("no factor")
+        return torch.nn.functional.normalize(stack, dim=-1)
+
+    for of in (None, sharded):
+        broken[0] = False
+        optimizer, before = stepped_once(of=of, orthogonalize=factor)
+        broken[0] = True
+        feed(optimizer, 1)
+        with pytest.raises((ArithmeticError, RuntimeError)) as error:
+            optimizer.step()
+        failed = [None, None]
+        distributed.all_gather_object(failed, type(error.value).__name__)
+        assert sorted(failed) == ["ArithmeticError", "RuntimeError"]
+        assert unchanged(optimizer, before)
+        broken[0] = False
+        optimizer.step()
+        assert not unchanged(optimizer, before)
+
+
+def the_first_difference_is_named() -> None:
+    options = {"split_rows": None} if distributed.get_rank() == 0 else {"split_rows": (2, 4)}
+    torch.manual_seed(0)
+    weights = [("first", nn.Parameter(torch.randn(6, 5))), ("second", nn.Parameter(torch.randn(6, 4)))]
+    groups = [{"params": weights[:1]}, {"params": weights[1:], **options}]
+    world = distributed.group.WORLD
+    optimizer = AMUSE(groups, direction="muon", lr=0.1, warmup_steps=2, process_group=world)
+    for _, weight in weights:
+        weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match=r"difference is 'group 1, second, matrix 0 of .* on rank 1"):
+        optimizer.step()
+
+
+def groups_that_come_later_are_divided_too() -> None:
+    optimizer, expected = build(), build(process_group=None)
+    for step in range(6):
+        if step == 3:
+            for each in (optimizer, expected):
+                late = nn.Parameter(torch.arange(24.0, dtype=torch.float64).sin().view(4, 6))
+                each.add_param_group({"params": [late], "num_heads": 2})
+        for each in (optimizer, expected):
+            feed(each, step)
+            each.step()
+    for ours, theirs in zip(parameters_of(optimizer), parameters_of(expected), strict=True):
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=0, atol=1e-10)
+
+
+def lean_state_of_shards_is_rounded_differently() -> None:
+    """Equal shards get other random bits on another rank; replicas get the same."""
+    mesh = init_device_mesh("cpu", (2,))
+    for placement, same in ((Shard(0), False), (Replicate(), True)):
+        parameter = nn.Parameter(distribute_tensor(torch.ones(64, 8), mesh, [placement]))
+        optimizer = AMUSE([parameter], direction="sgd", lr=0.1, warmup_steps=2, state_precision="lean")
+        for _ in range(3):
+            parameter.grad = distribute_tensor(torch.full((64, 8), 0.01), mesh, [placement])
+            optimizer.step()
+        part = optimizer.state[parameter]["z"].to_local()
+        parts = [torch.empty_like(part) for _ in range(2)]
+        distributed.all_gather(parts, part)
+        assert torch.equal(*parts) == same
+
+
+def measured_over_all_ranks() -> None:
+    """A rank that owns nothing takes part, too."""
+    values: list[Any] = []
+    for group in (None, distributed.group.WORLD):
+        weight = nn.Parameter(torch.eye(3, 5))
+        optimizer = AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, process_group=group)
+        telemetry(optimizer)
+        weight.grad = torch.eye(3, 5)
+        optimizer.step()
+        values.append(float(telemetry(optimizer)["0_muon/orthogonality_error"]))
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def dies() -> None:
+    """The other rank ends after a step; this one is told what it was waiting for."""
+    optimizer, _ = stepped_once()
+    if distributed.get_rank() == 1:
+        os._exit(0)
+    feed(optimizer, 1)
+    with pytest.raises(RuntimeError) as error:
+        optimizer.step()
+    assert "while rank 0 of 2 asked which gradients there are" in "".join(error.value.__notes__)
+
+
+CASES = [
+    missing_shards_count_as_zeros,
+    replicas_have_the_same_gradients,
+    not_finite_anywhere_stops_all,
+    what_one_rank_refuses_none_does,
+    a_function_that_fails_for_one_matrix_stops_all,
+    the_first_difference_is_named,
+    groups_that_come_later_are_divided_too,
+    lean_state_of_shards_is_rounded_differently,
+    measured_over_all_ranks,
+]
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    if "dies" in sys.argv:
+        dies()
+        print("told", flush=True)
+        exit_rank(0)
+    for case in CASES:
+        case()
+        if distributed.get_rank() == 0:
+            print(f"passed {case.__name__}", flush=True)
+    gc.collect()
+    distributed.destroy_process_group()
+    exit_rank(0)
