@@ -28,6 +28,9 @@ from amuse_optim.landscape import (
 SPARE = 6
 """Eigenpairs beyond k, among which a gap is looked for."""
 
+TOLERANCE = 3e-4
+"""Largest residual of an eigenpair, relative to the largest eigenvalue."""
+
 SEGMENT = tuple(n / 8 for n in range(-4, 21))
 """Where the loss is taken on the segment: 0 is z, 1 is x, 2 as far beyond x as z is before it."""
 
@@ -179,7 +182,7 @@ def rounded(value: float | Tensor) -> float:
 
 def _dominant(operator: Operator, settings: Settings) -> tuple[Spectrum, Subspace | None]:
     size = operator.coordinates.size
-    pairs = eigenpairs(operator, min(settings.k + SPARE, size), budget=settings.budget)
+    pairs = eigenpairs(operator, min(settings.k + SPARE, size), tolerance=TOLERANCE, budget=settings.budget)
     try:
         found = dominant_subspace(pairs, min(settings.k, size - 1))
     except ClusterError:
@@ -232,13 +235,9 @@ def _in_plane(loss: Objective, points: Points, plane: Plane) -> dict[str, Any] |
     """The losses on a grid that reaches beyond the trajectories."""
     if plane.directions is None:
         return None
-    axes = [
-        [rounded(2 * reach * (n / (GRID - 1) - 0.5)) for n in range(GRID)] for reach in plane.reaches()
-    ]
+    axes = [[rounded(2 * reach * (n / (GRID - 1) - 0.5)) for n in range(GRID)] for reach in plane.reaches()]
     first, second = plane.directions
-    losses = loss_in_plane(
-        loss, points.x, first, second, first_positions=axes[0], second_positions=axes[1]
-    )
+    losses = loss_in_plane(loss, points.x, first, second, first_positions=axes[0], second_positions=axes[1])
     return {
         "dominant": axes[0],
         "bulk": axes[1],
