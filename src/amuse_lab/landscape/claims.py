@@ -27,7 +27,7 @@ RIVER = RiverSettings(branches=1)
 _WARMUP = 40
 _T0 = 130
 _TEXT: Mapping[str, OptimizerConfig] = {
-    "sgd": SGD(lr=1.0, warmup_steps=_WARMUP, schedule="constant"),
+    "sgd": SGD(lr=0.3, warmup_steps=_WARMUP, schedule="constant"),
     "adamw": AdamW(lr=0.005, warmup_steps=_WARMUP, schedule="constant"),
     "muon": DMuon(lr=0.01, warmup_steps=_WARMUP, beta1=0.9, schedule="constant"),
     "sf-adamw": ScheduleFreeAdamW(lr=0.01, warmup_steps=_WARMUP),
