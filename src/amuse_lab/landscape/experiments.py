@@ -12,7 +12,8 @@ from amuse_lab.errors import RecordError
 from amuse_lab.files import replacing
 from amuse_lab.landscape import claims
 from amuse_lab.landscape.recorded import Recorded, from_json, to_json
-from amuse_lab.landscape.running import live, surroundings
+from amuse_lab.landscape.running import live
+from amuse_lab.studies.measuring import surroundings
 
 RUNS = "runs.jsonl"
 ENVIRONMENTS = "environments.json"

@@ -220,10 +220,8 @@ def _inner(gradient: Parameters, points: Points, matrices: Sequence[str]) -> dic
         for vector in (gradient, away)
     ]
     positive = [products[name] > 0 for name in matrices]
-    return {
-        "cosine": rounded(math.fsum(products.values()) / math.prod(norms)),
-        "positive": rounded(sum(positive) / len(positive)) if positive else math.nan,
-    }
+    found = {"cosine": rounded(math.fsum(products.values()) / math.prod(norms))}
+    return found | ({"positive": rounded(sum(positive) / len(positive))} if positive else {})
 
 
 def _segment(loss: Objective, points: Points) -> dict[str, list[float]]:

@@ -5,29 +5,21 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from amuse_lab import checkpoint, resume
 from amuse_lab.config import RunConfig, to_json
-from amuse_lab.environment import describe
 from amuse_lab.errors import RecordError, TrainingError
 from amuse_lab.landscape.measuring import Measurement, Settings, measure
 from amuse_lab.landscape.recorded import Recorded
 from amuse_lab.landscape.river import River, RiverSettings, river_test
 from amuse_lab.parallel import ALONE, usable
+from amuse_lab.studies.measuring import surroundings
 from amuse_lab.studies.records import environment_hash
 from amuse_lab.trainer import Trainer
 
 Say = Callable[[str], None]
-
-
-def surroundings(config: RunConfig) -> dict[str, Any]:
-    """Describe what a run is measured on here."""
-    described = describe(device=usable(config.device), seed=0)
-    del described["seed"], described["command"]  # another one's for each run
-    return described | {"threads": config.threads or torch.get_num_threads()}
 
 
 def live(
@@ -74,6 +66,15 @@ def live(
     )
 
 
+def config_of(folder: Path) -> RunConfig:
+    """Return the config of a run folder, for one process.
+
+    Raises:
+        RequestError: If it is not a run folder of this version's.
+    """
+    return dataclasses.replace(resume.saved_config(folder), parallel="ddp", compile=False)
+
+
 def of_folder(
     folder: Path, most: int, settings: Settings, river: RiverSettings, say: Say = lambda _: None
 ) -> Recorded:
@@ -90,7 +91,7 @@ def of_folder(
         RequestError: If it is not a run folder, has no checkpoint that can be used, or its data is missing.
     """
     started = time.perf_counter()
-    config = dataclasses.replace(resume.saved_config(folder), parallel="ddp", compile=False)
+    config = config_of(folder)
     paths = list(checkpoint.intact(folder / checkpoint.FOLDER, say))[::-1]
     if not paths:
         raise RecordError(

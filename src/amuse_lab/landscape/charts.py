@@ -1,0 +1,192 @@
+"""The charts of one run's landscape, from its record."""
+
+from collections.abc import Callable, Sequence
+
+from amuse_lab.landscape.claims import by_chance
+from amuse_lab.landscape.measuring import Measurement
+from amuse_lab.landscape.recorded import Recorded
+from amuse_lab.studies.looks import FREE, MARKERS, SHADES, Look
+from amuse_lab.studies.page import frame
+from amuse_lab.studies.page.frame import Json
+
+POINTS: dict[str, Look] = dict(zip("xyz", FREE, strict=False))
+"""The looks of x, y and z."""
+
+NAMES = {"x": "x, the average", "y": "y, where gradients are taken", "z": "z, which steps move"}
+
+
+def spectrum(run: Recorded) -> Json:
+    """The leading eigenvalues at x, one curve for each step; hollow within the dominant subspace."""
+    shown = [
+        frame.series(_of_step(run, at), list(enumerate(at.spectra["x"].values, start=1)))
+        for at in run.measurements
+        if at.spectra["x"].values[-1] > 0
+    ]
+    return _chart("spectrum", "Eigenvalues at x", ("number", "eigenvalue of the Hessian"), shown, log="y")
+
+
+def sharpness(run: Recorded) -> Json:
+    """The largest eigenvalue at x, y and z."""
+    return _chart(
+        "sharpness",
+        "Sharpness",
+        ("steps", "largest eigenvalue of the Hessian"),
+        _by_point(run, lambda at, point: at.sharpness(point)),
+        log="y",
+    )
+
+
+def gradients(run: Recorded) -> Json:
+    """r_dom of gradients at x, y and z, each in its own dominant subspace."""
+    return _chart(
+        "gradients",
+        "Dominant share of gradients",
+        ("steps", "r_dom of the gradient"),
+        _by_point(run, lambda at, point: at.gradients.get(point)),
+    )
+
+
+def updates(run: Recorded) -> Json:
+    """r_dom of the momentum and of the update of the hidden matrices, step by step."""
+    momentum, update = (frame.style(FREE[1], "momentum", hollow=True), frame.style(FREE[0], "update"))
+    shown = []
+    for style, name in ((momentum, "momentum"), (update, "update")):
+        points = [
+            (at.step + n, share)
+            for at in run.measurements
+            if at.watched is not None
+            for n, share in enumerate(getattr(at.watched, name) or (), start=1)
+        ]
+        shown += [frame.series(style, points)] if points else []
+    chance = [(at.step + n, by_chance(at)) for at in run.measurements if at.watched for n in (1, _length(at))]
+    if chance:
+        shown.append(frame.series(frame.line("a random direction", "#000000"), chance))
+    return _chart(
+        "updates",
+        "Dominant share of momentum and update",
+        ("steps", "r_dom, hidden matrices"),
+        shown,
+        log="y",
+    )
+
+
+def oscillation(run: Recorded) -> Json:
+    """The cosine of consecutive updates within the dominant subspace and within the bulk."""
+    shown = []
+    for look, name in ((FREE[0], "dominant"), (FREE[1], "bulk")):
+        points = [
+            (at.step + n, cosine)
+            for at in run.measurements
+            if at.watched is not None
+            for n, cosine in enumerate(at.watched.cosines[name], start=2)
+        ]
+        shown += [frame.series(frame.style(look, f"{name} part"), points)] if points else []
+    return _chart(
+        "oscillation",
+        "Do updates go back and forth?",
+        ("steps", "cosine of consecutive updates"),
+        shown,
+        zero=0,
+    )
+
+
+def singular(run: Recorded) -> Json:
+    """Singular values of momentum and update of the largest hidden matrix, at the last measured step."""
+    last = next((at.watched for at in reversed(run.measurements) if at.watched is not None), None)
+    looks = {
+        "momentum": frame.style(FREE[1], "momentum", hollow=True),
+        "update": frame.style(FREE[0], "update"),
+    }
+    shown = [
+        frame.series(looks[name], [(n / (len(values) - 1), value) for n, value in enumerate(values)])
+        for name, values in sorted(last.singular.items() if last else ())
+        if len(values) > 1 and values[-1] > 0
+    ]
+    return _chart(
+        "singular",
+        "Singular values of momentum and update",
+        ("place among them, 0 the largest", "singular value over the largest"),
+        shown,
+        log="y",
+    )
+
+
+def along(run: Recorded) -> Json:
+    """r_dom of gradients on the way from z to x, in the dominant subspace at x."""
+    shown = [
+        frame.series(_of_step(run, at), list(zip(at.along["positions"], at.along["shares"], strict=True)))
+        for at in run.measurements
+        if at.along is not None
+    ]
+    return _chart(
+        "along", "Gradients on the way from z to x", ("place: z is 0, x is 1", "r_dom, subspace at x"), shown
+    )
+
+
+def valley(run: Recorded) -> Json:
+    """The loss on the segment from z through x and beyond."""
+    shown = [
+        frame.series(_of_step(run, at), list(zip(at.segment["positions"], at.segment["losses"], strict=True)))
+        for at in run.measurements
+        if at.segment is not None
+    ]
+    return _chart(
+        "valley", "Across the valley", ("place: z is 0, x is 1", "training loss (nats)"), shown, log="y"
+    )
+
+
+CHARTS: Sequence[Callable[[Recorded], Json]] = (
+    *(valley, gradients, along, updates, oscillation, singular),
+    *(sharpness, spectrum),
+)
+"""The charts, in the order of the page."""
+
+
+def charts(run: Recorded) -> list[Json]:
+    """Return the charts that show something."""
+    made = [make(run) for make in CHARTS]
+    return [chart for chart in made if chart["groups"][0]["series"]]
+
+
+def _length(at: Measurement) -> int:
+    return len(at.watched.update) if at.watched is not None else 0
+
+
+def _by_point(run: Recorded, value: Callable[[Measurement, str], float | None]) -> list[Json]:
+    """A curve over the steps for each of x, y and z; one for all where there is no averaging."""
+    averages = any(at.segment is not None for at in run.measurements)
+    shown = []
+    for point, look in POINTS.items():
+        found = [(at.step, value(at, point)) for at in run.measurements]
+        known = [(step, number) for step, number in found if number is not None]
+        if known and (averages or point == "x"):
+            shown.append(frame.series(frame.style(look, NAMES[point] if averages else "the weights"), known))
+    return shown
+
+
+def _of_step(run: Recorded, at: Measurement) -> Json:
+    """The look of a measured step among those of its run."""
+    number = run.measurements.index(at)
+    look = Look(SHADES[number % len(SHADES)], list(MARKERS)[number % len(MARKERS)])
+    return frame.style(look, f"after {at.step:,} steps")
+
+
+def _chart(
+    name: str,
+    title: str,
+    labels: tuple[str, str],
+    shown: list[Json],
+    *,
+    log: str = "",
+    zero: float | None = None,
+) -> Json:
+    more = {} if zero is None else {"zero": zero}
+    return frame.chart(
+        name,
+        title,
+        labels,
+        [{"name": "all", "series": shown}],
+        log=dict.fromkeys(log, "log"),
+        checked=log,
+        **more,
+    )
