@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from amuse_lab.landscape.claims import by_chance
 from amuse_lab.landscape.measuring import Measurement
 from amuse_lab.landscape.recorded import Recorded
+from amuse_lab.landscape.watching import Watched
 from amuse_lab.studies.looks import FREE, MARKERS, SHADES, Look
 from amuse_lab.studies.page import frame
 from amuse_lab.studies.page.frame import Json
@@ -48,20 +49,19 @@ def gradients(run: Recorded) -> Json:
 
 def updates(run: Recorded) -> Json:
     """r_dom of the momentum and of the update of the hidden matrices, step by step."""
-    momentum, update = (frame.style(FREE[1], "momentum", hollow=True), frame.style(FREE[0], "update"))
-    shown = []
-    for style, name in ((momentum, "momentum"), (update, "update")):
-        points = [
-            (at.step + n, share)
-            for at in run.measurements
-            if at.watched is not None
-            for n, share in enumerate(getattr(at.watched, name) or (), start=1)
+
+    def shown(at: Measurement, watched: Watched) -> list[Json]:
+        momentum = [(frame.style(FREE[1], "momentum", hollow=True), watched.momentum or [])]
+        both = [*momentum, (frame.style(FREE[0], "update"), watched.update)]
+        chance = [by_chance(at)] * len(watched.update)
+        return [
+            frame.series(style, list(enumerate(shares, start=at.step + 1)))
+            for style, shares in (*both, (frame.line("a random direction", "#000000"), chance))
+            if shares
         ]
-        shown += [frame.series(style, points)] if points else []
-    chance = [(at.step + n, by_chance(at)) for at in run.measurements if at.watched for n in (1, _length(at))]
-    if chance:
-        shown.append(frame.series(frame.line("a random direction", "#000000"), chance))
-    return _chart(
+
+    return _windows(
+        run,
         "updates",
         "Dominant share of momentum and update",
         ("steps", "r_dom, hidden matrices"),
@@ -72,16 +72,18 @@ def updates(run: Recorded) -> Json:
 
 def oscillation(run: Recorded) -> Json:
     """The cosine of consecutive updates within the dominant subspace and within the bulk."""
-    shown = []
-    for look, name in ((FREE[0], "dominant"), (FREE[1], "bulk")):
-        points = [
-            (at.step + n, cosine)
-            for at in run.measurements
-            if at.watched is not None
-            for n, cosine in enumerate(at.watched.cosines[name], start=2)
+
+    def shown(at: Measurement, watched: Watched) -> list[Json]:
+        return [
+            frame.series(
+                frame.style(look, f"{name} part"), list(enumerate(watched.cosines[name], start=at.step + 2))
+            )
+            for look, name in ((FREE[0], "dominant"), (FREE[1], "bulk"))
+            if watched.cosines[name]
         ]
-        shown += [frame.series(frame.style(look, f"{name} part"), points)] if points else []
-    return _chart(
+
+    return _windows(
+        run,
         "oscillation",
         "Do updates go back and forth?",
         ("steps", "cosine of consecutive updates"),
@@ -145,11 +147,7 @@ CHARTS: Sequence[Callable[[Recorded], Json]] = (
 def charts(run: Recorded) -> list[Json]:
     """Return the charts that show something."""
     made = [make(run) for make in CHARTS]
-    return [chart for chart in made if chart["groups"][0]["series"]]
-
-
-def _length(at: Measurement) -> int:
-    return len(at.watched.update) if at.watched is not None else 0
+    return [chart for chart in made if any(group["series"] for group in chart["groups"])]
 
 
 def _by_point(run: Recorded, value: Callable[[Measurement, str], float | None]) -> list[Json]:
@@ -171,22 +169,26 @@ def _of_step(run: Recorded, at: Measurement) -> Json:
     return frame.style(look, f"after {at.step:,} steps")
 
 
-def _chart(
+def _windows(
+    run: Recorded,
     name: str,
     title: str,
     labels: tuple[str, str],
-    shown: list[Json],
+    shown: Callable[[Measurement, Watched], list[Json]],
     *,
     log: str = "",
     zero: float | None = None,
 ) -> Json:
+    """A chart of the steps after the measured ones, the last window first; one is shown at a time."""
+    groups = [
+        {"name": f"after {at.step:,} steps", "series": shown(at, at.watched)}
+        for at in reversed(run.measurements)
+        if at.watched is not None
+    ]
     more = {} if zero is None else {"zero": zero}
-    return frame.chart(
-        name,
-        title,
-        labels,
-        [{"name": "all", "series": shown}],
-        log=dict.fromkeys(log, "log"),
-        checked=log,
-        **more,
-    )
+    return frame.chart(name, title, labels, groups, log=dict.fromkeys(log, "log"), checked=log, **more)
+
+
+def _chart(name: str, title: str, labels: tuple[str, str], shown: list[Json], *, log: str = "") -> Json:
+    groups = [{"name": "all", "series": shown}]
+    return frame.chart(name, title, labels, groups, log=dict.fromkeys(log, "log"), checked=log)

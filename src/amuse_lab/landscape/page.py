@@ -94,10 +94,17 @@ def _answer(at: Measurement | None, rivers: Sequence[River]) -> str:
         )
     lines += [
         f"A short decay of the learning rate from x, after {river.step:,} steps, gains "
-        f"{shown(river.gain('x'))}: so far above the river's floor x still is."
+        f"{shown(river.gain('x'))} of validation loss: {_above(river.gain('x'))}."
         for river in rivers
     ]
     return f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>" if lines else "<p>Nothing.</p>"
+
+
+def _above(gain: Interval) -> str:
+    """What the gain of a decay from x means."""
+    if gain.low > 0:
+        return "so far above the river's floor x still is"
+    return "no height above the river's floor that can be told from none"
 
 
 def shown(found: Interval) -> str:
