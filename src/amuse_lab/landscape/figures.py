@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
+from amuse_lab.figures import set_logarithmic
 from amuse_lab.files import replacing
 from amuse_lab.landscape.charts import NAMES, POINTS, charts
 from amuse_lab.landscape.measuring import Measurement
@@ -28,11 +29,6 @@ def drawn(chart: Mapping[str, Any], group: int = 0) -> Figure:
         group: Which of its groups.
     """
     figure, axes = drawing.single(4.2)
-    for side in chart["checked"]:
-        axes.set(**{f"{side}scale": "log"})
-        axis = getattr(axes, f"{side}axis")
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
     if chart.get("zero") is not None:
         axes.axhline(chart["zero"], color="black", linewidth=0.9, zorder=1)
     for series in chart["groups"][group]["series"]:
@@ -55,6 +51,14 @@ def drawn(chart: Mapping[str, Any], group: int = 0) -> Figure:
             )
         elif series.get("spread") == "bars":
             axes.vlines(series["x"], series["low"], series["high"], color=series["color"], linewidth=1)
+    for side in chart["checked"]:
+        kind = chart["log"][side]
+        if kind == "log":
+            set_logarithmic(axes, side)
+        else:
+            axes.set_yscale(kind, linear_width=chart["linear"])
+    if all(float(x).is_integer() for series in chart["groups"][group]["series"] for x in series["x"]):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(chart["labels"]["x"])
     axes.set_ylabel(chart["labels"]["y"])
     drawing.legend(figure, axes)
