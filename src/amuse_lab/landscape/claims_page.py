@@ -49,6 +49,7 @@ def claims_page(records: Sequence[Recorded], environments: Mapping[str, Any]) ->
         records: The runs, as far as they have been made.
         environments: Environments of the runs by their hashes.
     """
+    records = sorted(records, key=lambda each: (each.setting, each.name, each.seed))
     drawn = [chart for chart in charts(records) if any(group["series"] for group in chart["groups"])]
     places = "\n".join(frame.figure(chart, CAPTIONS[chart["id"]]) for chart in drawn)
     left = len(missing(list(records)))
@@ -135,7 +136,7 @@ def river_table(records: Sequence[Recorded]) -> str:
 def runs_table(records: Sequence[Recorded]) -> str:
     """Return all runs as a table in Markdown."""
     rows = ["| setting | optimizer | seed | loss at x | s | environment | failure |", "|---" * 7 + "|"]
-    for each in sorted(records, key=lambda one: (one.setting, one.name, one.seed)):
+    for each in records:
         last = f"{each.measurements[-1].loss['x']:.4g}" if each.measurements else ""
         rows.append(
             f"| {each.setting} | {each.name} | {each.seed} | {last} | {each.seconds:.0f} | "

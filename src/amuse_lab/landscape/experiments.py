@@ -1,7 +1,7 @@
 """The runs of the claims: which are missing, and their records in one folder."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,16 @@ def definition() -> dict[str, Any]:
         "settings": asdict(claims.SETTINGS),
         "river": asdict(claims.RIVER),
         "runs": [
-            {"setting": setting, "name": name} | _deciding(config)
+            {"setting": setting, "name": name} | _deciding(config_to_json(config))
             for (setting, name), config in claims.runs().items()
         ],
     }
 
 
-def _deciding(config: RunConfig) -> dict[str, Any]:
-    """What decides the steps of a run."""
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the steps of a run, but for its seed."""
     names = ("recipe", "task", "optimizer", "steps", "clip", "precision", "threads", "device")
-    return {name: value for name, value in config_to_json(config).items() if name in names}
+    return {name: value for name, value in config.items() if name in names}
 
 
 def missing(records: list[Recorded]) -> list[tuple[str, str, RunConfig]]:
@@ -73,13 +73,16 @@ def missing(records: list[Recorded]) -> list[tuple[str, str, RunConfig]]:
 
     A run is known by what decides its steps, its seed and how much was measured.
     """
-    known = [json.dumps([each.setting, each.name, each.seed, each.config, each.settings]) for each in records]
+    known = {
+        json.dumps([each.setting, each.name, each.seed, _deciding(each.config), each.settings])
+        for each in records
+    }
     wanted = []
     for seed in claims.SEEDS:
         for (setting, name), plain in claims.runs().items():
             config = replace(plain, seed=seed)
-            key = json.dumps([setting, name, config_to_json(config), asdict(claims.SETTINGS)])
-            if key not in known:
+            decides = _deciding(config_to_json(config))
+            if json.dumps([setting, name, seed, decides, asdict(claims.SETTINGS)]) not in known:
                 wanted.append((setting, name, config))
     return wanted
 

@@ -57,7 +57,7 @@ def live(
                 trainer.advance(look=False)
             if step == steps[-1]:  # before the window, in which the run goes on
                 rivers.append(river_test(trainer, river))
-            measurements.append(measure(trainer, settings))
+            measurements.append(_measured(trainer, settings))
             say(f"{name}, {setting}, seed {config.seed}: measured after {step:,} steps")
     except TrainingError as error:
         failure = str(error)
@@ -111,7 +111,7 @@ def of_folder(
             ) from error
         if path == paths[-1]:
             rivers.append(river_test(trainer, river))
-        measurements.append(measure(trainer, settings))
+        measurements.append(_measured(trainer, settings))
         say(f"measured after {measurements[-1].step:,} steps")
     return _recorded(
         config,
@@ -122,6 +122,14 @@ def of_folder(
         name=config.optimizer.name,
         setting=config.task.data,
     )
+
+
+def _measured(trainer: Trainer, settings: Settings) -> Measurement:
+    """Measure; a loss without a finite gradient, or one that differs from call to call, ends the run."""
+    try:
+        return measure(trainer, settings)
+    except ValueError as error:
+        raise TrainingError(f"step {trainer.step}: {error}") from error
 
 
 def _alone(config: RunConfig) -> Trainer:
