@@ -24,6 +24,7 @@ from amuse_lab.ranges import Count
 from amuse_lab.recipes.smoke import reduced
 from amuse_lab.studies import drawing
 from amuse_lab.studies.measuring import surroundings
+from amuse_lab.studies.report import PAGE as REPORT
 
 CLAIMS = "claims"
 PAGE = "landscape.html"
@@ -97,7 +98,7 @@ def run(options: LandscapeOptions) -> None:
     if options.target == CLAIMS:
         folder = options.out or Path("records/landscape")
         records = experiments.make(folder, print)
-        _write(folder / PAGE, claims_page(records, experiments.read_environments(folder)))
+        _write(folder / REPORT, claims_page(records, experiments.read_environments(folder)))
         return
     if Path(options.target).is_dir():
         folder = Path(options.target)

@@ -9,6 +9,7 @@ import pytest
 from amuse_lab.errors import RecordError
 from amuse_lab.landscape import claims, experiments
 from amuse_lab.landscape.claims import CLAIMS, cells, verdict
+from amuse_lab.landscape.claims_page import claims_page
 from amuse_lab.landscape.recorded import Recorded, from_json, to_json
 from tests.amuse_lab.landscape.runs import recorded
 
@@ -90,4 +91,7 @@ def test_the_committed_runs_are_those_that_were_decided_on() -> None:
     assert decided == json.loads(json.dumps(experiments.definition()))
     records = experiments.read(RECORDS)
     assert experiments.missing(records) == []
+    assert (RECORDS / "report.html").read_text("utf-8") == claims_page(
+        records, experiments.read_environments(RECORDS)
+    )
     assert {each.environment for each in records} == experiments.read_environments(RECORDS).keys()
