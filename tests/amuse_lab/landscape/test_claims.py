@@ -94,4 +94,7 @@ def test_the_committed_runs_are_those_that_were_decided_on() -> None:
     assert (RECORDS / "report.html").read_text("utf-8") == claims_page(
         records, experiments.read_environments(RECORDS)
     )
+    page = (RECORDS.parents[1] / "docs" / "landscape.md").read_text("utf-8")
+    for number, claim in enumerate(CLAIMS, start=1):
+        assert f"| {number} | {claim.text} | {verdict(claim, records)} |" in page
     assert {each.environment for each in records} == experiments.read_environments(RECORDS).keys()
