@@ -137,9 +137,30 @@ def valley(run: Recorded) -> Json:
     )
 
 
+def river(run: Recorded) -> Json:
+    """What decays of the learning rate from x, y and z gain over x, by the rate they start from."""
+    shown = []
+    for test in run.rivers[-1:]:
+        for number, start in enumerate(test.before):
+            gains = {float(rate): test.gain(start, rate) for rate in test.branches[0].losses[start]}
+            bounds = (
+                [gain.low if gain.n > 1 else gain.mean for gain in gains.values()],
+                [gain.high if gain.n > 1 else gain.mean for gain in gains.values()],
+            )
+            look = POINTS.get(start, FREE[number % len(FREE)])
+            points = [(rate, gain.mean) for rate, gain in gains.items()]
+            style = frame.style(look, f"from {start}")
+            shown.append(frame.series(style, points, bounds, "bars"))
+    groups = [{"name": "all", "series": shown}]
+    labels = ("learning rate that the decay starts from", "gain over x (nats)")
+    return frame.chart(
+        "river", "The river test", labels, groups, log={"x": "log"}, checked="x", zero=0, ticks=None
+    )
+
+
 CHARTS: Sequence[Callable[[Recorded], Json]] = (
     *(valley, gradients, along, updates, oscillation, singular),
-    *(sharpness, spectrum),
+    *(sharpness, spectrum, river),
 )
 """The charts, in the order of the page."""
 

@@ -66,9 +66,17 @@ class River:
     before: dict[str, float]
     branches: list[Branch]
 
-    def gain(self, start: str) -> Interval:
-        """Return what x has still to gain: its loss minus that after a decay from a point, over branches."""
-        return interval([self.before["x"] - branch.best(start) for branch in self.branches])
+    def gain(self, start: str, rate: str | None = None) -> Interval:
+        """Return what x has still to gain: its loss minus that after a decay from a point, over branches.
+
+        Args:
+            start: The point.
+            rate: The learning rate of the decay; None takes the better one of each branch.
+        """
+        after = [
+            branch.best(start) if rate is None else branch.losses[start][rate] for branch in self.branches
+        ]
+        return interval([self.before["x"] - loss for loss in after])
 
 
 def river_test(

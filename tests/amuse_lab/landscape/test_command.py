@@ -37,7 +37,7 @@ def test_a_recipe_in_its_small_form(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run.config["steps"] == 6
     assert "torch" in content["environment"]["versions"]
     assert "The river and the valley: muon on shakespeare" in (folder / "landscape.html").read_text("utf-8")
-    assert len(list((tmp_path / "figures").glob("landscape-*.png"))) == 7
+    assert len(list((tmp_path / "figures").glob("landscape-*.png"))) == 8
     printed = capsys.readouterr().out
     assert "page: landscape/shakespeare-muon/landscape.html" in printed
     assert "measured after 6 steps" in printed

@@ -16,7 +16,17 @@ RUN = recorded()
 PLAIN = recorded("muon")
 ALL = [recorded(name, setting, seed) for setting, name in claims.runs() for seed in (1, 2, 3)]
 ENVIRONMENT = {"torch": "invented"}
-CHARTS = ["valley", "gradients", "along", "updates", "oscillation", "singular", "sharpness", "spectrum"]
+CHARTS = [
+    "valley",
+    "gradients",
+    "along",
+    "updates",
+    "oscillation",
+    "singular",
+    "sharpness",
+    "spectrum",
+    "river",
+]
 CLAIMS = ["claim-1", "claim-2", "claim-3", "claim-3-way", "claim-4"]
 PAGES = {
     "run": (page.page(RUN, ENVIRONMENT), CHARTS),
@@ -69,6 +79,8 @@ def test_charts_show_the_record() -> None:
     last, first = made["updates"]["groups"]
     assert [series["x"] for series in first["series"]] == [[11, 12]] * 3
     assert [series["x"] for series in last["series"]] == [[21, 22]] * 3
+    (gain, *_) = made["river"]["groups"][0]["series"]
+    assert (gain["x"], gain["y"]) == ([0.01], [pytest.approx(0.09)])
     assert made["oscillation"]["groups"][0]["series"][0]["y"] == [-0.5]
 
 
@@ -96,7 +108,7 @@ def test_a_subspace_that_was_refused_is_said() -> None:
     )
     text = page.page(replace(RUN, measurements=[bare]), ENVIRONMENT)
     assert "no gap" in text
-    assert list(charts_of(text)) == ["valley", "sharpness", "spectrum"]
+    assert list(charts_of(text)) == ["valley", "sharpness", "spectrum", "river"]
 
 
 def test_figures_are_the_same_bytes_again(tmp_path: Path) -> None:
