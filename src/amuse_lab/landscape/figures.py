@@ -104,12 +104,12 @@ def plane(at: Measurement) -> Figure | None:
 
 
 def as_svg(figure: Figure) -> str:
-    """Return a figure as an element of a page, the same text for the same figure."""
+    """Return a figure as an element of a page, no wider than that; the same text for the same figure."""
     text = StringIO()
     with rc_context({"svg.hashsalt": "amuse-lab", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     found = text.getvalue()
-    return found[found.index("<svg") :]
+    return found[found.index("<svg") :].replace("<svg", '<svg style="max-width: 100%; height: auto"', 1)
 
 
 def write(figures: Mapping[str, Figure], folder: Path, prefix: str) -> list[Path]:
