@@ -35,7 +35,7 @@ def document(title: str, content: str, charts: Sequence[Json]) -> str:
 
 def filled(template: str, **parts: str) -> str:
     """Return one of the templates beside this file with its places filled."""
-    return Template(_file(template)).substitute(parts)
+    return Template(_file(template).removesuffix("\n")).substitute(parts)
 
 
 def _file(name: str) -> str:
