@@ -1,7 +1,7 @@
 """What is measured around one step of a run."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,9 @@ class Measurement:
         return self.spectra.get(point, self.spectra["x"]).values[0]
 
 
-def measure(trainer: Trainer, settings: Settings) -> Measurement:
+def measure(
+    trainer: Trainer, settings: Settings, after_step: Callable[[], None] = lambda: None
+) -> Measurement:
     """Measure around the present step of a run, and take the steps of the window.
 
     The steps are those that the run would take anyway, bit for bit: what is measured changes nothing.
@@ -125,6 +127,7 @@ def measure(trainer: Trainer, settings: Settings) -> Measurement:
     Args:
         trainer: The run, on one process, between two steps.
         settings: How much is measured.
+        after_step: Called after each step of the window.
 
     Raises:
         ValueError: If the training loss is not deterministic, as with dropout.
@@ -154,25 +157,11 @@ def measure(trainer: Trainer, settings: Settings) -> Measurement:
         spectra=spectra,
         gradients=shares,
         along=_along(loss, points, whole) if averages and whole is not None else None,
-        watched=watch(trainer, subspaces.get("matrices"), plane, settings.window),
+        watched=watch(trainer, subspaces.get("matrices"), plane, settings.window, after_step),
         inner=_inner(loss.gradient(points.y), points, matrices) if averages else None,
         segment=_segment(loss, points) if averages else None,
         plane=None if plane is None else _in_plane(loss, points, plane),
     )
-
-
-def along(trainer: Trainer, steps: Sequence[int], settings: Settings) -> Iterator[Measurement]:
-    """Train, and measure at these steps.
-
-    Args:
-        trainer: The run, at or before the first of the steps.
-        steps: Ascending, at least a window apart.
-        settings: How much is measured.
-    """
-    for step in steps:
-        while trainer.step < step:
-            trainer.advance(look=False)
-        yield measure(trainer, settings)
 
 
 def rounded(value: float | Tensor) -> float:

@@ -23,16 +23,20 @@ class RiverSettings:
         steps: Training steps of a decay.
         rates: Learning rates that it starts from; the best of them counts.
         branches: How often, each time on other batches.
+        powers: Power averages of z to start from as well, by their kappas; of runs that are trained on the
+            spot, as checkpoints have none.
     """
 
     steps: Count = 40
     rates: tuple[float, ...] = (0.003, 0.01)
     branches: Count = 3
+    powers: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_ranges(self)
         positive = bool(self.rates) and all(rate > 0 for rate in self.rates)
         require(positive, "rates", "one or more positive learning rates", self.rates)
+        require(all(kappa >= 1 for kappa in self.powers), "powers", "at least 1 each", self.powers)
 
 
 @dataclass(frozen=True)

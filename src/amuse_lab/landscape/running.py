@@ -10,12 +10,14 @@ import torch
 
 from amuse_lab import checkpoint, resume
 from amuse_lab.config import RunConfig, to_json
-from amuse_lab.errors import RecordError, TrainingError
+from amuse_lab.errors import RecordError, TrainingError, require
 from amuse_lab.landscape.measuring import Measurement, Settings, measure
+from amuse_lab.landscape.points import copied, trained
 from amuse_lab.landscape.recorded import Recorded
 from amuse_lab.landscape.river import River, RiverSettings, river_test
 from amuse_lab.parallel import ALONE, usable
 from amuse_lab.studies.measuring import surroundings
+from amuse_lab.studies.readouts import PowerAverages
 from amuse_lab.studies.records import environment_hash
 from amuse_lab.trainer import Trainer
 
@@ -51,13 +53,21 @@ def live(
     measurements: list[Measurement] = []
     rivers: list[River] = []
     failure = None
+    parameters = trained(trainer.model)
+    averages = PowerAverages(list(parameters.values()), river.powers)
+
+    def average() -> None:
+        averages.update(trainer.optimizer.fast(list(parameters.values())))
+
     try:
         for step in steps:
             while trainer.step < step:
                 trainer.advance(look=False)
+                average()
             if step == steps[-1]:  # before the window, in which the run goes on
-                rivers.append(river_test(trainer, river))
-            measurements.append(_measured(trainer, settings))
+                powers = {f"power {k:g}": copied(parameters, each) for k, each in averages.averages.items()}
+                rivers.append(river_test(trainer, river, powers))
+            measurements.append(_measured(trainer, settings, average))
             say(f"{name}, {setting}, seed {config.seed}: measured after {step:,} steps")
     except TrainingError as error:
         failure = str(error)
@@ -92,6 +102,7 @@ def of_folder(
     """
     started = time.perf_counter()
     config = config_of(folder)
+    require(not river.powers, "powers", "none where checkpoints are measured", river.powers)
     paths = list(checkpoint.intact(folder / checkpoint.FOLDER, say))[::-1]
     if not paths:
         raise RecordError(
@@ -124,10 +135,12 @@ def of_folder(
     )
 
 
-def _measured(trainer: Trainer, settings: Settings) -> Measurement:
+def _measured(
+    trainer: Trainer, settings: Settings, after_step: Callable[[], None] = lambda: None
+) -> Measurement:
     """Measure; a loss without a finite gradient, or one that differs from call to call, ends the run."""
     try:
-        return measure(trainer, settings)
+        return measure(trainer, settings, after_step)
     except ValueError as error:
         raise TrainingError(f"step {trainer.step}: {error}") from error
 

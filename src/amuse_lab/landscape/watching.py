@@ -1,6 +1,7 @@
 """Updates over a stretch of steps, by what they are within the dominant subspace and within the bulk."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +99,13 @@ class Plane:
         return first, second
 
 
-def watch(trainer: Trainer, subspace: Subspace | None, plane: Plane | None, steps: int) -> Watched | None:
+def watch(
+    trainer: Trainer,
+    subspace: Subspace | None,
+    plane: Plane | None,
+    steps: int,
+    after_step: Callable[[], None] = lambda: None,
+) -> Watched | None:
     """Take training steps and measure their updates.
 
     Args:
@@ -106,6 +113,7 @@ def watch(trainer: Trainer, subspace: Subspace | None, plane: Plane | None, step
         subspace: The dominant subspace of its hidden matrices; None if there is none.
         plane: Where to follow the run's points; None follows none.
         steps: How many steps to take.
+        after_step: Called after each of them.
 
     Returns:
         None without a subspace, or if nothing moved.
@@ -121,6 +129,7 @@ def watch(trainer: Trainer, subspace: Subspace | None, plane: Plane | None, step
     squares = [0.0, 0.0]
     for _ in range(steps):
         trainer.advance(look=False)
+        after_step()
         if plane is not None:
             plane.follow(Points.of(trainer))
         after = copied(parameters, trainer.optimizer.fast(values))

@@ -101,6 +101,8 @@ def test_a_folder_without_checkpoints_says_what_to_do(
         file.write_text("{}")
     assert main(["landscape", str(folder)]) == 2
     assert "has no checkpoint that can be used: go on with its run" in capsys.readouterr().err
+    assert main(["landscape", str(folder), "--river.powers", "10"]) == 2
+    assert "powers must be none where checkpoints are measured, got (10.0,)" in capsys.readouterr().err
 
 
 def test_the_claims_go_on_where_they_were_left(

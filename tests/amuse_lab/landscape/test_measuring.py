@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from amuse_lab.landscape.measuring import Measurement, along, measure
+from amuse_lab.landscape.measuring import Measurement, measure
 from amuse_lab.landscape.points import Parameters, Points, hidden_matrices
 from amuse_lab.optimizers import Muon
 from amuse_lab.trainer import Trainer
@@ -144,7 +144,9 @@ def test_measuring_changes_no_step(optimizer: Muon | None) -> None:
     plain = trainer(steps=STEPS + SETTINGS.window) if optimizer is None else trainer(optimizer, steps=12)
     run = trainer() if optimizer is None else trainer(optimizer)
     before = torch.get_rng_state()
-    (found,) = along(run, [STEPS], SETTINGS)
+    for _ in range(STEPS):
+        run.advance(look=False)
+    found = measure(run, SETTINGS)
     assert found.step == STEPS
     assert run.step == plain.step
     assert torch.equal(before, torch.get_rng_state())

@@ -6,7 +6,9 @@ import torch
 from amuse_lab.errors import ConfigError
 from amuse_lab.landscape.points import Points, hidden_matrices, trained
 from amuse_lab.landscape.river import Branch, River, RiverSettings, river_test
+from amuse_lab.landscape.running import live
 from amuse_lab.optimizers import AdamW
+from tests.amuse_lab.landscape import runs
 from tests.amuse_lab.landscape.runs import trainer
 
 SETTINGS = RiverSettings(steps=6, rates=(0.01,), branches=2)
@@ -72,6 +74,27 @@ def test_the_gain_is_over_x_after_the_better_decay() -> None:
     gain = River(7, {"x": 3.0}, branches).gain("z")
     assert (gain.n, gain.mean) == (2, 1.5)
     assert gain.half == pytest.approx(12.7062 * 0.5**0.5 / 2**0.5, rel=1e-4)
+
+
+def test_a_power_average_is_that_of_all_steps() -> None:
+    config = trainer().config
+    settings = RiverSettings(steps=1, branches=1, powers=(1.0, 5.0))
+    found = live(config, [3, 8], runs.SETTINGS, settings, name="amuse", setting="text")
+    (river,) = found.rivers
+    assert set(river.before) == {"x", "y", "z", "power 1", "power 5"}
+    run, visited = trainer(), []
+    for _ in range(8):
+        run.advance(look=False)
+        visited.append(Points.of(run).z)
+    for name, parameter in trained(run.model).items():
+        parameter.data.copy_(torch.stack([z[name] for z in visited]).mean(dim=0))
+    expected = run.task.evaluate(run.model.eval(), full=False)["loss"]
+    assert river.before["power 1"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_kappas_are_checked() -> None:
+    with pytest.raises(ConfigError, match="powers must be at least 1 each"):
+        RiverSettings(powers=(0.5,))
 
 
 @pytest.mark.parametrize("rates", [(), (0.1, 0.0)], ids=["none", "zero"])
