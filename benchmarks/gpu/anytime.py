@@ -170,7 +170,7 @@ def sitting(
         All records.
     """
     records, environments = files.read(folder), files.read_environments(folder)
-    described = measuring.surroundings(study)
+    described = measuring.surroundings(study.run)
     environment = files.environment_hash(described)
     environments[environment] = described
     tried: set[Request] = set()

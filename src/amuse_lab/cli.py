@@ -45,6 +45,8 @@ usage: amuse-lab COMMAND ... [--data-root FOLDER]
                                                          `compare STUDY --plan` says how many those are
   report [STUDY ...] [--figures FOLDER]                  writes the page of a study from its records, and
                                                          its figures
+  landscape RECIPE|RUN_FOLDER [--OPTION VALUE ...]       what the updates of a run have to do with the
+                                                         curvature of its loss, as a page
   bench [--OPTION VALUE ...]                             times optimizer steps against the installed peers
   list [--json]                                          recipes, studies, data sets and optimizers
   completion bash|zsh                                    a script that completes these commands with Tab
@@ -274,6 +276,13 @@ def _report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _landscape(arguments: Sequence[str]) -> int:
+    from amuse_lab.landscape.command import parse, run
+
+    run(parse(arguments))
+    return 0
+
+
 def _bench(arguments: Sequence[str]) -> int:
     from amuse_lab.bench.command import parse, run
 
@@ -311,6 +320,7 @@ _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "export": _export,
     "compare": _compare,
     "report": _report,
+    "landscape": _landscape,
     "bench": _bench,
     "list": _list,
     "completion": _completion,

@@ -10,6 +10,7 @@ import tyro
 
 from amuse_lab import export
 from amuse_lab.bench.command import Options as BenchOptions
+from amuse_lab.landscape.command import LandscapeOptions
 from amuse_lab.prepare import PREPARATIONS
 from amuse_lab.recipes import RECIPES
 from amuse_lab.studies.catalogue import STUDIES
@@ -48,6 +49,7 @@ def script(shell: str) -> str:
             "export": export.Request,
             "compare": _choice({name: CompareOptions() for name in STUDIES}),
             "report": _choice({name: ReportOptions() for name in STUDIES}),
+            "landscape": _choice({name: LandscapeOptions(name) for name in RECIPES}),
             "bench": BenchOptions,
             "list": _ListOptions,
         }

@@ -70,9 +70,9 @@ def _draw_panel(axes: Axes, metrics: Sequence[Mapping[str, Any]], name: str, *, 
         end = "not finite" if values[-1] is None else f"{values[-1]:#.4g}"
         style = style | {"label": f"{label}: {end} at the end"}
         axes.plot(steps, values, markersize=5, markevery=0.08, **style)
-    _set_logarithmic(axes, "x")
+    set_logarithmic(axes, "x")
     if name == "loss":
-        _set_logarithmic(axes, "y")
+        set_logarithmic(axes, "y")
     axes.grid(alpha=0.25)
     axes.tick_params(labelsize=11)
     axes.spines[["top", "right"]].set_visible(False)
@@ -81,7 +81,7 @@ def _draw_panel(axes: Axes, metrics: Sequence[Mapping[str, Any]], name: str, *, 
         axes.legend(frameon=False, fontsize=11, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
 
 
-def _set_logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+def set_logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
     """Make an axis logarithmic, with plain numbers beside it, the more in a decade the fewer decades it has.
 
     Args:

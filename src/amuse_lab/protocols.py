@@ -138,6 +138,12 @@ class TrainingOptimizer(Protocol):
         Outside `averaged()` only. The tensors are those in use.
         """
 
+    def momentum(self, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the mean gradient that the last step kept for each parameter; None where none is kept.
+
+        Outside `averaged()` only. The tensors are those in use.
+        """
+
     def telemetry(self) -> dict[str, float]:
         """Return scalars of the last step to log: "lr", and others such as "beta"."""
 

@@ -70,10 +70,20 @@ class Packaged:
         """Context manager that changes nothing: there is no average."""
         yield
 
+    def _states(self) -> dict[Tensor, dict[str, Any]]:
+        """The state of every parameter that has one."""
+        return {p: state for optimizer in self._optimizers for p, state in optimizer.state.items()}
+
     def fast(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return z where the optimizers keep it, and the parameter itself where they do not."""
-        states = {p: state for optimizer in self._optimizers for p, state in optimizer.state.items()}
+        states = self._states()
         return [states.get(parameter, {}).get("z", parameter) for parameter in parameters]
+
+    def momentum(self, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the momentum by either of the names that packages give it."""
+        states = self._states()
+        found = [states.get(parameter, {}) for parameter in parameters]
+        return [state.get("momentum_buffer", state.get("exp_avg")) for state in found]
 
     def telemetry(self) -> dict[str, float]:
         """Return the lr of the first group in the last step."""
@@ -276,6 +286,10 @@ class WithEMA:
     def fast(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return z of the optimizer."""
         return self._optimizer.fast(parameters)
+
+    def momentum(self, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the momentum of the optimizer."""
+        return self._optimizer.momentum(parameters)
 
     def telemetry(self) -> dict[str, float]:
         """Return what the optimizer tells."""

@@ -190,7 +190,7 @@ def _worker(study: Study, place: str | Path, folder: Path, number: int) -> None:
 
 def work(study: Study, store: Store, folder: Path) -> None:
     """Take runs and make them, until none is wanted or can be made here."""
-    described = surroundings(study)
+    described = surroundings(study.run)
     name = files.environment_hash(described)
     given_up: set[str] = set()
     parent = os.getppid()

@@ -30,7 +30,7 @@ MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down"
 
 # The colours of Okabe and Ito (2008), which people with any common colour vision tell apart, without yellow;
 # black and greys are left to the optimizers that are told where they end.
-_FREE = (
+FREE = (
     Look("#d55e00", "circle", width=2.4),
     Look("#0072b2", "square", (6, 2)),
     Look("#009e73", "triangle", (6, 2, 1.5, 2)),
@@ -38,7 +38,7 @@ _FREE = (
     Look("#e69f00", "down", (9, 2)),
     Look("#56b4e9", "cross", (4, 1.5, 1.5, 1.5, 1.5, 1.5)),
 )
-_SCHEDULED = (
+SCHEDULED = (
     Look("#000000", "circle"),
     Look("#4d4d4d", "square", (6, 2)),
     Look("#808080", "triangle", (1.5, 1.5)),
@@ -48,7 +48,7 @@ _SCHEDULED = (
 
 def look(study: Study, entry: Entry) -> Look:
     """Return the look of an optimizer, the same in all figures: by its place among those of its kind."""
-    known = _SCHEDULED if entry.scheduled else _FREE
+    known = SCHEDULED if entry.scheduled else FREE
     alike = [each.name for each in study.entries if each.scheduled == entry.scheduled]
     return known[alike.index(entry.name) % len(known)]
 

@@ -23,11 +23,11 @@ _TRAINING_POINTS = 60  # means of the training loss that are kept of a run
 _DIGITS = 6  # of what is measured
 
 
-def surroundings(study: Study) -> dict[str, Any]:
-    """Describe what the runs of a study run on here: the environment that their records name by its hash."""
-    described = describe(device=usable(study.run.device), seed=0)
+def surroundings(run: RunConfig) -> dict[str, Any]:
+    """Describe what a run like this one runs on here: the environment that records name by its hash."""
+    described = describe(device=usable(run.device), seed=0)
     del described["seed"], described["command"]  # another one's for each run
-    return described | {"threads": study.run.threads or torch.get_num_threads()}
+    return described | {"threads": run.threads or torch.get_num_threads()}
 
 
 def _alone(config: RunConfig) -> Trainer:

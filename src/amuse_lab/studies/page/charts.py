@@ -1,11 +1,11 @@
 """The charts of a page as data in JSON's types; `page.js` draws them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amuse_lab.studies import drawing, series
 from amuse_lab.studies.looks import GREY, MARKERS, SHADES, look
+from amuse_lab.studies.page import frame
 from amuse_lab.studies.study import Entry, Record, Records, Study
 from amuse_lab.studies.verdicts import Findings
 
@@ -24,11 +24,11 @@ def anytime(found: Findings, _records: Records) -> Json:
         bounds = ([value.low for _, value in own], [value.high for _, value in own])
         points = [(step, value.mean) for step, value in own]
         if points and entry.scheduled:
-            ends.append(_series(_style(study, entry, line=False), points, bounds, "band"))
+            ends.append(frame.series(_style(study, entry, line=False), points, bounds, "band"))
         elif points:
-            lines.append(_series(_style(study, entry), points, bounds, "band"))
+            lines.append(frame.series(_style(study, entry), points, bounds, "band"))
     grey = [
-        _series(_line(f"training loss of {entry.name}, {horizon:,} steps", GREY), points)
+        frame.series(frame.line(f"training loss of {entry.name}, {horizon:,} steps", GREY), points)
         for entry in study.entries
         if entry.scheduled
         for horizon in study.horizons
@@ -41,9 +41,9 @@ def anytime(found: Findings, _records: Records) -> Json:
         )
     ]
     best = series.envelope(found)
-    line = [_series(_line("envelope of scheduled runs", "#000000"), best)] if best else []
+    line = [frame.series(frame.line("envelope of scheduled runs", "#000000"), best)] if best else []
     values = [y for each in (*lines, *ends) for y in each["y"]]
-    return _chart(
+    return frame.chart(
         "anytime",
         "Loss against steps",
         ("steps", drawing.measure(study)),
@@ -71,8 +71,8 @@ def difference(found: Findings, _records: Records) -> Json:
         ]
         if points:
             bounds = ([low for low, _ in ends], [high for _, high in ends])
-            shown.append(_series(_style(study, entry), points, bounds, "bars"))
-    return _chart(
+            shown.append(frame.series(_style(study, entry), points, bounds, "bars"))
+    return frame.chart(
         "difference",
         "Difference to the envelope",
         ("steps", f"{study.measure} minus the envelope's"),
@@ -92,11 +92,11 @@ def steps(found: Findings, _records: Records) -> Json:
     for entry in found.study.entries:
         reached, bounds = series.steps_to_envelope(found, entry)
         if reached:
-            shown.append(_series(_style(found.study, entry), reached))
+            shown.append(frame.series(_style(found.study, entry), reached))
         if bounds:
             style = _style(found.study, entry, line=False) | {"name": f"{entry.name}, bounds", "hollow": True}
-            shown.append(_series(style | {"small": True}, bounds))
-    return _chart(
+            shown.append(frame.series(style | {"small": True}, bounds))
+    return frame.chart(
         "steps",
         "Steps to the envelope's loss",
         ("steps of the envelope", "steps needed, as a share"),
@@ -126,10 +126,10 @@ def learning_rate(found: Findings, records: Records) -> Json:
                 "line": False,
             }
             if points:
-                shown.append(_series(style, [(lr, value - best) for lr, value in points]))
+                shown.append(frame.series(style, [(lr, value - best) for lr, value in points]))
         if shown:
             groups.append({"name": entry.name, "series": shown})
-    return _chart(
+    return frame.chart(
         "learning-rate",
         "Sensitivity to the learning rate",
         ("learning rate", f"{study.measure} behind the best trial"),
@@ -152,17 +152,19 @@ def single_runs(found: Findings, _records: Records) -> Json:
             shown = []
             if record.training:
                 shown.append(
-                    _series(_line("training loss", "#555555"), series.thinned(record.training, _MOST))
+                    frame.series(
+                        frame.line("training loss", "#555555"), series.thinned(record.training, _MOST)
+                    )
                 )
             for measure in (study.measure, study.beside):
                 points = _measured(record, run.choice.readout, measure) if measure else []
                 if points:
                     style = _style(study, entry) | {"name": f"validation {measure} at {run.choice.readout}"}
-                    style |= {} if measure == study.measure else _line(style["name"], "#000000")
-                    shown.append(_series(style, points))
+                    style |= {} if measure == study.measure else frame.line(style["name"], "#000000")
+                    shown.append(frame.series(style, points))
             if shown:
                 groups.append({"name": name, "series": shown})
-    return _chart(
+    return frame.chart(
         "single-runs",
         "A single run",
         ("steps", drawing.measure(study)),
@@ -181,50 +183,5 @@ def _measured(record: Record, readout: str, measure: str) -> series.Points:
     return [(step, value) for step, value in values if math.isfinite(value)]
 
 
-def _chart(
-    name: str, title: str, labels: tuple[str, str], groups: list[Json], *, log: Mapping[str, str], **more: Any
-) -> Json:
-    """A chart: its groups are shown one at a time; `log` says how its axes can be switched.
-
-    More has `checked`, the axes that are logarithmic at first; `ticks`, where the horizontal axis is marked;
-    `zero` and `band`, a line and a stretch behind the curves; `linear`, up to where an asinh axis is nearly
-    linear; `fit`, the values that the vertical axis reaches over.
-    """
-    labelled = dict(zip("xy", labels, strict=True))
-    return {"id": name, "title": title, "labels": labelled, "groups": groups, "log": dict(log)} | more
-
-
 def _style(study: Study, entry: Entry, *, line: bool = True) -> Json:
-    own = look(study, entry)
-    dash = [round(own.width * length, 2) for length in own.dash]
-    return {
-        "name": entry.name,
-        "color": own.color,
-        "marker": own.marker,
-        "hollow": entry.scheduled,
-        "dash": dash,
-        "width": own.width,
-        "line": line,
-    }
-
-
-def _line(name: str, color: str) -> Json:
-    return {"name": name, "color": color, "marker": "none", "hollow": False, "width": 1, "line": True}
-
-
-def _series(
-    style: Json,
-    points: Sequence[tuple[float, float]],
-    bounds: tuple[Iterable[float], Iterable[float]] | None = None,
-    spread: str = "",
-) -> Json:
-    """A series of a chart; bounds are drawn as a band or as bars."""
-    content = style | {"x": [x for x, _ in points], "y": [_short(y) for _, y in points]}
-    if bounds is not None:
-        low, high = ([_short(value) for value in side] for side in bounds)
-        content |= {"low": low, "high": high, "spread": spread}
-    return content
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+    return frame.style(look(study, entry), entry.name, hollow=entry.scheduled, line=line)

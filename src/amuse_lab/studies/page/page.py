@@ -1,16 +1,13 @@
 """Writes the page of a study from its records."""
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from amuse_lab.files import replacing
 from amuse_lab.studies import tables
-from amuse_lab.studies.page import charts, sections
+from amuse_lab.studies.page import charts, frame, sections
 from amuse_lab.studies.results import without_horizon
 from amuse_lab.studies.study import Records, Study
 from amuse_lab.studies.verdicts import Findings, findings, rule
@@ -46,11 +43,11 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
     }
     singles = _figure(drawn["single-runs"]) if "single-runs" in drawn else ""
     pictures = "\n".join(_figure(chart) for name, chart in drawn.items() if name != "single-runs")
-    text = json.dumps(list(drawn.values()), separators=(",", ":"), ensure_ascii=False)
     names = [entry.name for entry in study.entries]
     free = [entry.name for entry in without_horizon(study)]
     shown = sections.from_markdown
-    return Template(_file("template.html")).substitute(
+    content = frame.filled(
+        "study.html",
         name=escape(study.name),
         question=escape(study.question),
         progress=sections.progress(study, records),
@@ -73,13 +70,12 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
         runs=sections.runs(study, records) + singles,
         failures=shown(tables.failures_list(study, records)),
         environments=sections.environments(records, environments),
-        charts=text.replace("</", "<\\/"),
-        style=_file("page.css"),
-        script=_file("page.js"),
-        plot_style=_file("uPlot.min.css"),
-        plot_script=_file("uPlot.min.js"),
-        licence=escape(_file("uPlot.LICENSE")),
     )
+    return frame.document(study.name, content, list(drawn.values()))
+
+
+def _figure(chart: Mapping[str, Any]) -> str:
+    return frame.figure(chart, _CAPTIONS[chart["id"]])
 
 
 def _beside(found: Findings, names: Sequence[str]) -> str:
@@ -102,24 +98,3 @@ def write_page(study: Study, records: Records, environments: Mapping[str, Any], 
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(page(study, records, environments), "utf-8")
-
-
-def _file(name: str) -> str:
-    return (files("amuse_lab.studies.page") / name).read_text("utf-8")
-
-
-def _figure(chart: Mapping[str, Any]) -> str:
-    """The place of a chart, with its switches."""
-    switches = [
-        f'<label><input type="checkbox" data-axis="{side}"{" checked" if side in chart["checked"] else ""}> '
-        f"logarithmic: {escape(chart['labels'][side])}</label>"
-        for side in chart["log"]
-    ]
-    if len(chart["groups"]) > 1:
-        options = "".join(f"<option>{escape(group['name'])}</option>" for group in chart["groups"])
-        switches.insert(0, f"<label>show <select>{options}</select></label>")
-    return (
-        f'<section class="chart" id="{chart["id"]}"><h3>{escape(chart["title"])}</h3>\n'
-        f'<div class="switches">{"".join(switches)}</div>\n<div class="plot"></div>\n'
-        f'<p class="note">{_CAPTIONS[chart["id"]]}</p></section>'
-    )
