@@ -17,7 +17,7 @@ from amuse_optim.exchange import evened
 from tests.programs.agreeing import CASES
 
 ROOT = Path(__file__).parents[2]
-WAYS = ("ddp", "fsdp", "hsdp", "rows", "columns", "fsdp of rows", "fsdp of columns", "stages")
+WAYS = ("ddp", "fsdp", "hsdp", "rows", "columns", "fsdp of rows", "fsdp of columns", "stages", "crossed")
 
 
 def run(processes: int, program: str, *arguments: str, status: int = 0) -> str:

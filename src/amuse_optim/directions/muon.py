@@ -189,6 +189,8 @@ class Muon(Direction):
             alike.setdefault((members, spread, slot.param.shape), []).append(slot)
         for slots in alike.values():
             shared = [division.shared[slot.param] for slot in slots]
+            if not shared[0].units:  # they have no entries
+                continue
             shapes = dict.fromkeys((unit.rows, unit.cols) for unit in shared[0].units)
             dtypes = [_kept(bucket, *shape) for shape in shapes] if not self.row_state else [bucket.dtype]
             dtype = reduce(torch.promote_types, dtypes)
