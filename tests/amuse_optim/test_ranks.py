@@ -44,7 +44,8 @@ def compare(processes: int, *cases: str) -> None:
 def test_two_ranks_take_the_steps_of_one() -> None:
     """DDP, FSDP2 and tensor parallelism along either dimension: 1e-10 in float64, 1e-6 in float32."""
     ways = ("ddp", "fsdp", "rows", "columns")
-    compare(2, *(f"awkward/{way}/float64/5" for way in ways), "llama/ddp/float32/5", "llama/fsdp/float64/5")
+    given = (*(f"awkward/{way}/float64/5" for way in ways), "llama/ddp/float32/5", "llama/fsdp/float64/5")
+    compare(2, *given, "training/ddp/float64/5", "training/fsdp/float64/5")
 
 
 @pytest.mark.slow
@@ -52,6 +53,12 @@ def test_two_ranks_take_the_steps_of_one() -> None:
 @pytest.mark.parametrize("model", ["awkward", "llama"])
 def test_four_ranks_take_the_hundred_steps_of_one(model: str, way: str) -> None:
     compare(4, *(f"{model}/{way}/{dtype}/100" for dtype in ("float64", "float32")))
+
+
+@pytest.mark.slow
+def test_four_ranks_train_as_one() -> None:
+    """With gradients of their own: within 1e-9 in float64."""
+    compare(4, *(f"training/{way}/float64/30" for way in ("ddp", "fsdp", "hsdp")))
 
 
 @pytest.mark.requirement("A8", "D3")

@@ -1,7 +1,7 @@
 """What the processes of test_ranks.py do: `torchrun ... -m tests.programs.divided CASE ...`.
 
 A case is `model/way/dtype/steps`: steps with given gradients on parameters that lie on the ranks in this way
-equal those of one process.
+equal those of one process; with "training" for the model, steps of the small Llama with gradients of its own.
 """
 
 import gc
@@ -192,13 +192,36 @@ def compare(kind: str, way: str, dtype: str, steps: int) -> None:
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6, equal_nan=True, msg=name)
 
 
+def train(way: str, dtype: str, steps: int) -> None:
+    """Every rank has its rows of a batch, and one process all of them."""
+    expected, model = build("llama", dtype), build("llama", dtype)
+    usual = optimizer_of(expected)
+    spread(model, way)
+    optimizer = optimizer_of(model, process_group=distributed.group.WORLD if way == "ddp" else None)
+    parallel = nn.parallel.DistributedDataParallel(model) if way == "ddp" else model
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(0, 37, (8, 17), generator=generator)
+        for each, module, rows in ((usual, expected, tokens), (optimizer, parallel, tokens[rank::ranks])):
+            each.zero_grad()
+            module(rows[:, :-1], rows[:, 1:]).backward()
+            each.step()
+    equal(model, expected, 1e-9)
+    with averaged(usual), averaged(optimizer):
+        equal(model, expected, 1e-9)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     for case in sys.argv[1:]:
         kind, way, dtype, steps = case.split("/")
         try:
-            compare(kind, way, dtype, int(steps))
+            if kind == "training":
+                train(way, dtype, int(steps))
+            else:
+                compare(kind, way, dtype, int(steps))
         except BaseException as error:
             error.add_note(f"in {case} on rank {distributed.get_rank()}")
             raise
