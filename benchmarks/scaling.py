@@ -28,7 +28,6 @@ from amuse_lab.launch import exit_rank
 from amuse_lab.recipes.pretraining import SIZES
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
 from amuse_optim import AMUSE, param_groups
-from amuse_optim.exchange import evened
 from amuse_optim.owners import owners_of
 from amuse_optim.ranks import Found, Spread, matrices_of
 from amuse_optim.sharding import Box
@@ -116,9 +115,11 @@ def planned(parameters: Sequence[Parameter]) -> Planned:
             sent += there
         sent[owner] += held.sum() - held[owner]
     for counts in replicated.values():
-        moved, even = evened(counts)
-        own = torch.tensor([there[rank] for rank, there in enumerate(moved)])
-        sent += torch.tensor(counts) - own + even * (ranks - 1)
+        given = torch.tensor(counts)
+        even, ends = -(-sum(counts) // ranks), given.cumsum(0)
+        starts = torch.arange(ranks) * even
+        kept = torch.minimum(ends, starts + even) - torch.maximum(ends - given, starts)
+        sent += given - kept.clamp(min=0) + even * (ranks - 1)
     costs = sorted((matrix.work.multiply_adds for _, matrix in found), reverse=True)
     limit = max(sum(costs) / ranks, costs[0], sum(costs[ranks - 1 : ranks + 1]) if len(costs) > ranks else 0)
     return Planned(loads, sent.tolist(), limit, entries)

@@ -107,11 +107,12 @@ def test_one_rank_of_a_process_group_steps_as_without_it() -> None:
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6))
 def test_what_is_shared_is_evened_out_first(counts: list[int]) -> None:
     """Every entry goes to one rank, in order, and no rank but the last ones lacks any."""
-    moved, even = evened(counts)
-    assert [sum(there) for there in moved] == counts
-    arrived = [sum(there[rank] for there in moved) for rank in range(len(counts))]
-    total = sum(counts)
-    assert arrived == [max(0, min(even, total - rank * even)) for rank in range(len(counts))]
-    assert even * len(counts) - total < len(counts)
+    ranks, total = range(len(counts)), sum(counts)
+    for rank in ranks:
+        sends, receives, even = evened(counts, rank)
+        assert sum(sends) == counts[rank]
+        assert sum(receives) == max(0, min(even, total - rank * even))
+        assert receives == [evened(counts, source)[0][rank] for source in ranks]
+    assert 0 <= even * len(counts) - total < len(counts)
     if min(counts) == max(counts):
-        assert all(there[rank] == counts[rank] for rank, there in enumerate(moved))
+        assert sends[rank] == counts[rank]

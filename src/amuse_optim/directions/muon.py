@@ -151,16 +151,12 @@ class Muon(Direction):
                 stack = self._polar_factors(bucket, stack)
                 if bucket.measurement is not None:
                     bucket.measurement.add_polar_factors(stack)
-                stack = (
-                    self.finish(stack, (), bucket)
-                    if not self.row_state
-                    else self._with_rows(stack, pieces, bucket)
-                )
+                stack = self._finished(stack, pieces, bucket)
                 stored = stack.mT if group["transposed"] else stack
                 yield pieces, stored.reshape(-1).split(sizes), self.scale(group, rows, cols)
 
-    def _with_rows(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> Tensor:
-        """`finish` with what is kept for the rows of these matrices, and what it made of that stored."""
+    def _finished(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> Tensor:
+        """`finish` with what is kept for the rows of these matrices, which is stored again."""
         _, rows, cols = factors.shape
         stored = [
             [
