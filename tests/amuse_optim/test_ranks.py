@@ -66,8 +66,9 @@ def test_ranks_that_differ_stop_or_go_on_together() -> None:
     assert run(2, "agreeing").splitlines() == [f"passed {case.__name__}" for case in CASES]
 
 
-def test_a_rank_that_waits_for_one_that_ended_says_so() -> None:
-    assert run(2, "agreeing", "dies") == "told\n"
+@pytest.mark.parametrize("when", ["between", "within"])
+def test_a_rank_that_waits_for_one_that_ended_says_so(when: str) -> None:
+    assert run(2, "agreeing", when) == "told\n"
 
 
 @pytest.mark.requirement("B4", "D3")

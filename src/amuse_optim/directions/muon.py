@@ -197,7 +197,7 @@ class Muon(Direction):
                 row_state = [local(slot.state[name]) for name in self.row_state]
                 items += [(unit, [slot.shaped(part), *row_state]) for unit in units]
             like = torch.empty(0, dtype=dtype, device=bucket.device)
-            what = f"{len(items)} matrices of parameters of shape {tuple(slots[0].param.shape)}"
+            what = f"matrices of parameters of shape {tuple(slots[0].param.shape)}"
             exchange = Exchange(shared[0].members, items, like, what)
             exchange.to_owners()
             self._work(bucket, exchange)
