@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from amuse_lab.errors import ConfigError, require
@@ -219,6 +220,15 @@ def _shard(model: nn.Module, processes: Processes, precision: Precision, compile
         # Also the root gives its gathered parameters up after each forward: what an evaluation gathered at
         # x must not be there any more when training goes on at y.
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def replicating(model: nn.Module) -> dist.ProcessGroup | None:
+    """The processes that hold copies of a model and get the same gradients; None for one, and for shards."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    return dist.group.WORLD
 
 
 def no_sync(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -33,20 +33,25 @@ def _within(part: Box, whole: Box) -> tuple[slice, ...]:
     return tuple(slice(p[0] - w[0], p[1] - w[0]) for p, w in zip(part, whole, strict=True))
 
 
-def evened(counts: Sequence[int]) -> tuple[list[list[int]], int]:
-    """How many entries each rank sends to each, so that all have equally many; and how many that are.
-
-    The order of the entries is kept. The last ranks may be left with fewer.
+def evened(counts: Sequence[int], rank: int) -> tuple[list[int], list[int], int]:
+    """How to give all ranks equally many entries, in their order; the last ranks may be left with fewer.
 
     Args:
         counts: How many entries each rank has.
+        rank: One of them.
+
+    Returns:
+        How many entries it sends to each rank; how many it gets from each; and how many make equal parts.
     """
     even = -(-sum(counts) // len(counts))
     ends = list(itertools.accumulate(counts))
-    return [
-        [max(0, min(end, (to + 1) * even) - max(end - count, to * even)) for to in range(len(counts))]
-        for end, count in zip(ends, counts, strict=True)
-    ], even
+
+    def common(source: int, target: int) -> int:
+        start, stop = ends[source] - counts[source], ends[source]
+        return max(0, min(stop, (target + 1) * even) - max(start, target * even))
+
+    ranks = range(len(counts))
+    return [common(rank, to) for to in ranks], [common(source, rank) for source in ranks], even
 
 
 class Members:
@@ -65,7 +70,7 @@ class Members:
         """The sum over all members; every one of them calls this."""
         value = value.clone()
         if self.size > 1:
-            with self._explained("asked which gradients there are, and whether they can be used"):
+            with self._explained("asked whether all ranks can take the step"):
                 dist.all_reduce(value, group=self.group)
         return value
 
@@ -103,17 +108,16 @@ class Members:
             like: Has the dtype that everything travels in, and the device.
             what: What is sent, for errors.
         """
-        moved, even = evened(counts)
+        sends, receives, even = evened(counts, self.rank)
         sent = torch.cat([tensor.reshape(-1).to(like.dtype) for tensor in own]) if own else like.new_empty(0)
         part = like.new_zeros(even)
-        arrived = part[: sum(there[self.rank] for there in moved)]
+        arrived = part[: sum(receives)]
         whole = like.new_empty(even * self.size)
         with self._explained(f"shared {what}"):
-            if all(there[rank] == counts[rank] for rank, there in enumerate(moved)):
+            if list(counts) == [even] * self.size:
                 arrived.copy_(sent)
             else:
-                receives = [there[self.rank] for there in moved]
-                dist.all_to_all_single(arrived, sent, receives, moved[self.rank], group=self.group)
+                dist.all_to_all_single(arrived, sent, receives, sends, group=self.group)
             dist.all_gather(list(whole.split(even)), part, group=self.group)
         return whole[: sum(counts)]
 

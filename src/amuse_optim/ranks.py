@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .exchange import Members, Route, Unit
 from .matrices import OPTIONS, Single, layout_of
+from .orthogonalize import working_dtype_for
 from .owners import Work, multiply_adds, owners_of
 from .sharding import Box, Held, held_parts, is_sharded, leading_placements, local
 
@@ -21,7 +22,7 @@ Group = Mapping[str, Any]
 # By name, the directions whose matrices are divided, with the names of what they keep for each row.
 RowState = Mapping[str, Sequence[str]]
 
-_DECIDING = ("direction", "orthogonalize", "orthogonalize_steps", *OPTIONS)
+_DECIDING = ("direction", "orthogonalize", "orthogonalize_steps", "orthogonalize_dtype", *OPTIONS)
 
 
 class Spread(NamedTuple):
@@ -207,17 +208,22 @@ class Division:
     ) -> None:
         """Find the owners of the matrices of parameters that the same ranks share."""
         lines = []
+        wanted: dict[Tensor, torch.dtype | None] = {}
         found: list[tuple[Tensor, Spread, Found]] = []
         for name, group, parameter, spread in parameters:
             lines.append(f"{name}, {tuple(parameter.shape)}, {parameter.dtype}, {spread.placements}")
             self.shared[parameter] = Shared(members, spread, ())
             if group["direction"] in row_state:
+                wanted[parameter] = group["orthogonalize_dtype"]
                 kept = len(row_state[group["direction"]])
                 matrices = matrices_of(name, group, tuple(parameter.shape), spread, kept)
                 found += [(parameter, spread, matrix) for matrix in matrices]
         owners = owners_of([matrix.work for _, _, matrix in found], members.size)
-        for (_, _, matrix), owner in zip(found, owners, strict=True):
-            lines.append(f"{matrix.work.name} of {matrix.work.multiply_adds} multiply-adds on rank {owner}")
+        for (parameter, _, matrix), owner in zip(found, owners, strict=True):
+            short = min(matrix.single.rows, matrix.single.cols)
+            dtype = wanted[parameter] or working_dtype_for(parameter.dtype, parameter.device, short)
+            cost = f"{matrix.work.multiply_adds} multiply-adds in {dtype}"
+            lines.append(f"{matrix.work.name} of {cost} on rank {owner}")
         members.check_same(lines, local(parameters[0][2]).device)
         units: dict[Tensor, list[Unit]] = {}
         for (parameter, spread, matrix), owner in zip(found, owners, strict=True):

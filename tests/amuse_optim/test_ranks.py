@@ -17,7 +17,7 @@ from amuse_optim.exchange import evened
 from tests.programs.agreeing import CASES
 
 ROOT = Path(__file__).parents[2]
-WAYS = ("ddp", "fsdp", "hsdp", "rows", "columns", "fsdp of rows", "fsdp of columns", "stages")
+WAYS = ("ddp", "fsdp", "hsdp", "rows", "columns", "fsdp of rows", "fsdp of columns", "stages", "crossed")
 
 
 def run(processes: int, program: str, *arguments: str, status: int = 0) -> str:
@@ -44,7 +44,8 @@ def compare(processes: int, *cases: str) -> None:
 def test_two_ranks_take_the_steps_of_one() -> None:
     """DDP, FSDP2 and tensor parallelism along either dimension: 1e-10 in float64, 1e-6 in float32."""
     ways = ("ddp", "fsdp", "rows", "columns")
-    compare(2, *(f"awkward/{way}/float64/5" for way in ways), "llama/ddp/float32/5", "llama/fsdp/float64/5")
+    given = (*(f"awkward/{way}/float64/5" for way in ways), "llama/ddp/float32/5", "llama/fsdp/float64/5")
+    compare(2, *given, "training/ddp/float64/5", "training/fsdp/float64/5")
 
 
 @pytest.mark.slow
@@ -54,13 +55,20 @@ def test_four_ranks_take_the_hundred_steps_of_one(model: str, way: str) -> None:
     compare(4, *(f"{model}/{way}/{dtype}/100" for dtype in ("float64", "float32")))
 
 
+@pytest.mark.slow
+def test_four_ranks_train_as_one() -> None:
+    """With gradients of their own: within 1e-9 in float64."""
+    compare(4, *(f"training/{way}/float64/30" for way in ("ddp", "fsdp", "hsdp")))
+
+
 @pytest.mark.requirement("A8", "D3")
 def test_ranks_that_differ_stop_or_go_on_together() -> None:
     assert run(2, "agreeing").splitlines() == [f"passed {case.__name__}" for case in CASES]
 
 
-def test_a_rank_that_waits_for_one_that_ended_says_so() -> None:
-    assert run(2, "agreeing", "dies") == "told\n"
+@pytest.mark.parametrize("when", ["between", "within"])
+def test_a_rank_that_waits_for_one_that_ended_says_so(when: str) -> None:
+    assert run(2, "agreeing", when) == "told\n"
 
 
 @pytest.mark.requirement("B4", "D3")
@@ -100,11 +108,12 @@ def test_one_rank_of_a_process_group_steps_as_without_it() -> None:
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6))
 def test_what_is_shared_is_evened_out_first(counts: list[int]) -> None:
     """Every entry goes to one rank, in order, and no rank but the last ones lacks any."""
-    moved, even = evened(counts)
-    assert [sum(there) for there in moved] == counts
-    arrived = [sum(there[rank] for there in moved) for rank in range(len(counts))]
-    total = sum(counts)
-    assert arrived == [max(0, min(even, total - rank * even)) for rank in range(len(counts))]
-    assert even * len(counts) - total < len(counts)
+    ranks, total = range(len(counts)), sum(counts)
+    for rank in ranks:
+        sends, receives, even = evened(counts, rank)
+        assert sum(sends) == counts[rank]
+        assert sum(receives) == max(0, min(even, total - rank * even))
+        assert receives == [evened(counts, source)[0][rank] for source in ranks]
+    assert 0 <= even * len(counts) - total < len(counts)
     if min(counts) == max(counts):
-        assert all(there[rank] == counts[rank] for rank, there in enumerate(moved))
+        assert sends[rank] == counts[rank]

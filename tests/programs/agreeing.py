@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from amuse_lab.launch import exit_rank
 from amuse_optim import AMUSE, telemetry
+from amuse_optim.exchange import Exchange
 
 SHAPES = ((6, 4), (4, 5), (3, 7), (6, 4))
 
@@ -154,16 +155,17 @@ def a_function_that_fails_for_one_matrix_stops_all() -> None:
 
 
 def the_first_difference_is_named() -> None:
-    options = {"split_rows": None} if distributed.get_rank() == 0 else {"split_rows": (2, 4)}
-    torch.manual_seed(0)
-    weights = [("first", nn.Parameter(torch.randn(6, 5))), ("second", nn.Parameter(torch.randn(6, 4)))]
-    groups = [{"params": weights[:1]}, {"params": weights[1:], **options}]
-    world = distributed.group.WORLD
-    optimizer = AMUSE(groups, direction="muon", lr=0.1, warmup_steps=2, process_group=world)
-    for _, weight in weights:
-        weight.grad = torch.ones_like(weight)
-    with pytest.raises(ValueError, match=r"difference is 'group 1, second, matrix 0 of .* on rank 1"):
-        optimizer.step()
+    for other in ({"split_rows": (2, 4)}, {"orthogonalize_dtype": torch.bfloat16}):
+        options = {} if distributed.get_rank() == 0 else other
+        torch.manual_seed(0)
+        weights = [("first", nn.Parameter(torch.randn(6, 5))), ("second", nn.Parameter(torch.randn(6, 4)))]
+        groups = [{"params": weights[:1]}, {"params": weights[1:], **options}]
+        world = distributed.group.WORLD
+        optimizer = AMUSE(groups, direction="muon", lr=0.1, warmup_steps=2, process_group=world)
+        for _, weight in weights:
+            weight.grad = torch.ones_like(weight)
+        with pytest.raises(ValueError, match=r"difference is 'group 1, second, matrix 0 of .* on rank 1"):
+            optimizer.step()
 
 
 def groups_that_come_later_are_divided_too() -> None:
@@ -208,15 +210,22 @@ def measured_over_all_ranks() -> None:
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
-def dies() -> None:
-    """The other rank ends after a step; this one is told what it was waiting for."""
+def ends(between_steps: bool) -> None:
+    """The other rank ends, between steps or with results to share; this one is told what it waits for."""
     optimizer, _ = stepped_once()
     if distributed.get_rank() == 1:
-        os._exit(0)
+        if between_steps:
+            os._exit(0)
+        Exchange.from_owners = lambda _: os._exit(0)
     feed(optimizer, 1)
     with pytest.raises(RuntimeError) as error:
         optimizer.step()
-    assert "while rank 0 of 2 asked which gradients there are" in "".join(error.value.__notes__)
+    doing = (
+        "asked whether all ranks can take the step"
+        if between_steps
+        else "shared matrices of parameters of shape (6, 4)"
+    )
+    assert f"while rank 0 of 2 {doing}" in "".join(error.value.__notes__)
 
 
 CASES = [
@@ -234,8 +243,8 @@ CASES = [
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    if "dies" in sys.argv:
-        dies()
+    if sys.argv[1:]:
+        ends(between_steps=sys.argv[1] == "between")
         print("told", flush=True)
         exit_rank(0)
     for case in CASES:

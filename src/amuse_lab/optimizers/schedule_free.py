@@ -9,6 +9,7 @@ from amuse_lab.errors import require
 from amuse_lab.optimizers.configs import AveragedConfig
 from amuse_lab.optimizers.groups import decay_split, trainable
 from amuse_lab.optimizers.wrappers import AveragedAmuse, ScheduleFree
+from amuse_lab.parallel import replicating
 from amuse_lab.protocols import TrainingOptimizer
 from amuse_lab.ranges import Decay, NotNegative, Positive, PositiveDecay, Steps
 from amuse_optim import AMUSE, param_groups
@@ -87,6 +88,7 @@ class Amuse(AveragedConfig):
             weight_decay=self.weight_decay,
             r=self.r,
             parity=self.parity,
+            process_group=replicating(model),
         )
         return AveragedAmuse(optimizer)
 

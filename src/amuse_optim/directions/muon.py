@@ -151,16 +151,12 @@ class Muon(Direction):
                 stack = self._polar_factors(bucket, stack)
                 if bucket.measurement is not None:
                     bucket.measurement.add_polar_factors(stack)
-                stack = (
-                    self.finish(stack, (), bucket)
-                    if not self.row_state
-                    else self._with_rows(stack, pieces, bucket)
-                )
+                stack = self._finished(stack, pieces, bucket)
                 stored = stack.mT if group["transposed"] else stack
                 yield pieces, stored.reshape(-1).split(sizes), self.scale(group, rows, cols)
 
-    def _with_rows(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> Tensor:
-        """`finish` with what is kept for the rows of these matrices, and what it made of that stored."""
+    def _finished(self, factors: Tensor, pieces: Sequence[Matrices], bucket: Bucket) -> Tensor:
+        """`finish` with what is kept for the rows of these matrices, which is stored again."""
         _, rows, cols = factors.shape
         stored = [
             [
@@ -189,6 +185,8 @@ class Muon(Direction):
             alike.setdefault((members, spread, slot.param.shape), []).append(slot)
         for slots in alike.values():
             shared = [division.shared[slot.param] for slot in slots]
+            if not shared[0].units:  # they have no entries
+                continue
             shapes = dict.fromkeys((unit.rows, unit.cols) for unit in shared[0].units)
             dtypes = [_kept(bucket, *shape) for shape in shapes] if not self.row_state else [bucket.dtype]
             dtype = reduce(torch.promote_types, dtypes)
@@ -199,7 +197,7 @@ class Muon(Direction):
                 row_state = [local(slot.state[name]) for name in self.row_state]
                 items += [(unit, [slot.shaped(part), *row_state]) for unit in units]
             like = torch.empty(0, dtype=dtype, device=bucket.device)
-            what = f"{len(items)} matrices of parameters of shape {tuple(slots[0].param.shape)}"
+            what = f"matrices of parameters of shape {tuple(slots[0].param.shape)}"
             exchange = Exchange(shared[0].members, items, like, what)
             exchange.to_owners()
             self._work(bucket, exchange)
