@@ -240,7 +240,8 @@ class AMUSE(AveragedOptimizer):
         Parameters without a gradient and their state are unchanged; a group's step count t grows by 1 when
         at least one of its parameters has a gradient. Of a sharded parameter, a gradient that is there on
         some ranks counts as zeros on the others. If this method raises, parameters and state are
-        unchanged; only running out of memory within the step can leave it partly applied.
+        unchanged; only running out of memory within the step, or a rank that ends, can leave it partly
+        applied.
 
         Args:
             closure: Function that evaluates the model again and returns the loss; None if the gradients are

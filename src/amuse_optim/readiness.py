@@ -8,7 +8,7 @@ from torch import Tensor
 from .buckets import Group, State
 from .options import check_options, describe
 from .ranks import Division
-from .sharding import is_sharded, local
+from .sharding import copies, is_sharded, local, placed_like
 from .state import kept_names_in, started
 
 Gradients = dict[Tensor, Tensor]
@@ -32,7 +32,8 @@ def looked_at(
         skipped.
 
     Raises:
-        ValueError: For what `check_ready` finds, and for replicated parameters with a gradient on some ranks.
+        ValueError: For what `check_ready` finds, and for parameters that several ranks hold a copy of, with a
+            gradient on some ranks alone.
         TypeError: For a sparse gradient.
         FloatingPointError: For an infinite or NaN gradient with `nonfinite="raise"`.
         RuntimeError: If another rank found something.
@@ -59,6 +60,7 @@ def looked_at(
                 "another rank refused the step, and its error says why; nothing was changed on any rank"
             )
         _complete(gradients, groups, having, division)
+        gradients = {parameter: placed_like(gradients[parameter], parameter) for parameter in gradients}
     active = [group for group in groups if any(p in gradients for p in group["params"])]
     usable = [_usable(group, names, total) for group, names, total in zip(groups, bad, totals, strict=True)]
     return active, gradients, all(usable)
@@ -70,7 +72,7 @@ def _complete(
     """Zeros for shards without a gradient of parameters that have one on other ranks.
 
     Raises:
-        ValueError: If the parameter is replicated: its copies would not stay equal.
+        ValueError: If several ranks hold the same part of it: their copies would not stay equal.
     """
     for group in groups:
         for index, parameter in enumerate(group["params"]):
@@ -78,10 +80,10 @@ def _complete(
             ranks = division.shared[parameter].members.size if count else 0
             if count == ranks:
                 continue
-            if not is_sharded(parameter):
+            if copies(parameter) > 1 or not is_sharded(parameter):
                 raise ValueError(
                     f"{describe(group, index)} has a gradient on {count} of {ranks} ranks, and copies of it "
-                    "would not stay equal: compute it on all ranks of process_group, or on none"
+                    "would not stay equal: compute it on all of these ranks, or on none"
                 )
             if parameter not in gradients:
                 gradients[parameter] = torch.zeros_like(parameter)
@@ -112,10 +114,12 @@ def _examined(
 def _usable(group: Group, names: Sequence[str], total: int) -> bool:
     """False if the step is to be skipped, because of gradients here (these) or on any rank (so many)."""
     if total and group["nonfinite"] == "raise":
-        whose = f"the gradient of {names[0]} is" if names else "gradients on another rank are"
+        found = "gradients on another rank are not finite"
+        if names:
+            share = f"{len(names)} of {len(group['params'])} parameters of the group"
+            found = f"the gradient of {names[0]} is not finite ({share})"
         raise FloatingPointError(
-            f"{whose} not finite ({total} of {len(group['params'])} parameters of the group). Nothing "
-            "was changed. Lower the learning rate or clip, or pass nonfinite='skip'"
+            f"{found}. Nothing was changed. Lower the learning rate or clip, or pass nonfinite='skip'"
         )
     return not total
 

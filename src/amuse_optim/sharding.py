@@ -146,6 +146,22 @@ def copies(tensor: Tensor) -> int:
     return math.prod(size for size, placement in mesh if not hasattr(placement, "dim"))
 
 
+def placed_like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """A gradient that lies on the ranks as its parameter does.
+
+    Autograd may leave it otherwise, above all as sums over ranks that are still to be taken (`Partial`): so it
+    does with replicated weights of tensor parallelism. Every rank of the mesh calls this.
+    """
+    if not is_sharded(parameter):
+        return gradient
+    assert isinstance(parameter, DTensor)
+    assert isinstance(gradient, DTensor)
+    if gradient.placements == parameter.placements:
+        return gradient
+    placed: Tensor = gradient.redistribute(placements=parameter.placements)
+    return placed
+
+
 def summed(value: Tensor, like: Sequence[Tensor]) -> Tensor:
     """All-reduce a sum over local shards, among the ranks that share the first sharded tensor of `like`.
 

@@ -24,6 +24,11 @@ def sharded(value: Tensor) -> DTensor:
     return distribute_tensor(value, mesh, [Shard(0)])
 
 
+def replicated(value: Tensor) -> DTensor:
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    return distribute_tensor(value, mesh, [Replicate()])
+
+
 def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -48,7 +53,9 @@ def feed(optimizer: AMUSE, step: int, without: tuple[int, ...] = ()) -> None:
     for place, parameter in enumerate(parameters_of(optimizer)):
         generator = torch.Generator().manual_seed(10 * step + place)
         gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
-        like = sharded(gradient) if isinstance(parameter, DTensor) else gradient
+        like = gradient
+        if isinstance(parameter, DTensor):
+            like = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
         parameter.grad = None if place in without else like
 
 
@@ -100,6 +107,36 @@ def replicas_have_the_same_gradients() -> None:
     assert unchanged(optimizer, before)
 
 
+def copies_among_sharded_parameters_do_so_too() -> None:
+    """A DTensor that every rank has whole is no shard, whose missing gradient could count as zeros."""
+    optimizer, before = stepped_once(of=replicated)
+    feed(optimizer, 1, (1,) if distributed.get_rank() else ())
+    with pytest.raises(ValueError, match=r"shape \(4, 5\) has a gradient on 1 of 2 ranks"):
+        optimizer.step()
+    assert unchanged(optimizer, before)
+
+
+def gradients_whose_sums_are_left_open_are_summed() -> None:
+    """As autograd leaves those of replicated weights where tensor parallelism divides the activations."""
+    mesh = init_device_mesh("cpu", (2,))
+    optimizer, expected = build(replicated), build(process_group=None)
+    for step in range(3):
+        for place, (ours, theirs) in enumerate(
+            zip(parameters_of(optimizer), parameters_of(expected), strict=True)
+        ):
+            generator = torch.Generator().manual_seed(10 * step + place)
+            inputs = torch.randn(6, theirs.shape[1], generator=generator, dtype=torch.float64)
+            for weight, given in ((theirs, inputs), (ours, distribute_tensor(inputs, mesh, [Shard(0)]))):
+                weight.grad = None
+                (given @ weight.t()).square().sum().backward()
+            assert ours.grad.placements[0].is_partial()
+        for each in (optimizer, expected):
+            each.step()
+        assert all(p.grad.placements[0].is_partial() for p in parameters_of(optimizer))  # read, not written
+    for ours, theirs in zip(parameters_of(optimizer), parameters_of(expected), strict=True):
+        torch.testing.assert_close(ours.detach().to_local(), theirs.detach(), rtol=0, atol=1e-10)
+
+
 def not_finite_anywhere_stops_all() -> None:
     for of in (None, sharded):
         for reaction in ("raise", "skip"):
@@ -116,6 +153,17 @@ def not_finite_anywhere_stops_all() -> None:
                 with pytest.raises(FloatingPointError, match=whose):
                     optimizer.step()
             assert unchanged(optimizer, before)
+
+
+def parameters_that_are_not_finite_are_counted_once() -> None:
+    """Also where every rank has the same gradients."""
+    optimizer, before = stepped_once()
+    feed(optimizer, 1)
+    parameters_of(optimizer)[0].grad[0, 0] = torch.nan
+    members = len(optimizer.param_groups[0]["params"])
+    with pytest.raises(FloatingPointError, match=rf"not finite \(1 of {members} parameters of the group\)"):
+        optimizer.step()
+    assert unchanged(optimizer, before)
 
 
 def what_one_rank_refuses_none_does() -> None:
@@ -231,7 +279,10 @@ def ends(between_steps: bool) -> None:
 CASES = [
     missing_shards_count_as_zeros,
     replicas_have_the_same_gradients,
+    copies_among_sharded_parameters_do_so_too,
+    gradients_whose_sums_are_left_open_are_summed,
     not_finite_anywhere_stops_all,
+    parameters_that_are_not_finite_are_counted_once,
     what_one_rank_refuses_none_does,
     a_function_that_fails_for_one_matrix_stops_all,
     the_first_difference_is_named,
