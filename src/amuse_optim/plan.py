@@ -31,7 +31,7 @@ def division_of(groups: Sequence[Group], process_group: Any, last: Division | No
     """
     if process_group is None and not any(is_sharded(p) for group in groups for p in group["params"]):
         return None
-    if last is not None and last.follows(groups):
+    if last is not None and last.follows(groups, process_group):
         return last
     return Division(groups, process_group, _ROW_STATE, last)
 

@@ -132,6 +132,7 @@ class Division:
         before: "Division | None" = None,
     ) -> None:
         self._key = _key(groups)
+        self._process_group = process_group
         self._members: dict[object, Members] = {} if before is None else before._members
         self.shared: dict[Tensor, Shared] = {}
         named: dict[Members, list[tuple[str, Group, Tensor, Spread]]] = {}
@@ -147,9 +148,9 @@ class Division:
         for members, parameters in named.items():
             self._divide(members, parameters, row_state)
 
-    def follows(self, groups: Sequence[Group]) -> bool:
-        """Whether it was made for these groups, as they are."""
-        return self._key == _key(groups)
+    def follows(self, groups: Sequence[Group], process_group: Any) -> bool:
+        """Whether it was made for these groups, as they are, and for these ranks."""
+        return self._process_group is process_group and self._key == _key(groups)
 
     def members(self) -> list[Members]:
         """The sets of ranks that share parameters, in the same order on every rank."""
@@ -182,9 +183,9 @@ class Division:
     def _placed(self, parameter: Any, process_group: Any) -> tuple[Members, Spread]:
         """The ranks that share a parameter, and how it lies on them."""
         if not is_sharded(parameter):
-            if None not in self._members:
-                self._members[None] = Members(process_group)
-            members = self._members[None]
+            if process_group not in self._members:
+                self._members[process_group] = Members(process_group)
+            members = self._members[process_group]
             return members, Spread((members.size,), None, tuple(range(members.size)))
         mesh = parameter.device_mesh
         ranks = tuple(mesh.mesh.flatten().tolist())

@@ -86,7 +86,9 @@ def _complete(
                     "would not stay equal: compute it on all of these ranks, or on none"
                 )
             if parameter not in gradients:
-                gradients[parameter] = torch.zeros_like(parameter)
+                # As the other ranks have it: all must put it into the same bucket.
+                dtype = getattr(parameter, "grad_dtype", None)
+                gradients[parameter] = torch.zeros_like(parameter, dtype=dtype)
 
 
 def _examined(

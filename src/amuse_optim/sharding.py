@@ -149,8 +149,8 @@ def copies(tensor: Tensor) -> int:
 def placed_like(gradient: Tensor, parameter: Tensor) -> Tensor:
     """A gradient that lies on the ranks as its parameter does.
 
-    Autograd may leave it otherwise, above all as sums over ranks that are still to be taken (`Partial`): so it
-    does with replicated weights of tensor parallelism. Every rank of the mesh calls this.
+    Autograd may leave it otherwise, above all as sums over ranks that are still to be taken (`Partial`), as
+    it does with replicated weights of tensor parallelism. Every rank of the mesh calls this.
     """
     if not is_sharded(parameter):
         return gradient

@@ -36,7 +36,7 @@ def whole(tensor: Tensor) -> Tensor:
 def build(of: Callable[[Tensor], Tensor] | None = None, **options: Any) -> AMUSE:
     """Four matrices in two groups, replicated, or as `of` puts them on the ranks."""
     torch.manual_seed(0)
-    values = [torch.randn(shape, dtype=options.pop("dtype", torch.float64)) for shape in SHAPES]
+    values = [torch.randn(shape, dtype=torch.float64) for shape in SHAPES]
     parameters = [nn.Parameter(value if of is None else of(value)) for value in values]
     groups = [{"params": parameters[:3]}, {"params": parameters[3:]}]
     if of is None:
@@ -230,6 +230,27 @@ def groups_that_come_later_are_divided_too() -> None:
         torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=0, atol=1e-10)
 
 
+def another_process_group_is_used_from_then_on() -> None:
+    optimizer, _ = stepped_once()
+    optimizer.process_group = distributed.new_group([0, 1])
+    feed(optimizer, 1)
+    optimizer.step()
+    assert [members.group for members in optimizer.division.members()] == [optimizer.process_group]
+
+
+def missing_shards_have_the_dtype_of_the_gradients() -> None:
+    """bfloat16 shards with gradients in float32: the ranks exchange the matrices of both at once."""
+    weights = [nn.Parameter(sharded(torch.ones(6, 4, dtype=torch.bfloat16))) for _ in range(2)]
+    optimizer = AMUSE(weights, direction="muon", lr=0.1, warmup_steps=2)
+    for weight in weights:
+        weight.grad_dtype = torch.float32
+        weight.grad = sharded(torch.ones(6, 4))
+    if distributed.get_rank() == 1:
+        weights[1].grad = None
+    optimizer.step()
+    assert [optimizer.state[weight]["step"] for weight in weights] == [1, 1]
+
+
 def lean_state_of_shards_is_rounded_differently() -> None:
     """Equal shards get other random bits on another rank; replicas get the same."""
     mesh = init_device_mesh("cpu", (2,))
@@ -287,9 +308,12 @@ CASES = [
     a_function_that_fails_for_one_matrix_stops_all,
     the_first_difference_is_named,
     groups_that_come_later_are_divided_too,
+    another_process_group_is_used_from_then_on,
     lean_state_of_shards_is_rounded_differently,
     measured_over_all_ranks,
 ]
+if hasattr(Tensor, "grad_dtype"):  # in older torch gradients have their parameter's dtype
+    CASES.append(missing_shards_have_the_dtype_of_the_gradients)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
