@@ -160,7 +160,7 @@ class Members:
                     raise ValueError(
                         "all ranks must have the same parameters and options, in the same order: the first "
                         f"difference is {here!r} on rank 0 and {there!r} on rank {rank}. Build the model and "
-                        "the optimizer alike on every rank"
+                        "the optimizer alike on every rank, and give replicas the same values, as DDP does"
                     )
 
 

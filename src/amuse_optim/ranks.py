@@ -211,8 +211,11 @@ class Division:
         lines = []
         wanted: dict[Tensor, torch.dtype | None] = {}
         found: list[tuple[Tensor, Spread, Found]] = []
+        checksums = _checksums([p for _, _, p, spread in parameters if spread.placements is None])
         for name, group, parameter, spread in parameters:
             lines.append(f"{name}, {tuple(parameter.shape)}, {parameter.dtype}, {spread.placements}")
+            if spread.placements is None:
+                lines[-1] += f", values with the checksum {next(checksums)}"
             self.shared[parameter] = Shared(members, spread, ())
             if group["direction"] in row_state:
                 wanted[parameter] = group["orthogonalize_dtype"]
@@ -237,6 +240,15 @@ class Division:
             )
         for parameter, some in units.items():
             self.shared[parameter] = self.shared[parameter]._replace(units=tuple(some))
+
+
+def _checksums(parameters: Sequence[Tensor]) -> Iterator[int]:
+    """Of each a number that is the same where all bits are: replicas that differ would not train as one."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [
+        p.detach().contiguous().view(integers[p.element_size()]).sum(dtype=torch.int64) for p in parameters
+    ]
+    return iter(torch.stack([each.to(sums[0].device) for each in sums]).tolist() if sums else [])
 
 
 def _key(groups: Sequence[Group]) -> object:

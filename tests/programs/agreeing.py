@@ -216,6 +216,17 @@ def the_first_difference_is_named() -> None:
             optimizer.step()
 
 
+def ranks_without_the_same_values_are_no_replicas() -> None:
+    """Such as shards in plain tensors, each of which would get the updates of another one."""
+    weight = nn.Parameter(torch.full((3, 2), 1.0 + distributed.get_rank()))
+    world = distributed.group.WORLD
+    optimizer = AMUSE([weight], direction="muon", warmup_steps=2, process_group=world)
+    weight.grad = torch.ones(3, 2)
+    with pytest.raises(ValueError, match=r"difference is 'group 0, parameter 0, .* values with the checksum"):
+        optimizer.step()
+    assert torch.equal(weight, torch.full((3, 2), 1.0 + distributed.get_rank()))
+
+
 def groups_that_come_later_are_divided_too() -> None:
     optimizer, expected = build(), build(process_group=None)
     for step in range(6):
@@ -307,6 +318,7 @@ CASES = [
     what_one_rank_refuses_none_does,
     a_function_that_fails_for_one_matrix_stops_all,
     the_first_difference_is_named,
+    ranks_without_the_same_values_are_no_replicas,
     groups_that_come_later_are_divided_too,
     another_process_group_is_used_from_then_on,
     lean_state_of_shards_is_rounded_differently,
