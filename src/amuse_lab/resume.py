@@ -57,7 +57,9 @@ def saved_config(folder: Path) -> RunConfig:
         config = replace(from_json(default, content), runs=folder.parent.parent)
         began = hash_of(_undone(content, history))
     except OSError as error:
-        raise RecordError(f"{folder} is not a run folder: {error.strerror}: config.json") from error
+        raise RecordError(
+            f"{folder} is not a run folder: {error.strerror}: config.json; runs lie in runs/RECIPE/TIME-HASH"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RecordError(f"cannot go on with {folder}: config.json: {error}") from error
     named = re.search(r"Z-([0-9a-f]{8})(-\d+)?$", folder.resolve().name)

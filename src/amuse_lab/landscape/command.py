@@ -11,7 +11,7 @@ import tyro
 from amuse_lab import recipes
 from amuse_lab.arguments import parse as parse_options
 from amuse_lab.config import RunConfig
-from amuse_lab.errors import require
+from amuse_lab.errors import ConfigError, require
 from amuse_lab.files import replacing
 from amuse_lab.landscape import experiments, figures
 from amuse_lab.landscape.claims_page import claims_page
@@ -20,7 +20,7 @@ from amuse_lab.landscape.page import page
 from amuse_lab.landscape.recorded import Recorded, to_json
 from amuse_lab.landscape.river import RiverSettings
 from amuse_lab.landscape.running import config_of, live, of_folder
-from amuse_lab.ranges import Count
+from amuse_lab.ranges import Count, check_ranges
 from amuse_lab.recipes.smoke import reduced
 from amuse_lab.studies import drawing
 from amuse_lab.studies.measuring import surroundings
@@ -29,6 +29,8 @@ from amuse_lab.studies.report import PAGE as REPORT
 CLAIMS = "claims"
 PAGE = "landscape.html"
 NUMBERS = "landscape.json"
+STEPS = 400
+"""Training steps of the small form where none are asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class LandscapeOptions:
 
     target: tyro.conf.Positional[str]
     optimizer: str | None = None
-    steps: Count = 400
+    steps: Count = STEPS
     points: Count = 2
     out: Path | None = None
     figures: Path | None = None
@@ -58,8 +60,17 @@ class LandscapeOptions:
     river: RiverSettings = field(default_factory=RiverSettings)
 
     def __post_init__(self) -> None:
-        most = self.steps // (self.measure.window + 1)
-        require(1 <= self.points <= most, "points", f"from 1 to {most}, a window apart", self.points)
+        check_ranges(self)
+        if self.target == CLAIMS or Path(self.target).is_dir():
+            here = "left out, since no recipe is trained here"
+            require(self.optimizer is None, "optimizer", here, self.optimizer)
+            require(self.steps == STEPS, "steps", here, self.steps)
+            return
+        apart = self.measure.window + 1
+        least = f"at least {apart}, one more than the {self.measure.window} of measure.window"
+        require(self.steps >= apart, "steps", least, self.steps)
+        most = self.steps // apart
+        require(self.points <= most, "points", f"from 1 to {most}, a window apart", self.points)
 
 
 def parse(arguments: Sequence[str]) -> LandscapeOptions:
@@ -82,6 +93,8 @@ def parse(arguments: Sequence[str]) -> LandscapeOptions:
         "records/landscape lacks.",
     )
     if options.target != CLAIMS and not Path(options.target).is_dir():
+        if "/" in options.target:
+            raise ConfigError(f"there is no run folder {options.target}; `ls -d runs/*/*` shows yours")
         recipes.find(options.target)
     return options
 

@@ -14,6 +14,13 @@ from amuse_lab.studies import drawing
 from amuse_lab.studies.page import frame, sections
 from amuse_lab.studies.statistics import Interval
 
+NOTATION = (
+    "x is the average that is shipped, y the point where gradients are taken, z what each step moves; "
+    "without averaging they are one. The dominant subspace is that of the eigenvectors of the k largest "
+    "eigenvalues of the Hessian, the bulk is what is orthogonal to it; the dominant share of a vector, "
+    "r_dom, is the norm of its part in the dominant subspace over its norm."
+)
+
 CAPTIONS = {
     "valley": "The training loss on the straight line from z through x and beyond. Where x lies between two "
     "walls, the line crosses the valley.",
@@ -52,6 +59,7 @@ def page(run: Recorded, environment: Mapping[str, Any]) -> str:
             f"<h1>{escape(title)}</h1>",
             f'<p class="note">Seed {run.seed}; measured after '
             f"{', '.join(f'{at.step:,}' for at in run.measurements) or 'no'} steps.</p>{failed}",
+            f'<p class="note">{NOTATION}</p>',
             "<h2>Answer</h2>",
             f'<div class="answer">{_answer(last, run.rivers)}</div>',
             "<h2>Pictures</h2>",
@@ -77,8 +85,8 @@ def _answer(at: Measurement | None, rivers: Sequence[River]) -> str:
         losses = dict(zip(at.segment["positions"], at.segment["losses"], strict=True))
         walls = losses[1.0] < min(losses[0.0], losses[2.0])
         lines.append(
-            f"The loss at x is {losses[1.0]:.4g}, at z {losses[0.0]:.4g}, and as far beyond x "
-            f"{losses[2.0]:.4g}: x {'lies between two walls' if walls else 'does not lie between two walls'}."
+            f"After {at.step:,} steps the loss at x is {losses[1.0]:.4g}, at z {losses[0.0]:.4g}, and as far "
+            f"beyond x {losses[2.0]:.4g}: x {'lies' if walls else 'does not lie'} between two walls."
         )
     if at is not None and at.gradients:
         shares = ", ".join(f"{share:.2f} at {point}" for point, share in sorted(at.gradients.items()))
@@ -106,7 +114,7 @@ def _above(gain: Interval) -> str:
     """What the gain of a decay from x means."""
     if gain.low > 0:
         return "so far above the river's floor x still is"
-    return "no height above the river's floor that can be told from none"
+    return "x's height above the river's floor cannot be told from none"
 
 
 def shown(found: Interval) -> str:

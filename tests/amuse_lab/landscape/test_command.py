@@ -74,12 +74,24 @@ def test_a_run_that_fails_keeps_what_was_measured(tiny: Callable[..., RunConfig]
     [
         (["shakespear"], "unknown recipe 'shakespear'; did you mean 'shakespeare'?"),
         (["shakespeare", "--points", "20"], "points must be from 1 to 19, a window apart, got 20"),
+        (["shakespeare", "--points", "0"], "points must be at least 1, got 0"),
+        (["shakespeare", "--steps", "0"], "steps must be at least 1, got 0"),
+        (
+            ["shakespeare", "--steps", "20"],
+            "steps must be at least 21, one more than the 20 of measure.window, got 20",
+        ),
+        (["empty", "--steps", "800"], "steps must be left out, since no recipe is trained here, got 800"),
+        (["claims", "--optimizer", "muon"], "optimizer must be left out, since no recipe is trained here"),
+        (["runs/shakespeare/gone"], "there is no run folder runs/shakespeare/gone; `ls -d runs/*/*` shows"),
         (["shakespeare", "--measure.k", "0"], "k must be at least 1, got 0"),
         (["shakespeare", "--optimizer", "lion"], "unknown optimizer 'lion'"),
         (["empty"], "empty is not a run folder: No such file or directory: config.json"),
         (["shakespeare", "--river.rates"], "rates must be one or more positive learning rates, got ()"),
     ],
-    ids=["recipe", "points", "k", "optimizer", "folder", "rates"],
+    ids=[
+        *("recipe", "points", "no-points", "no-steps", "steps", "steps-of-folder", "optimizer-of-claims"),
+        *("gone", "k", "optimizer", "folder", "rates"),
+    ],
 )
 def test_a_wrong_request_is_one_line_and_leaves_nothing(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
