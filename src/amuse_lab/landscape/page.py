@@ -22,8 +22,8 @@ NOTATION = (
 )
 
 CAPTIONS = {
-    "valley": "The training loss on the straight line from z through x and beyond. Where x lies between two "
-    "walls, the line crosses the valley.",
+    "valley": "The training loss on the straight line from z through x and beyond. Where the loss rises "
+    "on both sides of x, the line crosses a valley; whether dominant directions are its walls, the planes show.",
     "gradients": "Norm of the gradient's part in the dominant subspace over its norm: 1 points at the walls, "
     "0 along the river. Gradients of single batches, each in the dominant subspace at its own point.",
     "along": "The same on the way from z to x, now all in the dominant subspace at x.",
@@ -86,7 +86,7 @@ def _answer(at: Measurement | None, rivers: Sequence[River]) -> str:
         walls = losses[1.0] < min(losses[0.0], losses[2.0])
         lines.append(
             f"After {at.step:,} steps the loss at x is {losses[1.0]:.4g}, at z {losses[0.0]:.4g}, and as far "
-            f"beyond x {losses[2.0]:.4g}: x {'lies' if walls else 'does not lie'} between two walls."
+            f"beyond x {losses[2.0]:.4g}: it {'rises' if walls else 'does not rise'} on both sides of x."
         )
     if at is not None and at.gradients:
         shares = ", ".join(f"{share:.2f} at {point}" for point, share in sorted(at.gradients.items()))

@@ -28,8 +28,8 @@ class Look:
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "cross": "X"}
 """Markers by their names, as matplotlib writes them."""
 
-# The colours of Okabe and Ito (2008), which people with any common colour vision tell apart, with a dark violet
-# for their yellow; black and greys are left to the optimizers that are told where they end.
+# The colours of Okabe and Ito (2008), which people with any common colour vision tell apart, and
+# dark violet; black and greys are left to the optimizers that are told where they end.
 FREE = (
     Look("#d55e00", "circle", width=2.4),
     Look("#0072b2", "square", (6, 2)),

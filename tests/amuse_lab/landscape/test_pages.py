@@ -54,7 +54,7 @@ def test_a_page_is_whole_and_loads_nothing(name: str) -> None:
 def test_the_page_says_what_was_found() -> None:
     words = " ".join(Structure(PAGES["run"][0]).words.split())
     for said in (
-        "steps the loss at x is 2, at z 3, and as far beyond x 3: x lies between two walls.",
+        "steps the loss at x is 2, at z 3, and as far beyond x 3: it rises on both sides of x.",
         "Dominant share of the gradient: 0.20 at x, 0.40 at y, 0.60 at z.",
         "Dominant share: 0.5 of the momentum, 0.1 of the update, 0.045 of a random direction.",
         "Cosine of consecutive updates: -0.50 in the dominant subspace, 0.50 in the bulk.",
