@@ -64,7 +64,8 @@ ROWS = {
     "D2": "the averaging is one pass of five transfers",
     "D3": "sharded and replicated parameters take the steps of one process, uneven and empty shards included",
     "D4": "with capturable=True nothing waits for the device, and every number keeps its place",
-    "D5": "8 bytes of state for each float32 parameter, or 4, and less than 1 beside it in a step of 30 million on a CPU",
+    "D5": "8 bytes of state for each float32 parameter, or 4; less than 1 beside it in a step of 30 million "
+    "on a CPU",
     "D6": "importing the library imports torch alone",
     "E1": "telemetry without synchronisation, equal to the stored sequences",
 }

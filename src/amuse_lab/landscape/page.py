@@ -23,7 +23,8 @@ NOTATION = (
 
 CAPTIONS = {
     "valley": "The training loss on the straight line from z through x and beyond. Where the loss rises "
-    "on both sides of x, the line crosses a valley; whether dominant directions are its walls, the planes show.",
+    "on both sides of x, the line crosses a valley; whether dominant directions are its walls, the planes "
+    "show.",
     "gradients": "Norm of the gradient's part in the dominant subspace over its norm: 1 points at the walls, "
     "0 along the river. Gradients of single batches, each in the dominant subspace at its own point.",
     "along": "The same on the way from z to x, now all in the dominant subspace at x.",
