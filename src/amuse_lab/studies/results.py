@@ -66,6 +66,10 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
     parts: list[str] = []
     for study, records in studies:
         found = findings(study, records)
+        if not _compared(found):
+            told = f"**{study.name}.** {study.question} {NOTHING_YET} {_progress(study, records)}"
+            parts.append(_wrapped(told))
+            continue
         picture = (pictures or {}).get(study.name)
         parts += [_picture(study, picture)] if picture else []
         names = ", ".join(entry.name for entry in study.entries if entry.scheduled)
@@ -114,10 +118,12 @@ def without_horizon(study: Study) -> list[Entry]:
 
 def answers(found: Findings) -> str:
     """Return a list of sentences on the optimizers that have been compared, or a line that there are none."""
-    compared = [entry for entry in without_horizon(found.study) if found.verdicts(entry.name)]
-    if not compared:
-        return NOTHING_YET
-    return "\n".join(_item(sentence(found, entry)) for entry in compared)
+    compared = _compared(found)
+    return "\n".join(_item(sentence(found, entry)) for entry in compared) if compared else NOTHING_YET
+
+
+def _compared(found: Findings) -> list[Entry]:
+    return [entry for entry in without_horizon(found.study) if found.verdicts(entry.name)]
 
 
 def sentence(found: Findings, entry: Entry) -> str:
