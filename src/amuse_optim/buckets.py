@@ -199,12 +199,17 @@ class Bucket:
     def generator(self, name: str) -> torch.Generator:
         """Random bits to round a state tensor with: the same in a resumed run, others for every tensor.
 
-        And others for every shard of it; replicas of a shard have the same.
+        And others for every shard of it; replicas of a shard have the same. Ranks that keep the momentum of
+        some matrices each have others for it.
         """
         if name not in self._generators:
+            first = self.slots[0].param
             key = [int(self.step), self.number, self.slots[0].index, self.names.index(name)]
+            shared = None if self.division is None else self.division.shared.get(first)
             if self.sharded:
-                key.append(held_here(self.slots[0].param).shard)
+                key.append(held_here(first).shard)
+            elif shared is not None and shared.keeper is not None and name not in self.sequences:
+                key.append(shared.members.rank)
             self._generators[name] = precision.rounding_generator(self.device, *key)
         return self._generators[name]
 

@@ -1,11 +1,11 @@
 """What `telemetry` asks to be measured within a step, because it needs the updates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from .exchange import Members
+from .members import Members
 from .orthogonalize import orthogonality_errors
 from .precision import working
 from .schedule import Number
@@ -13,12 +13,19 @@ from .sharding import local, summed
 
 
 class Measurement:
-    """Gathers, over one step of one group, the size of its updates and the errors of its polar factors."""
+    """Gathers, over one step of one group, the size of its updates and the errors of its polar factors.
+
+    Attributes:
+        divided: Errors of the matrices of this rank, where ranks divide such matrices among them.
+        sums: Of the errors of all these ranks and of their number, from `sum_over_ranks`.
+    """
 
     def __init__(self) -> None:
         self._squares: list[Tensor] = []
         self._entries = 0.0
-        self._errors: dict[Members | None, list[Tensor]] = {}
+        self._errors: list[Tensor] = []
+        self.divided: dict[Members, list[Tensor]] = {}
+        self.sums: list[Tensor] = []
 
     def add_update(self, update: Sequence[Tensor], scale: Number, copies: int = 1) -> None:
         """Take in updates d / scale and their scale.
@@ -40,24 +47,39 @@ class Measurement:
             stacks: Of shape (n, rows, cols).
             members: The ranks that divide such matrices among them, none of which has to have any.
         """
-        errors = [orthogonality_errors(stack) for stack in stacks]
-        self._errors.setdefault(members, []).extend(errors)
+        kept = self._errors if members is None else self.divided.setdefault(members, [])
+        kept.extend(orthogonality_errors(stack) for stack in stacks)
 
     def values(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The root mean squares over all of it, and over the ranks that share the parameters."""
+        """The root mean squares over all of it, and over the ranks that the parameters are divided over."""
         like = working(local(parameters[0]))
         squares = torch.stack([like.new_zeros(()), *(square.to(like) for square in self._squares)]).sum()
         sums = torch.stack([squares, torch.full_like(squares, self._entries)])
         total, entries = summed(sums, parameters)
         found = {"update_rms": (total / entries).sqrt()}
-        if self._errors.keys() == {None}:
-            errors = torch.cat([errors.to(like) for errors in self._errors[None]])
-            found["orthogonality_error"] = errors.mean().sqrt()
-        elif self._errors:
-            sums = like.new_zeros(2)
-            for members, some in self._errors.items():
-                errors = torch.cat([like.new_empty(0), *(errors.to(like) for errors in some)])
-                own = torch.stack([errors.sum(), torch.full_like(squares, len(errors))])
-                sums += own if members is None else members.summed(own)
-            found["orthogonality_error"] = (sums[0] / sums[1]).sqrt()
+        if self._errors or self.sums:
+            errors = torch.cat([like.new_empty(0), *(errors.to(like) for errors in self._errors)])
+            own = torch.stack([errors.sum(), torch.full_like(squares, len(errors))])
+            error, count = torch.stack([own, *(sums.to(own) for sums in self.sums)]).sum(dim=0)
+            found["orthogonality_error"] = (error / count).sqrt()
         return found
+
+
+def sum_over_ranks(measurements: Iterable[Measurement], device: torch.device) -> None:
+    """Add up the errors of matrices that ranks divide among them, in one collective for each set of ranks.
+
+    Args:
+        measurements: Of all groups; all of the ranks call this with theirs.
+        device: What the collectives are done on.
+    """
+    shared: dict[Members, list[Measurement]] = {}
+    for measurement in measurements:
+        for members in measurement.divided:
+            shared.setdefault(members, []).append(measurement)
+    for members, some in shared.items():
+        own = torch.zeros(len(some), 2, device=device)
+        for place, measurement in zip(own, some, strict=True):
+            for errors in measurement.divided[members]:
+                place += torch.stack([errors.sum(), errors.new_tensor(len(errors))]).to(place)
+        for sums, measurement in zip(members.summed(own), some, strict=True):
+            measurement.sums.append(sums)

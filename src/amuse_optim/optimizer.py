@@ -10,17 +10,18 @@ from torch.optim.optimizer import ParamsT
 
 from . import clock, options
 from .buckets import Bucket, Group
+from .keepers import gathered, leave_to_keepers
 from .matrices import Scale
-from .measurement import Measurement
+from .measurement import Measurement, sum_over_ranks
 from .modes import AveragedOptimizer
 from .options import ANYTIME
 from .orthogonalize import Method
-from .plan import buckets_of, division_of, updates_of
+from .plan import are_shared, buckets_of, division_of, updates_of
 from .precision import StatePrecision
 from .ranks import Division, check_process_group
-from .readiness import looked_at
+from .readiness import Look, looked_at
 from .schedule import BetaClock, DecayAt, Parity
-from .sharding import copies
+from .sharding import copies, local
 from .state import complete_states, follow_parameter
 from .state_dict import portable, taking_over
 from .versions import Versions
@@ -110,6 +111,10 @@ class AMUSE(AveragedOptimizer):
             and sends the results to the others, which every rank must do at every step. None: every rank
             computes all of it. Sharded parameters (DTensor) know their ranks and need no group. It is not
             an option of groups, and neither saved nor copied.
+        shard_state: With `process_group`: whether the momentum of a matrix, and all else that its direction
+            keeps, is kept by the one rank that orthogonalizes it. All matrices of a parameter then have one
+            owner. `state_dict()` gathers it on the CPU, so every rank calls it, and `load_state_dict()`, not
+            one alone; any number of ranks can load it. Such an optimizer cannot be copied or pickled.
         more: Options of single directions, such as `row_beta2` of "normuon".
 
     Raises:
@@ -141,6 +146,7 @@ class AMUSE(AveragedOptimizer):
     # told of none.
     division: Division | None = None
     process_group: "torch.distributed.ProcessGroup | None" = None
+    shard_state = False
 
     def __init__(
         self,
@@ -183,6 +189,7 @@ class AMUSE(AveragedOptimizer):
         capturable: bool = False,
         state_precision: StatePrecision = "full",
         process_group: "torch.distributed.ProcessGroup | None" = None,
+        shard_state: bool = False,
         **more: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in options.OPTIONS} | more
@@ -191,6 +198,12 @@ class AMUSE(AveragedOptimizer):
         if process_group is not None:
             check_process_group(process_group)
             self.process_group = process_group
+        elif shard_state:
+            raise ValueError(
+                "shard_state=True needs process_group, the ranks that hold the same parameters, such as "
+                "torch.distributed.group.WORLD; the state of sharded parameters (DTensor) is sharded anyway"
+            )
+        self.shard_state = shard_state
         super().__init__(params, options.complete_defaults(given))
 
     @classmethod
@@ -264,17 +277,14 @@ class AMUSE(AveragedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._require_train_mode()
 
-        complete_states(self.param_groups, self.state)
-        self.notice_edits()
-        self.division = division_of(self.param_groups, self.process_group, self.division)
-        active, gradients, usable = looked_at(self.param_groups, self.state, self.division)
+        active, gradients, usable, measuring = self._looked_at()
         if not usable:
             for group in active:
                 group["skipped_steps"] += 1
             return loss
-        buckets = [bucket for group in active for bucket in self._buckets(group, gradients)]
+        measurements = {id(group): Measurement() for group in active} if measuring else {}
+        buckets = [bucket for group in active for bucket in self._buckets(group, gradients, measurements)]
         schedules = {id(group): clock.advanced(group) for group in active}
         for bucket, updates in updates_of(buckets):
             _, now = schedules[id(bucket.group)]
@@ -285,28 +295,87 @@ class AMUSE(AveragedOptimizer):
                 chunk.advance_(update, scale, numbers)
         for bucket in buckets:  # which may share a step and a beta on the device
             bucket.finish(schedules[id(bucket.group)][1])
+        self._keep(measurements)
         for group in active:
             clock.record(group, *schedules[id(group)])
         self.versions = self.versions.recorded(self.param_groups)
         return loss
 
-    def _buckets(self, group: Group, gradients: Mapping[Tensor, Tensor]) -> list[Bucket]:
+    def _looked_at(self) -> Look:
+        """Look at what could stop the step, together with the ranks that share parameters."""
+        problem: Exception | None = None
+        try:
+            self._require_train_mode()
+            complete_states(self.param_groups, self.state)
+            self.notice_edits()
+        except Exception as error:  # the other ranks have to be told
+            problem = error
+        if not are_shared(self.param_groups, self.process_group):
+            self.division = None
+        elif self.division is None or self.division.process_group is not self.process_group:
+            self._divide()
+        else:
+            self.division.check()
+        while True:
+            measuring = self.measurements is not None
+            look = looked_at(
+                self.param_groups, self.state, self.division, measuring=measuring, problem=problem
+            )
+            if look is not None:
+                return look
+            self._divide()
+
+    def _divide(self) -> None:
+        """Divide the matrices over the ranks; all of them call this at once."""
+        before = self.division
+        division = division_of(
+            self.param_groups, self.process_group, shard_state=self.shard_state, before=before
+        )
+        division.check()
+        leave_to_keepers(self.param_groups, self.state, division, before)
+        self.division = division
+
+    def _buckets(
+        self, group: Group, gradients: Mapping[Tensor, Tensor], measurements: Mapping[int, Measurement]
+    ) -> list[Bucket]:
         """The parameters of a group that have a gradient, in buckets that can be updated together."""
         number = next(i for i, other in enumerate(self.param_groups) if other is group)
-        measurement = None
-        if self.measurements is not None:
-            measurement = self.measurements[number] = Measurement()
+        measurement = measurements.get(id(group))
         return buckets_of(group, number, self.state, gradients, measurement, self.division)
+
+    def _keep(self, measurements: Mapping[int, Measurement]) -> None:
+        """Keep what was measured in a step, summed over the ranks that divide matrices among them."""
+        if measurements:
+            first = next(parameter for group in self.param_groups for parameter in group["params"])
+            sum_over_ranks(measurements.values(), local(first).device)
+        if self.measurements is not None:
+            for number, group in enumerate(self.param_groups):
+                if id(group) in measurements:
+                    self.measurements[number] = measurements[id(group)]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue a run: sequences, momenta, schedule, mode and options of every group.
 
         A function given as `orthogonalize` is stored by name alone, so that `torch.load(weights_only=True)`
-        reads the file; the optimizer that loads it must have been built with that function.
+        reads the file; the optimizer that loads it must have been built with that function. With
+        `shard_state=True` every rank calls this, and gets all of it.
         """
         for group, parameter, state in self.members():
             follow_parameter(parameter, state, group)
-        return portable(super().state_dict())
+        whole = portable(super().state_dict())
+        if self.shard_state:
+            found = gathered(self.param_groups, self.state, self.division)
+            for index, (_, parameter, _) in enumerate(self.members()):
+                whole["state"][index] |= found.get(parameter, {})
+        return whole
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.shard_state:
+            raise TypeError(
+                "an optimizer with shard_state=True cannot be copied or pickled, because other ranks keep "
+                "parts of its state: build a new one and load the state dict into it"
+            )
+        return super().__getstate__()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -327,6 +396,11 @@ class AMUSE(AveragedOptimizer):
         with taking_over(self):
             super().load_state_dict(state_dict)
         self.versions = Versions()
+        if self.shard_state:
+            self.division = division_of(
+                self.param_groups, self.process_group, shard_state=True, before=self.division
+            )
+            leave_to_keepers(self.param_groups, self.state, self.division, before=None)
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> AMUSE:

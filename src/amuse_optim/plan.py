@@ -21,19 +21,23 @@ from .state import follow_parameter, is_point, kept_names_in
 _ROW_STATE = {name: each.row_state for name, each in DIRECTIONS.items() if isinstance(each, Muon)}
 
 
-def division_of(groups: Sequence[Group], process_group: Any, last: Division | None) -> Division | None:
-    """Who orthogonalizes what; None where no ranks share parameters.
+def are_shared(groups: Sequence[Group], process_group: Any) -> bool:
+    """Whether ranks share parameters."""
+    return process_group is not None or any(is_sharded(p) for group in groups for p in group["params"])
+
+
+def division_of(
+    groups: Sequence[Group], process_group: Any, *, shard_state: bool, before: Division | None
+) -> Division:
+    """Divide the matrices of groups over the ranks that share them.
 
     Args:
         groups: The optimizer's groups.
         process_group: The ranks that replicate plain parameters, if they are known.
-        last: The division of the last step, which is returned where it still holds.
+        shard_state: Whether the owner alone keeps the momentum of replicated matrices.
+        before: The division so far.
     """
-    if process_group is None and not any(is_sharded(p) for group in groups for p in group["params"]):
-        return None
-    if last is not None and last.follows(groups, process_group):
-        return last
-    return Division(groups, process_group, _ROW_STATE, last)
+    return Division(groups, process_group, _ROW_STATE, shard_state=shard_state, before=before)
 
 
 def buckets_of(

@@ -4,6 +4,7 @@ Sharded parameters say themselves which ranks share them. Replicated ones (DDP) 
 process group has to be given; each of its ranks holds all of them.
 """
 
+import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .exchange import Members, Route, Unit
+from .exchange import Route, Unit
 from .matrices import OPTIONS, Single, layout_of
+from .members import Members
 from .orthogonalize import working_dtype_for
 from .owners import Work, multiply_adds, owners_of
 from .sharding import Box, Held, held_parts, is_sharded, leading_placements, local
@@ -22,7 +24,14 @@ Group = Mapping[str, Any]
 # By name, the directions whose matrices are divided, with the names of what they keep for each row.
 RowState = Mapping[str, Sequence[str]]
 
-_DECIDING = ("direction", "orthogonalize", "orthogonalize_steps", "orthogonalize_dtype", *OPTIONS)
+_DECIDING = (
+    "direction",
+    "orthogonalize",
+    "orthogonalize_steps",
+    "orthogonalize_dtype",
+    "capturable",
+    *OPTIONS,
+)
 
 
 class Spread(NamedTuple):
@@ -47,6 +56,11 @@ class Spread(NamedTuple):
         placements = leading_placements(self.placements, len(shape))
         found = dict(zip(self.order, held_parts(shape, self.mesh, placements), strict=True))
         return tuple(found[rank] for rank in range(len(found)))
+
+    @cache  # noqa: B019
+    def most_entries(self, shape: tuple[int, ...]) -> int:
+        """The entries of a tensor of this shape that the rank with the most has."""
+        return max(math.prod(stop - start for start, stop in held.box) for held in self.held(shape))
 
     @cache  # noqa: B019
     def covering(self, box: Box, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -104,24 +118,30 @@ class Shared(NamedTuple):
         members: These ranks.
         spread: How it lies on them.
         units: Its matrices with their owners, if they are divided over the ranks.
+        keeper: The one rank that keeps what the direction keeps, and owns all its matrices; None if every
+            rank does, of its part.
     """
 
     members: Members
     spread: Spread
-    units: tuple[Unit, ...]
+    units: tuple[Unit, ...] = ()
+    keeper: int | None = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this rank keeps what the direction keeps."""
+        return self.keeper in (None, self.members.rank)
 
 
 class Division:
-    """Who owns the matrices of the groups of an optimizer.
+    """Who owns the matrices of the groups of an optimizer, by a plan that every rank makes by itself.
 
     Args:
         groups: The groups, the same on all ranks.
         process_group: The ranks that replicate plain parameters; None if they are not known.
         row_state: The directions whose matrices are divided.
+        shard_state: Whether the owner alone keeps the momentum of replicated matrices.
         before: The division of earlier groups, whose process groups are used again.
-
-    Raises:
-        ValueError: If the ranks do not have the same parameters and options.
     """
 
     def __init__(
@@ -129,41 +149,57 @@ class Division:
         groups: Sequence[Group],
         process_group: Any,
         row_state: RowState,
+        *,
+        shard_state: bool = False,
         before: "Division | None" = None,
     ) -> None:
-        self._key = _key(groups)
-        self._process_group = process_group
-        self._members: dict[object, Members] = {} if before is None else before._members
+        self.groups = len(groups)
+        self.process_group = process_group
         self.shared: dict[Tensor, Shared] = {}
+        self._key = _key(groups)
+        self._shard_state = shard_state
+        self._members: dict[object, Members] = {} if before is None else before._members
+        self._asked: dict[Members, list[Tensor]] = {}
+        self._lines: dict[Members, list[str]] = {}
         named: dict[Members, list[tuple[str, Group, Tensor, Spread]]] = {}
         for number, group in enumerate(groups):
-            names = group.get("param_names") or ()
-            for index, parameter in enumerate(group["params"]):
+            for name, parameter in zip(_names(group), group["params"], strict=True):
                 if is_sharded(parameter) or process_group is not None:
                     members, spread = self._placed(parameter, process_group)
-                    name = names[index] if index < len(names) else f"parameter {index}"
                     named.setdefault(members, []).append(
                         (f"group {number}, {name}", group, parameter, spread)
                     )
         for members, parameters in named.items():
-            self._divide(members, parameters, row_state)
+            # What a CUDA graph captures cannot be asked for, and is the same at every step.
+            self._asked[members] = [p for _, group, p, _ in parameters if not group["capturable"]]
+            self._lines[members] = self._divide(members, parameters, row_state)
 
-    def follows(self, groups: Sequence[Group], process_group: Any) -> bool:
-        """Whether it was made for these groups, as they are, and for these ranks."""
-        return self._process_group is process_group and self._key == _key(groups)
+    def follows(self, groups: Sequence[Group]) -> bool:
+        """Whether it was made for these groups, as they are."""
+        return self._key == _key(groups)
+
+    def check(self) -> None:
+        """Compare the plan with those of the other ranks, once; all of them call this.
+
+        Raises:
+            ValueError: If the ranks do not have the same parameters and options.
+        """
+        for members, lines in self._lines.items():
+            first = next(p for p, shared in self.shared.items() if shared.members is members)
+            members.check_same(lines, local(first).device)
+        self._lines = {}
 
     def members(self) -> list[Members]:
         """The sets of ranks that share parameters, in the same order on every rank."""
-        return list(dict.fromkeys(shared.members for shared in self.shared.values()))
+        return list(self._asked)
 
     def agree(
-        self, parameters: Sequence[Tensor], present: Container[Tensor], numbers: Sequence[int]
+        self, present: Container[Tensor], numbers: Sequence[int]
     ) -> tuple[dict[Tensor, int], Sequence[int]]:
         """What all ranks have; each of them calls this before a step.
 
         Args:
-            parameters: The same on all ranks.
-            present: Those that have a gradient here.
+            present: The parameters that have a gradient here.
             numbers: Of any meaning, equally many on all ranks.
 
         Returns:
@@ -171,13 +207,14 @@ class Division:
             sums of the numbers, which are 0 where they are 0 on all ranks.
         """
         having: dict[Tensor, int] = {}
-        for members in self.members():
-            own = [p for p in parameters if p in self.shared and self.shared[p].members is members]
-            if own:
-                counts = torch.tensor([*(p in present for p in own), *numbers], device=local(own[0]).device)
+        for members, asked in self._asked.items():
+            if asked:
+                counts = torch.tensor(
+                    [*(p in present for p in asked), *numbers], device=local(asked[0]).device
+                )
                 total = members.summed(counts).tolist()
-                having.update(zip(own, total, strict=False))
-                numbers = total[len(own) :]
+                having.update(zip(asked, total, strict=False))
+                numbers = total[len(asked) :]
         return having, numbers
 
     def _placed(self, parameter: Any, process_group: Any) -> tuple[Members, Spread]:
@@ -206,40 +243,66 @@ class Division:
         members: Members,
         parameters: Sequence[tuple[str, Group, Tensor, Spread]],
         row_state: RowState,
-    ) -> None:
-        """Find the owners of the matrices of parameters that the same ranks share."""
+    ) -> list[str]:
+        """Find the owners of the matrices of parameters that the same ranks share; the plan in words."""
         lines = []
         wanted: dict[Tensor, torch.dtype | None] = {}
-        found: list[tuple[Tensor, Spread, Found]] = []
+        found: list[tuple[Tensor, Found]] = []
+        work: dict[str, Work] = {}
         checksums = _checksums([p for _, _, p, spread in parameters if spread.placements is None])
         for name, group, parameter, spread in parameters:
             lines.append(f"{name}, {tuple(parameter.shape)}, {parameter.dtype}, {spread.placements}")
             if spread.placements is None:
                 lines[-1] += f", values with the checksum {next(checksums)}"
-            self.shared[parameter] = Shared(members, spread, ())
-            if group["direction"] in row_state:
-                wanted[parameter] = group["orthogonalize_dtype"]
-                kept = len(row_state[group["direction"]])
-                matrices = matrices_of(name, group, tuple(parameter.shape), spread, kept)
-                found += [(parameter, spread, matrix) for matrix in matrices]
-        owners = owners_of([matrix.work for _, _, matrix in found], members.size)
-        for (parameter, _, matrix), owner in zip(found, owners, strict=True):
-            short = min(matrix.single.rows, matrix.single.cols)
+            self.shared[parameter] = Shared(members, spread)
+            if group["direction"] not in row_state:
+                continue
+            wanted[parameter] = group["orthogonalize_dtype"]
+            kept = len(row_state[group["direction"]])
+            matrices = list(matrices_of(name, group, tuple(parameter.shape), spread, kept))
+            if self._shard_state and spread.placements is None:  # all of them belong to one owner
+                together = Work(name, sum(matrix.work.multiply_adds for matrix in matrices))
+                matrices = [matrix._replace(work=together) for matrix in matrices]
+            work |= {matrix.work.name: matrix.work for matrix in matrices}
+            found += [(parameter, matrix) for matrix in matrices]
+        owners = dict(zip(work, owners_of(list(work.values()), members.size), strict=True))
+        units: dict[Tensor, list[Unit]] = {}
+        for parameter, matrix in found:
+            owner, short = owners[matrix.work.name], min(matrix.single.rows, matrix.single.cols)
             dtype = wanted[parameter] or working_dtype_for(parameter.dtype, parameter.device, short)
             cost = f"{matrix.work.multiply_adds} multiply-adds in {dtype}"
             lines.append(f"{matrix.work.name} of {cost} on rank {owner}")
-        members.check_same(lines, local(parameters[0][2]).device)
-        units: dict[Tensor, list[Unit]] = {}
-        for (parameter, spread, matrix), owner in zip(found, owners, strict=True):
-            routes = tuple(
-                Route(box, spread.held(shape), owner, members.rank, spread.covering(box, shape))
-                for box, shape in matrix.boxes
-            )
+            spread = self.shared[parameter].spread
+            rank, alone = members.rank, self._shard_state and spread.placements is None
+            (box, shape), *rows = matrix.boxes
+            routes = [Route(box, spread.held(shape), owner, rank, spread.covering(box, shape))]
+            for box, shape in rows:
+                held = spread.held(shape) if not alone else _held_by(owner, members.size, shape)
+                covering = spread.covering(box, shape) if not alone else (owner,)
+                routes.append(Route(box, held, owner, rank, covering))
             units.setdefault(parameter, []).append(
-                Unit(matrix.single.rows, matrix.single.cols, owner, routes)
+                Unit(matrix.single.rows, matrix.single.cols, owner, tuple(routes))
             )
+            if alone:
+                self.shared[parameter] = self.shared[parameter]._replace(keeper=owner)
         for parameter, some in units.items():
             self.shared[parameter] = self.shared[parameter]._replace(units=tuple(some))
+        return lines
+
+
+def _names(group: Group) -> list[str]:
+    """What the parameters of a group are called: by their names, if these are all there and all different."""
+    names = list(group.get("param_names") or ())
+    if len(set(names)) == len(group["params"]):
+        return names
+    return [f"parameter {index}" for index in range(len(group["params"]))]
+
+
+def _held_by(owner: int, ranks: int, shape: tuple[int, ...]) -> tuple[Held, ...]:
+    """What every rank holds of a tensor that one of them has whole, and the others nothing of."""
+    return tuple(
+        Held(tuple((0, size if rank == owner else 0) for size in shape), 0, rank) for rank in range(ranks)
+    )
 
 
 def _checksums(parameters: Sequence[Tensor]) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """What is looked at before a step begins, because it could stop the step halfway."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +15,30 @@ from .state import kept_names_in, started
 Gradients = dict[Tensor, Tensor]
 
 
+class Look(NamedTuple):
+    """What was found before a step.
+
+    Args:
+        active: The groups that take part.
+        gradients: Of the parameters that take part.
+        usable: False if the step is to be skipped.
+        measuring: Whether telemetry is measured in this step, on this rank or any other.
+    """
+
+    active: list[Group]
+    gradients: Gradients
+    usable: bool
+    measuring: bool
+
+
 def looked_at(
-    groups: Sequence[Group], states: Mapping[Tensor, State], division: Division | None
-) -> tuple[list[Group], Gradients, bool]:
+    groups: Sequence[Group],
+    states: Mapping[Tensor, State],
+    division: Division | None,
+    *,
+    measuring: bool,
+    problem: Exception | None = None,
+) -> Look | None:
     """Look at everything that could stop a step halfway, before it begins and anything changes.
 
     Where ranks share parameters they find out together, in one collective for each set of ranks, which
@@ -26,10 +48,11 @@ def looked_at(
         groups: All groups of the optimizer.
         states: The state of their parameters.
         division: Who orthogonalizes what, where ranks share parameters.
+        measuring: Whether telemetry is measured on this rank.
+        problem: What has stopped this rank already.
 
     Returns:
-        The groups that take part; the gradients of the parameters that do; and False if the step is to be
-        skipped.
+        What was found; None if a rank has other groups than those of the division: it has to be made anew.
 
     Raises:
         ValueError: For what `check_ready` finds, and for parameters that several ranks hold a copy of, with a
@@ -39,31 +62,33 @@ def looked_at(
         RuntimeError: If another rank found something.
     """
     gradients = {p: p.grad for group in groups for p in group["params"] if p.grad is not None}
-    if division is None:
-        bad = _examined(groups, states, gradients)
-        totals: Sequence[int] = [len(names) for names in bad]
-    else:
-        problem: Exception | None = None
-        bad = [[] for _ in groups]
-        try:
+    bad: list[list[str]] = [[] for _ in groups]
+    try:
+        if problem is None:
             bad = _examined(groups, states, gradients)
-        except Exception as error:  # the other ranks are told before it goes on
-            problem = error
-        # What a CUDA graph captures cannot be asked for, and is the same at every step.
-        asked = [p for group in groups if not group["capturable"] for p in group["params"]]
-        numbers = [*(len(names) for names in bad), int(problem is not None)]
-        having, (*totals, failed) = division.agree(asked, gradients, numbers)
-        if problem is not None:
-            raise problem
-        if failed:
+    except Exception as error:  # the other ranks are told before it goes on
+        problem = error
+    totals: Sequence[int] = [len(names) for names in bad]
+    if division is not None:
+        current = division.follows(groups)
+        flags = [not current, problem is not None, measuring]
+        numbers = [*map(int, flags), *(totals if current else [0] * division.groups)]
+        having, (changed, failed, asked, *totals) = division.agree(gradients, numbers)
+        if problem is None and failed:
             raise RuntimeError(
                 "another rank refused the step, and its error says why; nothing was changed on any rank"
             )
+        if problem is None and changed:
+            return None
+        measuring = asked > 0
+    if problem is not None:
+        raise problem
+    if division is not None:
         _complete(gradients, groups, having, division)
         gradients = {parameter: placed_like(gradients[parameter], parameter) for parameter in gradients}
     active = [group for group in groups if any(p in gradients for p in group["params"])]
     usable = [_usable(group, names, total) for group, names, total in zip(groups, bad, totals, strict=True)]
-    return active, gradients, all(usable)
+    return Look(active, gradients, all(usable), measuring)
 
 
 def _complete(

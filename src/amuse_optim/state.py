@@ -132,6 +132,16 @@ def started(state: State) -> bool:
     return isinstance(state["step"], Tensor) or state["step"] > 0
 
 
+def emptied(tensor: Tensor) -> Tensor:
+    """What a rank has in place of a tensor that another one keeps: no entries, in as many dimensions."""
+    return tensor.new_empty((0, *tensor.shape[1:]))
+
+
+def is_emptied(tensor: Tensor, shape: Sequence[int]) -> bool:
+    """Whether a tensor has no entries where it would have some, if it were whole."""
+    return tensor.shape != torch.Size(shape) and tensor.shape == (0, *shape[1:])
+
+
 def follow_parameter(parameter: Tensor, state: State, group: Group) -> None:
     """While a parameter has taken no step, z = x = y: follow what was done to the model meanwhile.
 
@@ -139,14 +149,18 @@ def follow_parameter(parameter: Tensor, state: State, group: Group) -> None:
     """
     if started(state):
         return
+    kept = kept_tensors(parameter, group)
+    elsewhere = [name for name in kept if name in state and is_emptied(state[name], kept[name].shape)]
     fits = all(
         name in state
-        and (state[name].device, state[name].shape, state[name].dtype) == (parameter.device, *kept)
-        for name, kept in kept_tensors(parameter, group).items()
+        and (state[name].device, state[name].dtype) == (parameter.device, dtype)
+        and (state[name].shape == shape or name in elsewhere)
+        for name, (shape, dtype) in kept.items()
     )
     if not fits:
         state.clear()
         state.update(initial_state(parameter, group))
+        state.update({name: emptied(state[name]) for name in elsewhere})
     for name in state:
         if is_point(name):
             state[name].copy_(parameter.detach())

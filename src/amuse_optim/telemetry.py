@@ -19,8 +19,8 @@ def telemetry(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     Distances are Euclidean norms over all parameters of the group. The last two rows need the directions d,
     so they are measured inside the step once this function has been called, and are nan until the next step.
     This reads every d once more, and adds about one matrix product to fifteen of the orthogonalization.
-    Values are those of all ranks that share parameters, by sharding or `process_group`: every one of these
-    ranks calls this function, after the same step, and not the one alone that logs.
+    Values are those of all ranks that share parameters. Where these are sharded, every one of the ranks calls
+    this function, after the same step; where they are replicated, the one that logs may do it alone.
 
     ===================== ===========================================================================
     lr                    lr_t, warm-up included

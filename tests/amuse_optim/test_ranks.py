@@ -13,11 +13,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amuse_optim import AMUSE
-from amuse_optim.exchange import evened
+from amuse_optim.members import evened
 from tests.programs.agreeing import CASES
 
 ROOT = Path(__file__).parents[2]
-WAYS = ("ddp", "fsdp", "hsdp", "rows", "columns", "fsdp of rows", "fsdp of columns", "stages", "crossed")
+WAYS = (
+    "ddp",
+    "ddp, divided state",
+    "fsdp",
+    "hsdp",
+    "rows",
+    "columns",
+    "fsdp of rows",
+    "fsdp of columns",
+    "stages",
+    "crossed",
+)
 
 
 def run(processes: int, program: str, *arguments: str, status: int = 0) -> str:
@@ -43,7 +54,7 @@ def compare(processes: int, *cases: str) -> None:
 @pytest.mark.requirement("D3")
 def test_two_ranks_take_the_steps_of_one() -> None:
     """DDP, FSDP2 and tensor parallelism along either dimension: 1e-10 in float64, 1e-6 in float32."""
-    ways = ("ddp", "fsdp", "rows", "columns")
+    ways = ("ddp", "ddp, divided state", "fsdp", "rows", "columns")
     given = (*(f"awkward/{way}/float64/5" for way in ways), "llama/ddp/float32/5", "llama/fsdp/float64/5")
     compare(2, *given, "training/ddp/float64/5", "training/fsdp/float64/5")
 
@@ -72,21 +83,28 @@ def test_a_rank_that_waits_for_one_that_ended_says_so(when: str) -> None:
 
 
 @pytest.mark.requirement("B4", "D3")
-def test_a_checkpoint_of_two_ranks_continues_on_one(tmp_path: Path) -> None:
-    run(2, "resharded", "save", str(tmp_path / "saved"))
-    run(1, "resharded", "load", str(tmp_path / "saved"))
+@pytest.mark.parametrize(("way", "after"), [("hsdp", "fsdp"), ("ddp, divided state", "ddp, divided state")])
+def test_a_checkpoint_of_two_ranks_continues_on_one(way: str, after: str, tmp_path: Path) -> None:
+    run(2, "resharded", "save", way, str(tmp_path / "saved"))
+    run(1, "resharded", "load", after, str(tmp_path / "saved"))
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_four_ranks_continues_on_two_and_on_one(tmp_path: Path) -> None:
-    run(4, "resharded", "save", str(tmp_path / "saved"))
+@pytest.mark.parametrize(("way", "after"), [("hsdp", "fsdp"), ("ddp, divided state", "ddp, divided state")])
+def test_a_checkpoint_of_four_ranks_continues_on_two_and_on_one(way: str, after: str, tmp_path: Path) -> None:
+    run(4, "resharded", "save", way, str(tmp_path / "saved"))
     for processes in (2, 1):
-        run(processes, "resharded", "load", str(tmp_path / "saved"))
+        run(processes, "resharded", "load", after, str(tmp_path / "saved"))
 
 
 def test_a_process_group_is_one() -> None:
     with pytest.raises(TypeError, match=r"process_group must be a torch.distributed.ProcessGroup, .* got 2"):
         AMUSE([nn.Parameter(torch.ones(2, 2))], direction="muon", warmup_steps=2, process_group=2)
+
+
+def test_state_is_divided_over_ranks_that_are_known() -> None:
+    with pytest.raises(ValueError, match=r"shard_state=True needs process_group, .* such as torch"):
+        AMUSE([nn.Parameter(torch.ones(2, 2))], direction="muon", warmup_steps=2, shard_state=True)
 
 
 def test_one_rank_of_a_process_group_steps_as_without_it() -> None:

@@ -1,7 +1,9 @@
 """What two processes of test_ranks.py do that do not have the same: they stop together, or go on together."""
 
+import copy
 import gc
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +15,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from amuse_lab.launch import exit_rank
-from amuse_optim import AMUSE, telemetry
+from amuse_optim import AMUSE, OptimizerModeError, telemetry
+from amuse_optim.directions import divided
 from amuse_optim.exchange import Exchange
+from benchmarks.traffic import counted
 
 SHAPES = ((6, 4), (4, 5), (3, 7), (6, 4))
 
@@ -277,17 +281,171 @@ def lean_state_of_shards_is_rounded_differently() -> None:
         assert torch.equal(*parts) == same
 
 
+def lean_momenta_are_rounded_differently_by_each_rank() -> None:
+    """Each keeps one of two equal matrices; z is the same everywhere."""
+    world = distributed.group.WORLD
+    weights = [nn.Parameter(torch.ones(16, 8)) for _ in range(2)]
+    options: dict[str, Any] = {"process_group": world, "shard_state": True, "state_precision": "lean"}
+    optimizer = AMUSE(weights, direction="muon", lr=0.1, warmup_steps=2, **options)
+    for weight in weights:
+        weight.grad = torch.linspace(0.1, 0.3, 128).view(16, 8)
+    optimizer.step()
+    saved = optimizer.state_dict()["state"]
+    assert not torch.equal(saved[0]["momentum_buffer"], saved[1]["momentum_buffer"])
+    torch.testing.assert_close(saved[0]["momentum_buffer"], saved[1]["momentum_buffer"], rtol=2**-7, atol=0)
+    z = optimizer.state[weights[0]]["z"]
+    copies = [torch.empty_like(z) for _ in range(2)]
+    distributed.all_gather(copies, z)
+    assert torch.equal(*copies)
+
+
 def measured_over_all_ranks() -> None:
-    """A rank that owns nothing takes part, too."""
-    values: list[Any] = []
-    for group in (None, distributed.group.WORLD):
-        weight = nn.Parameter(torch.eye(3, 5))
-        optimizer = AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, process_group=group)
-        telemetry(optimizer)
-        weight.grad = torch.eye(3, 5)
+    """On the one rank that asks; the other one, which does not, takes part."""
+    asking = distributed.get_rank() == 1
+    optimizer, expected = build(), build(process_group=None)
+    for step in range(3):
+        for each in (optimizer, expected):
+            if asking:
+                telemetry(each)
+            feed(each, step)
+            each.step()
+    assert optimizer.measurements is None or asking
+    if asking:
+        ours = telemetry(optimizer)
+        for name, value in telemetry(expected).items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-9, msg=name)
+    feed(optimizer, 3)
+    optimizer.step()
+
+
+def a_rank_with_other_groups_stops_all() -> None:
+    """Between steps: an option that was changed, or a group that was added, on one rank alone."""
+    for change in (
+        lambda optimizer: optimizer.param_groups[1].update(orthogonalize_steps=3),
+        lambda optimizer: optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 3))]}),
+    ):
+        optimizer, _ = stepped_once()
+        feed(optimizer, 1)
+        if distributed.get_rank() == 1:
+            change(optimizer)
+        before = held(optimizer)
+        for _ in range(2):  # it is found again
+            with pytest.raises(ValueError, match=r"the first difference is .* on rank 0 and .* on rank 1"):
+                optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(held(optimizer), before, strict=True))
+
+
+def a_rank_in_eval_mode_stops_all() -> None:
+    for steps in (0, 1):
+        optimizer = stepped_once()[0] if steps else build()
+        feed(optimizer, 1)
+        if distributed.get_rank() == 0:
+            optimizer.eval()
+        error = OptimizerModeError if distributed.get_rank() == 0 else RuntimeError
+        with pytest.raises(error, match="eval mode" if distributed.get_rank() == 0 else "refused the step"):
+            optimizer.step()
+        optimizer.train()
         optimizer.step()
-        values.append(float(telemetry(optimizer)["0_muon/orthogonality_error"]))
-    assert values[0] == pytest.approx(values[1], rel=1e-6)
+        assert [group["t"] for group in optimizer.param_groups] == [steps + 1, steps + 1]
+
+
+def parameters_may_have_the_same_name() -> None:
+    weights = [("weight", nn.Parameter(torch.ones(2, 3))), ("weight", nn.Parameter(torch.ones(2, 3)))]
+    world = distributed.group.WORLD
+    optimizer = AMUSE(weights, direction="muon", warmup_steps=2, process_group=world)
+    for _, weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert torch.equal(weights[0][1], weights[1][1])
+
+
+def matrices_of_one_shape_travel_in_batches() -> None:
+    """Where they would be too many at once; the results are the same, and both ranks have work in each."""
+    found, calls = [], []
+    for bound in (divided.ENTRIES_TOGETHER, 2 * 6 * 4):
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(6, 4, dtype=torch.float64)) for _ in range(7)]
+        world = distributed.group.WORLD
+        optimizer = AMUSE(weights, direction="normuon", lr=0.1, warmup_steps=2, process_group=world)
+        divided.ENTRIES_TOGETHER, before = bound, divided.ENTRIES_TOGETHER
+        with counted() as traffic:
+            for step in range(3):
+                feed(optimizer, step)
+                optimizer.step()
+        divided.ENTRIES_TOGETHER = before
+        found.append(weights)
+        calls.append(traffic.calls["all_gather"])
+    assert calls == [3, 12]
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def momenta_are_kept_by_their_owners() -> None:
+    """Half of them by each of two ranks, also of groups that come later; what is saved has all of them."""
+    optimizer, expected = build(shard_state=True), build(process_group=None)
+    owners = []
+    for step in range(6):
+        if step in (2, 4):  # owners change
+            for each in (optimizer, expected):
+                late = torch.arange(30.0, dtype=torch.float64).mul(step).sin().view(5, 6)
+                each.add_param_group({"params": [nn.Parameter(late)], "direction": "normuon"})
+        for each in (optimizer, expected):
+            feed(each, step)
+            each.step()
+        owners.append([optimizer.division.shared[p].keeper for p in parameters_of(optimizer)[:4]])
+    assert owners[0] != owners[2]
+    assert owners[2] != owners[4]
+    kept = {p: optimizer.state[p]["momentum_buffer"].numel() for p in parameters_of(optimizer)}
+    assert all(number in (0, parameter.numel()) for parameter, number in kept.items())
+    numbers: list[Any] = [None, None]
+    distributed.all_gather_object(numbers, list(kept.values()))
+    assert [sum(pair) for pair in zip(*numbers, strict=True)] == [p.numel() for p in parameters_of(optimizer)]
+    assert all(numbers[rank] and sum(numbers[rank]) < sum(map(Tensor.numel, kept)) for rank in (0, 1))
+    saved, theirs = optimizer.state_dict()["state"], expected.state_dict()["state"]
+    for index, state in theirs.items():
+        for name, value in state.items():
+            torch.testing.assert_close(saved[index][name], value, rtol=0, atol=1e-10)
+
+
+def divided_state_is_saved_and_loaded() -> None:
+    """By a run that goes on as it would have, whether it has divided state or not."""
+    optimizer = build(shard_state=True)
+    first = optimizer.state_dict()["state"]  # before anybody keeps anything
+    assert all(state["momentum_buffer"].shape == state["z"].shape for state in first.values())
+    for step in range(3):
+        feed(optimizer, step)
+        optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    for options in ({"shard_state": True}, {}, {"process_group": None}):
+        again = build(**options)
+        for ours, theirs in zip(parameters_of(again), parameters_of(optimizer), strict=True):
+            ours.data.copy_(theirs.data)
+        again.load_state_dict(saved)
+        if options == {"shard_state": True}:
+            kept = [again.state[p]["momentum_buffer"].numel() for p in parameters_of(again)]
+            assert kept == [optimizer.state[p]["momentum_buffer"].numel() for p in parameters_of(optimizer)]
+            more = again.state_dict()["state"]
+            assert all(
+                torch.equal(more[i]["momentum_buffer"], state["momentum_buffer"])
+                for i, state in saved["state"].items()
+            )
+        found = copy.deepcopy([p.detach() for p in parameters_of(optimizer)])
+        assert all(torch.equal(a, b) for a, b in zip(found, parameters_of(again), strict=True))
+        feed(again, 3)
+        again.step()
+        rested = build(process_group=None)
+        for ours, theirs in zip(parameters_of(rested), found, strict=True):
+            ours.data.copy_(theirs)
+        rested.load_state_dict(saved)
+        feed(rested, 3)
+        rested.step()
+        for ours, theirs in zip(parameters_of(again), parameters_of(rested), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+def what_other_ranks_keep_is_not_copied() -> None:
+    for copying in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="shard_state=True cannot be copied or pickled"):
+            copying(build(shard_state=True))
 
 
 def ends(between_steps: bool) -> None:
@@ -322,7 +480,15 @@ CASES = [
     groups_that_come_later_are_divided_too,
     another_process_group_is_used_from_then_on,
     lean_state_of_shards_is_rounded_differently,
+    lean_momenta_are_rounded_differently_by_each_rank,
     measured_over_all_ranks,
+    a_rank_with_other_groups_stops_all,
+    a_rank_in_eval_mode_stops_all,
+    parameters_may_have_the_same_name,
+    matrices_of_one_shape_travel_in_batches,
+    momenta_are_kept_by_their_owners,
+    divided_state_is_saved_and_loaded,
+    what_other_ranks_keep_is_not_copied,
 ]
 if hasattr(Tensor, "grad_dtype"):  # in older torch gradients have their parameter's dtype
     CASES.append(missing_shards_have_the_dtype_of_the_gradients)

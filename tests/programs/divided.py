@@ -75,10 +75,18 @@ def optimizer_of(model: nn.Module, **options: Any) -> AMUSE:
     return AMUSE(groups, orthogonalize_dtype=None, **settings | options)
 
 
+REPLICATED: dict[str, dict[str, Any]] = {"ddp": {}, "ddp, divided state": {"shard_state": True}}
+
+
+def told(way: str) -> dict[str, Any]:
+    """What the optimizer is told of the ranks."""
+    return {"process_group": distributed.group.WORLD, **REPLICATED[way]} if way in REPLICATED else {}
+
+
 def spread(model: nn.Module, way: str) -> None:
     """Put the parameters on the ranks; replicated ones are left as they are."""
     ranks = distributed.get_world_size()
-    if way == "ddp":
+    if way in REPLICATED:
         return
     if way == "fsdp":
         fully_shard(model, mesh=init_device_mesh("cpu", (ranks,)))
@@ -160,7 +168,7 @@ def as_cheap_as_promised(traffic: Traffic, model: nn.Module, steps: int) -> None
         if group["direction"] in ("muon", "normuon")
     }
     assert exchanged <= 2 * len(shapes) * steps
-    assert agreed <= 2 * steps + 2  # two sets of ranks at most, and one comparison for each
+    assert agreed <= 2 * (2 * steps + 1)  # two sets of ranks at most: asked, with telemetry; one comparison
 
 
 def compare(kind: str, way: str, dtype: str, steps: int) -> None:
@@ -168,7 +176,7 @@ def compare(kind: str, way: str, dtype: str, steps: int) -> None:
     usual = optimizer_of(expected)
     spread(model, way)
     equal(model, expected, 0.0)
-    optimizer = optimizer_of(model, process_group=distributed.group.WORLD if way == "ddp" else None)
+    optimizer = optimizer_of(model, **told(way))
     for each in (usual, optimizer):
         telemetry(each)
     with counted() as traffic:
@@ -185,7 +193,7 @@ def compare(kind: str, way: str, dtype: str, steps: int) -> None:
     equal(model, expected, TOLERANCE[dtype])
     with averaged(usual), averaged(optimizer):
         equal(model, expected, TOLERANCE[dtype])
-        if way == "ddp":
+        if way in REPLICATED:
             same_on_all_ranks(model)
     ours = telemetry(optimizer)
     for name, value in telemetry(usual).items():
@@ -197,8 +205,8 @@ def train(way: str, dtype: str, steps: int) -> None:
     expected, model = build("llama", dtype), build("llama", dtype)
     usual = optimizer_of(expected)
     spread(model, way)
-    optimizer = optimizer_of(model, process_group=distributed.group.WORLD if way == "ddp" else None)
-    parallel = nn.parallel.DistributedDataParallel(model) if way == "ddp" else model
+    optimizer = optimizer_of(model, **told(way))
+    parallel = nn.parallel.DistributedDataParallel(model) if way in REPLICATED else model
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)

@@ -1,4 +1,4 @@
-"""Checkpoints of test_ranks.py: `torchrun ... -m tests.programs.resharded save|load FOLDER`."""
+"""Checkpoints of test_ranks.py: `torchrun ... -m tests.programs.resharded save|load WAY FOLDER`."""
 
 import gc
 import sys
@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from amuse_lab.launch import exit_rank
 from amuse_optim import AMUSE
-from tests.programs.divided import build, equal, gradients, optimizer_of, own_part, spread
+from tests.programs.divided import build, equal, gradients, optimizer_of, own_part, spread, told
 
 SAVED_AFTER, ENDS_AFTER = 5, 10
 
@@ -29,7 +29,7 @@ def steps(model: nn.Module, optimizer: AMUSE, numbers: range) -> None:
 def sharded(way: str) -> tuple[nn.Module, AMUSE]:
     model = build("awkward", "float64")
     spread(model, way)
-    return model, optimizer_of(model)
+    return model, optimizer_of(model, **told(way))
 
 
 def state_of(model: nn.Module, optimizer: AMUSE) -> dict[str, Any]:
@@ -51,14 +51,13 @@ def every_entry_once(folder: Path) -> None:
     assert len(set(written)) == len(written)
 
 
-def main(action: str, folder: Path) -> None:
+def main(action: str, way: str, folder: Path) -> None:
+    model, optimizer = sharded(way)
     if action == "save":
-        model, optimizer = sharded("hsdp")
         steps(model, optimizer, range(SAVED_AFTER))
         dcp.save(state_of(model, optimizer), checkpoint_id=folder)
         every_entry_once(folder)
         return
-    model, optimizer = sharded("fsdp")
     state = state_of(model, optimizer)
     dcp.load(state, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
@@ -74,7 +73,7 @@ def main(action: str, folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
     gc.collect()
     distributed.destroy_process_group()
     print("done", flush=True)

@@ -1,6 +1,6 @@
 """Muon: orthogonalized momentum (https://kellerjordan.github.io/posts/muon/)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -11,7 +11,6 @@ from amuse_optim import matrices
 from amuse_optim.averaging import Tensors
 from amuse_optim.buckets import Bucket, Chunk, Row, Slot
 from amuse_optim.checks import Option, count, flag, fraction
-from amuse_optim.exchange import Exchange
 from amuse_optim.matrices import Place, layout_of, update_scale
 from amuse_optim.orthogonalize import (
     ITERATIONS,
@@ -21,11 +20,10 @@ from amuse_optim.orthogonalize import (
     orthogonalize_stack,
     working_dtype_for,
 )
-from amuse_optim.ranks import Division
 from amuse_optim.schedule import Number
-from amuse_optim.sharding import local
 
 from .base import Direction, Shape, Update
+from .divided import divided_updates
 
 
 def momentum_average_(
@@ -124,7 +122,7 @@ class Muon(Direction):
     def updates(self, bucket: Bucket) -> Iterator[Update]:
         """Batch by batch, matrices of one shape together."""
         if bucket.division is not None and bucket.slots[0].param in bucket.division.shared:
-            yield from self._divided_updates(bucket, bucket.division)
+            yield from divided_updates(self, bucket, bucket.division)
             return
         for pieces, parts, scale in self._orthogonalized(bucket):
             for chunk in _cut(bucket, pieces, bucket.sequences, parts):
@@ -137,6 +135,15 @@ class Muon(Direction):
             momentum_average_(m, g, chunk.update, bucket.group["momentum"], bucket.group["nesterov"])
             chunk.write("momentum_buffer", m)
 
+    def move_momentum(self, bucket: Bucket, slots: Sequence[Slot], parts: Sequence[Tensor]) -> None:
+        """Move the momentum of whole parameters and write what is to be orthogonalized into `parts`."""
+        self._momentum(bucket, [Matrices(slot, Place(len(slot.row["y"]), 0)) for slot in slots], parts)
+
+    def travelling_dtype(self, bucket: Bucket, shapes: Iterable[tuple[int, int]]) -> torch.dtype:
+        """The dtype in which matrices of these shapes, and what is kept for their rows, are exchanged."""
+        dtypes = [bucket.dtype] if self.row_state else [_kept(bucket, *shape) for shape in shapes]
+        return reduce(torch.promote_types, dtypes)
+
     def _orthogonalized(self, bucket: Bucket) -> Iterator[tuple[list[Matrices], Sequence[Tensor], Number]]:
         """Yield batches of matrices, their updates d / scale as flat tensors, and the scale."""
         group = bucket.group
@@ -148,7 +155,7 @@ class Muon(Direction):
                 stack = torch.empty(sum(sizes), dtype=_kept(bucket, rows, cols), device=bucket.device)
                 self._momentum(bucket, pieces, stack.split(sizes))
                 stack = stack.view(-1, cols, rows).mT if group["transposed"] else stack.view(shape)
-                stack = self._polar_factors(bucket, stack)
+                stack = self.polar_factors(bucket, stack)
                 if bucket.measurement is not None:
                     bucket.measurement.add_polar_factors(stack)
                 stack = self._finished(stack, pieces, bucket)
@@ -171,80 +178,11 @@ class Muon(Direction):
             torch._foreach_copy_(parts, value.view(-1).split([len(part) for part in parts]))
         return factors
 
-    def _polar_factors(self, bucket: Bucket, stack: Tensor) -> Tensor:
+    def polar_factors(self, bucket: Bucket, stack: Tensor) -> Tensor:
         """`orthogonalize` as the group's options say."""
         group, (rows, cols) = bucket.group, stack.shape[1:]
         dtype = _products(bucket, rows, cols)
         return orthogonalize_stack(stack, group["orthogonalize"], group["orthogonalize_steps"], dtype)
-
-    def _divided_updates(self, bucket: Bucket, division: Division) -> Iterator[Update]:
-        """Parameters of one shape together, in the same order on all ranks; each computes what it owns."""
-        alike: dict[object, list[Slot]] = {}
-        for slot in bucket.slots:
-            members, spread, _ = division.shared[slot.param]
-            alike.setdefault((members, spread, slot.param.shape), []).append(slot)
-        for slots in alike.values():
-            shared = [division.shared[slot.param] for slot in slots]
-            if not shared[0].units:  # they have no entries
-                continue
-            shapes = dict.fromkeys((unit.rows, unit.cols) for unit in shared[0].units)
-            dtypes = [_kept(bucket, *shape) for shape in shapes] if not self.row_state else [bucket.dtype]
-            dtype = reduce(torch.promote_types, dtypes)
-            parts = [torch.empty_like(slot.row["y"], dtype=dtype) for slot in slots]
-            self._momentum(bucket, [Matrices(slot, Place(len(slot.row["y"]), 0)) for slot in slots], parts)
-            items = []
-            for slot, part, (_, _, units) in zip(slots, parts, shared, strict=True):
-                row_state = [local(slot.state[name]) for name in self.row_state]
-                items += [(unit, [slot.shaped(part), *row_state]) for unit in units]
-            like = torch.empty(0, dtype=dtype, device=bucket.device)
-            what = f"matrices of parameters of shape {tuple(slots[0].param.shape)}"
-            exchange = Exchange(shared[0].members, items, like, what)
-            exchange.to_owners()
-            self._work(bucket, exchange)
-            exchange.from_owners()
-            scales = {shape: self.scale(bucket.group, *shape) for shape in shapes}
-            if len(set(scales.values())) > 1:  # one factor for each matrix of a parameter
-                parts = [part.to(bucket.dtype) for part in parts]
-                for slot, part, (_, _, units) in zip(slots, parts, shared, strict=True):
-                    for unit in units:
-                        if unit.routes[0].here is not None:
-                            slot.shaped(part)[unit.routes[0].here].mul_(scales[unit.rows, unit.cols])
-                scales = dict.fromkeys(shapes, 1.0)
-            rows = [slot.row for slot in slots]
-            for chunk in bucket.cut(rows, bucket.sequences, parts):
-                yield chunk, chunk.update, next(iter(scales.values()))
-
-    def _work(self, bucket: Bucket, exchange: Exchange) -> None:
-        """Turn the momentum updates of the matrices that this rank owns into updates d / scale.
-
-        Raises:
-            RuntimeError: If that failed on another rank.
-        """
-        failure: Exception | None = None
-        try:
-            for rows, cols, (stack, *row_state) in exchange.own:
-                size = rows * cols
-                for numbers in batches(range(len(stack)), [size] * len(stack), bucket.device):
-                    chosen = slice(numbers[0], numbers[-1] + 1)
-                    some = stack[chosen]
-                    matrices = some.view(-1, cols, rows).mT if bucket.group["transposed"] else some
-                    factors = self._polar_factors(bucket, matrices.reshape(-1, rows, cols))
-                    if bucket.measurement is not None:
-                        bucket.measurement.add_polar_factors(factors, members=exchange.members)
-                    kept = [state[chosen].view(-1, rows) for state in row_state]
-                    factors = self.finish(factors, kept, bucket)
-                    stored = factors.mT if bucket.group["transposed"] else factors
-                    some.copy_(stored.reshape(some.shape))
-        except Exception as error:
-            failure = error
-        if bucket.measurement is not None:
-            bucket.measurement.add_polar_factors(members=exchange.members)
-        if self.may_raise(bucket.group):
-            failed = torch.tensor(int(failure is not None), device=bucket.device)
-            if int(exchange.members.summed(failed)) and failure is None:
-                failure = RuntimeError("the orthogonalization failed on another rank, whose error says why")
-        if failure is not None:
-            raise failure
 
 
 def _products(bucket: Bucket, rows: int, cols: int) -> torch.dtype:
