@@ -26,7 +26,8 @@ def signature() -> dict[str, inspect.Parameter]:
 def test_the_defaults_of_the_signature_are_those_of_the_table() -> None:
     given = signature()
     assert given.pop("warmup_steps").default is inspect.Parameter.empty
-    assert given.pop("process_group").default is None  # of the optimizer, not of its groups
+    assert given.pop("process_group").default is None  # of the optimizer, not of its groups, as the next one
+    assert given.pop("shard_state").default is False
     defaults = {name: parameter.default for name, parameter in given.items()}
     assert defaults == {name: OPTIONS[name].default for name in defaults}
 
