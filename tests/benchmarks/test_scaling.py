@@ -73,14 +73,16 @@ def test_the_rule_of_dion_on_a_case_worked_out_by_hand() -> None:
 
 def test_the_rule_of_torchtitan_on_a_case_worked_out_by_hand() -> None:
     plain = on("fsdp", 2)
-    given = [small(f"{layer}.up", 7, 6, spread=plain) for layer in range(3)]
-    given.append(small("2.gate", 2, 2, spread=plain))
+    shapes = {"0.up": (7, 6), "1.gate": (2, 2), "2.gate": (2, 2), "3.up": (5, 4)}
+    given = [small(name, *shape, spread=plain) for name, shape in shapes.items()]
     plan = scaling.planned(given, scaling_peers.torchtitan)
-    # Layer 0 to rank 0. Of the next bucket layer 1 to rank 1, which has less in all; layer 2 to rank 0, which
-    # has less of this bucket; the gate to rank 1 again, for the same reason as layer 1.
-    large, gate = 5 * 36 * (2 * 7 + 6), 5 * 4 * (2 * 2 + 2)
-    assert plan.multiply_adds == [2 * large, large + gate]
-    assert plan.entries_sent == [2 * 18 + 24 + 2, 2 * 18 + 24 + 2]  # rank 0 has 4 rows of 7, rank 1 has 3
+    # Layer 0 to rank 0. Of the next bucket one gate to rank 1, which has less in all, and one to rank 0, which
+    # has less of this bucket, though by far the most in all. Layer 3 to rank 1.
+    large, gate, medium = 5 * 36 * (2 * 7 + 6), 5 * 4 * (2 * 2 + 2), 5 * 16 * (2 * 5 + 4)
+    assert plan.multiply_adds == [large + gate, gate + medium]
+    assert (
+        plan.entries_sent == [18 + 2 + 2 + 12] * 2
+    )  # rank 0 has 4 rows of 7 and 3 of 5, rank 1 has the others
     cut_experts = small("0.experts", 2, 4, 3, spread=Spread((2, 2), (Shard(0), Shard(1)), (0, 1, 2, 3)))
     plan = scaling.planned([cut_experts, cut_experts._replace(name="1.experts")], scaling_peers.torchtitan)
     assert plan.multiply_adds == [2 * 5 * 9 * (2 * 4 + 3), 0] * 2  # the first of each pair does both layers
