@@ -76,8 +76,8 @@ def test_the_rule_of_torchtitan_on_a_case_worked_out_by_hand() -> None:
     shapes = {"0.up": (7, 6), "1.gate": (2, 2), "2.gate": (2, 2), "3.up": (5, 4)}
     given = [small(name, *shape, spread=plain) for name, shape in shapes.items()]
     plan = scaling.planned(given, scaling_peers.torchtitan)
-    # Layer 0 to rank 0. Of the next bucket one gate to rank 1, which has less in all, and one to rank 0, which
-    # has less of this bucket, though by far the most in all. Layer 3 to rank 1.
+    # Layer 0 to rank 0. Of the next bucket one gate to rank 1, which has less in all, and one to rank 0,
+    # which has less of this bucket, though by far the most in all. Layer 3 to rank 1.
     large, gate, medium = 5 * 36 * (2 * 7 + 6), 5 * 4 * (2 * 2 + 2), 5 * 16 * (2 * 5 + 4)
     assert plan.multiply_adds == [large + gate, gate + medium]
     assert (
