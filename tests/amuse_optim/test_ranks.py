@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from amuse_optim import AMUSE
+from amuse_optim import AMUSE, param_groups
 from amuse_optim.members import evened
 from tests.programs.agreeing import CASES
+from tests.programs.divided import build
 
 ROOT = Path(__file__).parents[2]
 WAYS = (
@@ -56,12 +57,27 @@ def test_two_ranks_take_the_steps_of_one() -> None:
     """DDP, FSDP2 and tensor parallelism along either dimension: 1e-10 in float64, 1e-6 in float32."""
     ways = ("ddp", "ddp, divided state", "fsdp", "rows", "columns")
     given = (*(f"awkward/{way}/float64/5" for way in ways), "llama/ddp/float32/5", "llama/fsdp/float64/5")
-    compare(2, *given, "training/ddp/float64/5", "training/fsdp/float64/5")
+    compare(2, *given, "training llama/ddp/float64/5", "training llama/fsdp/float64/5")
+
+
+@pytest.mark.requirement("D3")
+def test_two_ranks_take_the_steps_of_one_with_a_mixture_of_experts() -> None:
+    """Router, attention and stacked experts, which FSDP2 shards along the experts."""
+    stacks = {
+        name
+        for group in param_groups(build("mixture", "float64"))
+        if group.get("stacked")
+        for name, _ in group["params"]
+    }
+    assert stacks == {f"blocks.{i}.mlp.{name}" for i in range(2) for name in ("gate", "up", "down")}
+    ways = [f"{way}/{dtype}/5" for way in ("ddp", "fsdp") for dtype in ("float64", "float32")]
+    trained = ("training mixture/ddp/float64/5", "training mixture/fsdp/float64/5")
+    compare(2, *(f"mixture/{way}" for way in ways), *trained)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("model", ["awkward", "llama"])
+@pytest.mark.parametrize("model", ["awkward", "llama", "mixture"])
 def test_four_ranks_take_the_hundred_steps_of_one(model: str, way: str) -> None:
     compare(4, *(f"{model}/{way}/{dtype}/100" for dtype in ("float64", "float32")))
 
@@ -69,7 +85,8 @@ def test_four_ranks_take_the_hundred_steps_of_one(model: str, way: str) -> None:
 @pytest.mark.slow
 def test_four_ranks_train_as_one() -> None:
     """With gradients of their own: within 1e-9 in float64."""
-    compare(4, *(f"training/{way}/float64/30" for way in ("ddp", "fsdp", "hsdp")))
+    ways = ("ddp", "fsdp", "hsdp")
+    compare(4, *(f"training {model}/{way}/float64/30" for model in ("llama", "mixture") for way in ways))
 
 
 @pytest.mark.requirement("A8", "D3")

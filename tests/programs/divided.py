@@ -1,7 +1,7 @@
 """What the processes of test_ranks.py do: `torchrun ... -m tests.programs.divided CASE ...`.
 
 A case is `model/way/dtype/steps`: steps with given gradients on parameters that lie on the ranks in this way
-equal those of one process; with "training" for the model, steps of the small Llama with gradients of its own.
+equal those of one process; with "training" before the model, steps with gradients of its own.
 """
 
 import gc
@@ -19,7 +19,10 @@ from amuse_lab.launch import exit_rank
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
 from amuse_optim import AMUSE, averaged, param_groups, telemetry
 from amuse_optim.sharding import held_here
+from benchmarks.scaling import planned
+from benchmarks.scaling_models import of_model, on
 from benchmarks.traffic import Traffic, counted
+from tests.programs.mixture import mixture
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-6}
 # Shapes that ranks share unevenly or not at all, and every way to cut a parameter into matrices.
@@ -66,7 +69,7 @@ def build(kind: str, dtype: str) -> nn.Module:
     if kind == "awkward":
         return Awkward().to(getattr(torch, dtype))
     settings = ModelConfig(n_embd=24, n_head=2, n_layer=2, context=16, mlp_multiple=10, vocabulary=37)
-    return Llama(settings).to(getattr(torch, dtype))
+    return (mixture if kind == "mixture" else Llama)(settings).to(getattr(torch, dtype))
 
 
 def optimizer_of(model: nn.Module, **options: Any) -> AMUSE:
@@ -186,6 +189,9 @@ def compare(kind: str, way: str, dtype: str, steps: int) -> None:
                 parameter.grad = own_part(gradient, parameter)
             optimizer.step()
     as_cheap_as_promised(traffic, expected, steps)
+    if kind == "mixture" and dtype == "float64" and way in ("ddp", "fsdp", "hsdp"):
+        plan = planned(list(of_model(expected, on(way, distributed.get_world_size()))))
+        assert traffic.bytes_sent == 8 * steps * plan.entries_sent[distributed.get_rank()]
     for step in range(steps):
         for parameter, gradient in zip(expected.parameters(), gradients(expected, step), strict=True):
             parameter.grad = gradient
@@ -200,9 +206,9 @@ def compare(kind: str, way: str, dtype: str, steps: int) -> None:
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6, equal_nan=True, msg=name)
 
 
-def train(way: str, dtype: str, steps: int) -> None:
+def train(kind: str, way: str, dtype: str, steps: int) -> None:
     """Every rank has its rows of a batch, and one process all of them."""
-    expected, model = build("llama", dtype), build("llama", dtype)
+    expected, model = build(kind, dtype), build(kind, dtype)
     usual = optimizer_of(expected)
     spread(model, way)
     optimizer = optimizer_of(model, **told(way))
@@ -226,10 +232,8 @@ if __name__ == "__main__":
     for case in sys.argv[1:]:
         kind, way, dtype, steps = case.split("/")
         try:
-            if kind == "training":
-                train(way, dtype, int(steps))
-            else:
-                compare(kind, way, dtype, int(steps))
+            taken = train if kind.startswith("training ") else compare
+            taken(kind.removeprefix("training "), way, dtype, int(steps))
         except BaseException as error:
             error.add_note(f"in {case} on rank {distributed.get_rank()}")
             raise
