@@ -13,7 +13,7 @@ from .buckets import Group, State
 from .directions import DIRECTIONS
 from .members import Members, Parcel
 from .ranks import Division
-from .state import emptied, is_emptied, kept_tensors, started
+from .state import emptied, follow_parameter, is_emptied, kept_tensors, started
 
 
 class _Kept(NamedTuple):
@@ -31,14 +31,20 @@ class _Kept(NamedTuple):
         return value
 
     def made(self) -> Tensor:
-        """A whole one of zeros."""
+        """A whole one of zeros, which lies in memory as the parameter does."""
+        if self.shape == self.parameter.shape:
+            return torch.zeros_like(self.parameter.detach(), dtype=self.dtype)
         return torch.zeros(self.shape, dtype=self.dtype, device=self.parameter.device)
 
 
 def _of_directions(groups: Sequence[Group], states: Mapping[Tensor, State]) -> Iterator[_Kept]:
+    """What directions keep of every parameter; one whose state is gone is left out, and stops the step."""
     for group in groups:
         direction = DIRECTIONS[group["direction"]]
         for parameter in group["params"]:
+            if not states.get(parameter):
+                continue
+            follow_parameter(parameter, states[parameter], group)
             names = direction.state_shapes(group, tuple(parameter.shape))
             for name, (shape, dtype) in kept_tensors(parameter, group).items():
                 if name in names:
@@ -56,7 +62,7 @@ def leave_to_keepers(
         division: Who keeps what from now on.
         before: Who kept it so far, if anybody but all; every rank then calls this.
     """
-    moves: dict[tuple[Members, torch.dtype], tuple[list[Parcel], list[Parcel]]] = {}
+    moves: dict[tuple[Members, torch.dtype, torch.device], tuple[list[Parcel], list[Parcel]]] = {}
     for kept in _of_directions(groups, states):
         shared, last = (None if d is None else d.shared.get(kept.parameter) for d in (division, before))
         if shared is None or shared.keeper is None:
@@ -70,13 +76,14 @@ def leave_to_keepers(
         else:
             kept.state[kept.name] = emptied(value)
         if old != shared.keeper and started(kept.state):
-            sends, receives = moves.setdefault((shared.members, kept.dtype), ([], []))
+            kind = shared.members, kept.dtype, kept.parameter.device
+            sends, receives = moves.setdefault(kind, ([], []))
             if old == shared.members.rank:
                 sends.append((shared.keeper, value))
             if shared.keeps:
                 receives.append((old, kept.value))
-    for (members, dtype), (sends, receives) in moves.items():
-        like = torch.empty(0, dtype=dtype, device=groups[0]["params"][0].device)
+    for (members, dtype, device), (sends, receives) in moves.items():
+        like = torch.empty(0, dtype=dtype, device=device)
         members.exchange(sends, receives, like, "momenta whose owner changed")()
 
 
@@ -87,12 +94,12 @@ def gathered(
     found: dict[Tensor, dict[str, Tensor]] = {}
     for kept in _of_directions(groups, states):
         shared = None if division is None else division.shared.get(kept.parameter)
-        if shared is not None and shared.keeper is not None:
-            whole = kept.value if shared.keeps else kept.made()
-            shared.members.broadcast(whole, shared.keeper, f"gathered {kept.name}")
-        elif is_emptied(kept.value, kept.shape):  # nobody has any yet
-            whole = kept.made()
-        else:
+        if shared is None or shared.keeper is None:
             continue
-        found.setdefault(kept.parameter, {})[kept.name] = whole.cpu()
+        whole = kept.made()
+        if shared.keeps:
+            whole.copy_(kept.value)
+        sent = whole.contiguous()  # the entries travel as they lie in memory, channels-last ones too
+        shared.members.broadcast(sent, shared.keeper, f"gathered {kept.name}")
+        found.setdefault(kept.parameter, {})[kept.name] = whole.copy_(sent).cpu()
     return found
