@@ -24,8 +24,11 @@ Group = Mapping[str, Any]
 # By name, the directions whose matrices are divided, with the names of what they keep for each row.
 RowState = Mapping[str, Sequence[str]]
 
+# Options that decide who owns what, and which collectives there are: the same on all ranks.
 _DECIDING = (
     "direction",
+    "foreach",
+    "state_precision",
     "orthogonalize",
     "orthogonalize_steps",
     "orthogonalize_dtype",
@@ -161,6 +164,7 @@ class Division:
         self._members: dict[object, Members] = {} if before is None else before._members
         self._asked: dict[Members, list[Tensor]] = {}
         self._lines: dict[Members, list[str]] = {}
+        self._called: dict[Tensor, str] = {}
         named: dict[Members, list[tuple[str, Group, Tensor, Spread]]] = {}
         for number, group in enumerate(groups):
             for name, parameter in zip(_names(group), group["params"], strict=True):
@@ -173,6 +177,13 @@ class Division:
             # What a CUDA graph captures cannot be asked for, and is the same at every step.
             self._asked[members] = [p for _, group, p, _ in parameters if not group["capturable"]]
             self._lines[members] = self._divide(members, parameters, row_state)
+            present = {id(group) for _, group, _, _ in parameters}
+            self._lines[members] += [
+                f"group {number}, {option}"
+                for number, group in enumerate(groups)
+                if id(group) in present
+                for option in _in_words(group)
+            ]
 
     def follows(self, groups: Sequence[Group]) -> bool:
         """Whether it was made for these groups, as they are."""
@@ -185,8 +196,13 @@ class Division:
             ValueError: If the ranks do not have the same parameters and options.
         """
         for members, lines in self._lines.items():
-            first = next(p for p, shared in self.shared.items() if shared.members is members)
-            members.check_same(lines, local(first).device)
+            parameters = [p for p, shared in self.shared.items() if shared.members is members]
+            plain = [p for p in parameters if not is_sharded(p)]
+            values = [
+                f"{self._called[p]}, {tuple(p.shape)}, values with the checksum {checksum}"
+                for p, checksum in zip(plain, _checksums(plain), strict=True)
+            ]
+            members.check_same([*lines, *values], local(parameters[0]).device)
         self._lines = {}
 
     def members(self) -> list[Members]:
@@ -249,11 +265,9 @@ class Division:
         wanted: dict[Tensor, torch.dtype | None] = {}
         found: list[tuple[Tensor, Found]] = []
         work: dict[str, Work] = {}
-        checksums = _checksums([p for _, _, p, spread in parameters if spread.placements is None])
         for name, group, parameter, spread in parameters:
             lines.append(f"{name}, {tuple(parameter.shape)}, {parameter.dtype}, {spread.placements}")
-            if spread.placements is None:
-                lines[-1] += f", values with the checksum {next(checksums)}"
+            self._called[parameter] = name
             self.shared[parameter] = Shared(members, spread)
             if group["direction"] not in row_state:
                 continue
@@ -305,13 +319,24 @@ def _held_by(owner: int, ranks: int, shape: tuple[int, ...]) -> tuple[Held, ...]
     )
 
 
-def _checksums(parameters: Sequence[Tensor]) -> Iterator[int]:
+def _in_words(group: Group) -> Iterator[str]:
+    """The options that decide; a function, which has another address on every rank, by its name."""
+    for name in _DECIDING:
+        value = group.get(name)
+        named = getattr(value, "__qualname__", type(value).__qualname__) if callable(value) else repr(value)
+        yield f"{name}={named}"
+
+
+def _checksums(parameters: Sequence[Tensor]) -> list[int]:
     """Of each a number that is the same where all bits are: replicas that differ would not train as one."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
         p.detach().contiguous().view(integers[p.element_size()]).sum(dtype=torch.int64) for p in parameters
     ]
-    return iter(torch.stack([each.to(sums[0].device) for each in sums]).tolist() if sums else [])
+    if not sums:
+        return []
+    found: list[int] = torch.stack([each.to(sums[0].device) for each in sums]).tolist()
+    return found
 
 
 def _key(groups: Sequence[Group]) -> object:
