@@ -303,6 +303,8 @@ class AMUSE(AveragedOptimizer):
 
     def _looked_at(self) -> Look:
         """Look at what could stop the step, together with the ranks that share parameters."""
+        if self.shard_state:
+            check_process_group(self.process_group)  # which a user may have replaced
         problem: Exception | None = None
         try:
             self._require_train_mode()

@@ -128,14 +128,16 @@ def test_one_rank_of_a_process_group_steps_as_without_it() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         found = []
-        for group in (None, dist.group.WORLD):
+        for group, shard_state in ((None, False), (dist.group.WORLD, False), (dist.group.WORLD, True)):
             weight = nn.Parameter(torch.arange(12.0, dtype=torch.float64).cos().view(3, 4))
-            optimizer = AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, process_group=group)
+            options = {"process_group": group, "shard_state": shard_state}
+            optimizer = AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, **options)
             for step in range(3):
                 weight.grad = (weight.detach() + step).sin()
                 optimizer.step()
-            found.append(weight.detach())
-        assert torch.equal(*found)
+            momentum = optimizer.state_dict()["state"][0]["momentum_buffer"]
+            found.append(torch.stack([weight.detach(), momentum]))
+        assert all(torch.equal(each, found[0]) for each in found)
     finally:
         dist.destroy_process_group()
 

@@ -207,7 +207,12 @@ def a_function_that_fails_for_one_matrix_stops_all() -> None:
 
 
 def the_first_difference_is_named() -> None:
-    for other in ({"split_rows": (2, 4)}, {"orthogonalize_dtype": torch.bfloat16}):
+    for other, first in (
+        ({"split_rows": (2, 4)}, "second, matrix 0 of"),
+        ({"orthogonalize_dtype": torch.bfloat16}, "second, matrix 0 of"),
+        ({"orthogonalize": "exact"}, "orthogonalize=.quintic"),
+        ({"direction": "normuon"}, "direction=.muon"),
+    ):
         options = {} if distributed.get_rank() == 0 else other
         torch.manual_seed(0)
         weights = [("first", nn.Parameter(torch.randn(6, 5))), ("second", nn.Parameter(torch.randn(6, 4)))]
@@ -216,7 +221,7 @@ def the_first_difference_is_named() -> None:
         optimizer = AMUSE(groups, direction="muon", lr=0.1, warmup_steps=2, process_group=world)
         for _, weight in weights:
             weight.grad = torch.ones_like(weight)
-        with pytest.raises(ValueError, match=r"difference is 'group 1, second, matrix 0 of .* on rank 1"):
+        with pytest.raises(ValueError, match=rf"difference is .group 1, {first}.* on rank 1"):
             optimizer.step()
 
 
@@ -251,6 +256,15 @@ def another_process_group_is_used_from_then_on() -> None:
     feed(optimizer, 1)
     optimizer.step()
     assert [members.group for members in optimizer.division.members()] == [optimizer.process_group]
+
+
+def divided_state_needs_a_process_group_at_every_step() -> None:
+    optimizer, before = stepped_once(shard_state=True)
+    optimizer.process_group = None
+    feed(optimizer, 1)
+    with pytest.raises(TypeError, match="process_group must be"):
+        optimizer.step()
+    assert unchanged(optimizer, before)
 
 
 def missing_shards_have_the_dtype_of_the_gradients() -> None:
@@ -322,6 +336,9 @@ def a_rank_with_other_groups_stops_all() -> None:
     """Between steps: an option that was changed, or a group that was added, on one rank alone."""
     for change in (
         lambda optimizer: optimizer.param_groups[1].update(orthogonalize_steps=3),
+        lambda optimizer: optimizer.param_groups[1].update(orthogonalize="exact"),
+        lambda optimizer: optimizer.param_groups[0].update(foreach=False),
+        lambda optimizer: optimizer.param_groups[0].update(scale="spectral"),
         lambda optimizer: optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 3))]}),
     ):
         optimizer, _ = stepped_once()
@@ -360,12 +377,13 @@ def parameters_may_have_the_same_name() -> None:
 
 
 def matrices_of_one_shape_travel_in_batches() -> None:
-    """Where they would be too many at once; the results are the same, and both ranks have work in each."""
+    """Where they would be too many at once; the results are the same."""
     found, calls = [], []
-    for bound in (divided.ENTRIES_TOGETHER, 2 * 6 * 4):
+    for of, bound in ((None, divided.ENTRIES_TOGETHER), (None, 2 * 6 * 4), (sharded, 2 * 6 * 4 // 2)):
         torch.manual_seed(0)
-        weights = [nn.Parameter(torch.randn(6, 4, dtype=torch.float64)) for _ in range(7)]
-        world = distributed.group.WORLD
+        values = [torch.randn(6, 4, dtype=torch.float64) for _ in range(7)]
+        weights = [nn.Parameter(value if of is None else of(value)) for value in values]
+        world = None if of else distributed.group.WORLD
         optimizer = AMUSE(weights, direction="normuon", lr=0.1, warmup_steps=2, process_group=world)
         divided.ENTRIES_TOGETHER, before = bound, divided.ENTRIES_TOGETHER
         with counted() as traffic:
@@ -373,10 +391,10 @@ def matrices_of_one_shape_travel_in_batches() -> None:
                 feed(optimizer, step)
                 optimizer.step()
         divided.ENTRIES_TOGETHER = before
-        found.append(weights)
-        calls.append(traffic.calls["all_gather"])
-    assert calls == [3, 12]
-    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+        found.append([whole(weight.detach()) for weight in weights])
+        calls.append(traffic.calls["all_to_all_single" if of else "all_gather"])
+    assert calls == [3, 12, 24]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*found, strict=True))
 
 
 def momenta_are_kept_by_their_owners() -> None:
@@ -399,7 +417,7 @@ def momenta_are_kept_by_their_owners() -> None:
     numbers: list[Any] = [None, None]
     distributed.all_gather_object(numbers, list(kept.values()))
     assert [sum(pair) for pair in zip(*numbers, strict=True)] == [p.numel() for p in parameters_of(optimizer)]
-    assert all(numbers[rank] and sum(numbers[rank]) < sum(map(Tensor.numel, kept)) for rank in (0, 1))
+    assert all(0 < sum(number) < sum(map(Tensor.numel, kept)) for number in numbers)
     saved, theirs = optimizer.state_dict()["state"], expected.state_dict()["state"]
     for index, state in theirs.items():
         for name, value in state.items():
@@ -442,6 +460,63 @@ def divided_state_is_saved_and_loaded() -> None:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
+def divided_state_may_lie_in_memory_in_any_order() -> None:
+    """Channels-last kernels and transposed weights: what is saved, and handed on, are the same entries."""
+    found = []
+    for options in ({"process_group": distributed.group.WORLD, "shard_state": True}, {}):
+        torch.manual_seed(0)
+        values = torch.randn(6, 3, 3, 2), torch.randn(6, 3, 3, 2), torch.randn(4, 6).t(), torch.randn(5, 5)
+        values = [value.to(torch.float64) for value in values]
+        values[:2] = [value.to(memory_format=torch.channels_last) for value in values[:2]]
+        groups = [{"params": []}, {"params": [nn.Parameter(value) for value in values]}]
+        optimizer = AMUSE(groups, direction="muon", lr=0.1, warmup_steps=2, **options)
+        saved = []
+        for step in range(3):
+            feed(optimizer, step)
+            optimizer.step()
+            saved.append(copy.deepcopy(optimizer.state_dict()["state"]))
+            if step == 0:
+                owners = options and [s.keeper for s in optimizer.division.shared.values()]
+                late = torch.arange(64.0, dtype=torch.float64).sin().view(8, 8)
+                optimizer.add_param_group({"params": [nn.Parameter(late)]})
+        assert not options or owners != [s.keeper for s in optimizer.division.shared.values()][:4]
+        found.append(saved)
+    for ours, theirs in zip(*found, strict=True):
+        for index, state in theirs.items():
+            momentum = ours[index]["momentum_buffer"]
+            torch.testing.assert_close(momentum, state["momentum_buffer"], rtol=0, atol=1e-12)
+            assert momentum.stride() == state["momentum_buffer"].stride()
+
+
+def weights_may_be_loaded_after_divided_state() -> None:
+    """Ranks that were built with other weights are compared at the step, and not when state is loaded."""
+    saved, weights = (optimizer := stepped_once(shard_state=True)[0]).state_dict(), parameters_of(optimizer)
+    again = build(shard_state=True)
+    for weight in parameters_of(again):
+        weight.data.add_(distributed.get_rank())
+    again.load_state_dict(saved)
+    for ours, theirs in zip(parameters_of(again), weights, strict=True):
+        ours.data.copy_(theirs.data)
+    for each in (optimizer, again):
+        feed(each, 1)
+        each.step()
+    assert all(torch.equal(a, b) for a, b in zip(parameters_of(again), weights, strict=True))
+
+
+def divided_state_follows_options_until_the_first_step() -> None:
+    optimizer, expected = build(shard_state=True), build(process_group=None)
+    for each in (optimizer, expected):
+        each.param_groups[0]["direction"] = "normuon"
+        for step in range(2):
+            feed(each, step)
+            each.step()
+    for ours, theirs in zip(parameters_of(optimizer), parameters_of(expected), strict=True):
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=0, atol=1e-10)
+    rows = [optimizer.state[p]["row_exp_avg_sq"].numel() for p in parameters_of(optimizer)[:3]]
+    shared = [optimizer.division.shared[p] for p in parameters_of(optimizer)[:3]]
+    assert rows == [each.keeps * shape[0] for each, shape in zip(shared, SHAPES[:3], strict=True)]
+
+
 def what_other_ranks_keep_is_not_copied() -> None:
     for copying in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="shard_state=True cannot be copied or pickled"):
@@ -479,6 +554,7 @@ CASES = [
     ranks_without_the_same_values_are_no_replicas,
     groups_that_come_later_are_divided_too,
     another_process_group_is_used_from_then_on,
+    divided_state_needs_a_process_group_at_every_step,
     lean_state_of_shards_is_rounded_differently,
     lean_momenta_are_rounded_differently_by_each_rank,
     measured_over_all_ranks,
@@ -488,6 +564,9 @@ CASES = [
     matrices_of_one_shape_travel_in_batches,
     momenta_are_kept_by_their_owners,
     divided_state_is_saved_and_loaded,
+    divided_state_may_lie_in_memory_in_any_order,
+    weights_may_be_loaded_after_divided_state,
+    divided_state_follows_options_until_the_first_step,
     what_other_ranks_keep_is_not_copied,
 ]
 if hasattr(Tensor, "grad_dtype"):  # in older torch gradients have their parameter's dtype
