@@ -205,6 +205,7 @@ class AMUSE(AveragedOptimizer):
             )
         self.shard_state = shard_state
         super().__init__(params, options.complete_defaults(given))
+        self._let_go()
 
     @classmethod
     def anytime(
@@ -337,6 +338,14 @@ class AMUSE(AveragedOptimizer):
         leave_to_keepers(self.param_groups, self.state, division, before)
         self.division = division
 
+    def _let_go(self) -> None:
+        """Let go of what other ranks are to keep. Nothing is sent; the next step compares the ranks' plans."""
+        if self.shard_state:
+            self.division = division_of(
+                self.param_groups, self.process_group, shard_state=True, before=self.division
+            )
+            leave_to_keepers(self.param_groups, self.state, self.division, before=None)
+
     def _buckets(
         self, group: Group, gradients: Mapping[Tensor, Tensor], measurements: Mapping[int, Measurement]
     ) -> list[Bucket]:
@@ -398,11 +407,7 @@ class AMUSE(AveragedOptimizer):
         with taking_over(self):
             super().load_state_dict(state_dict)
         self.versions = Versions()
-        if self.shard_state:
-            self.division = division_of(
-                self.param_groups, self.process_group, shard_state=True, before=self.division
-            )
-            leave_to_keepers(self.param_groups, self.state, self.division, before=None)
+        self._let_go()
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> AMUSE:

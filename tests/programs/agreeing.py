@@ -427,8 +427,10 @@ def momenta_are_kept_by_their_owners() -> None:
 def divided_state_is_saved_and_loaded() -> None:
     """By a run that goes on as it would have, whether it has divided state or not."""
     optimizer = build(shard_state=True)
-    first = optimizer.state_dict()["state"]  # before anybody keeps anything
+    first = optimizer.state_dict()["state"]  # before the first step nobody has all of it either
     assert all(state["momentum_buffer"].shape == state["z"].shape for state in first.values())
+    kept = [optimizer.state[p]["momentum_buffer"].numel() for p in parameters_of(optimizer)]
+    assert 0 < sum(kept) < sum(p.numel() for p in parameters_of(optimizer))
     for step in range(3):
         feed(optimizer, step)
         optimizer.step()
