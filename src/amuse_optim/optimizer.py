@@ -339,7 +339,7 @@ class AMUSE(AveragedOptimizer):
         self.division = division
 
     def _let_go(self) -> None:
-        """Let go of what other ranks are to keep. Nothing is sent; the next step compares the ranks' plans."""
+        """Let go of what other ranks are to keep. Nothing is sent; the next step compares the plans."""
         if self.shard_state:
             self.division = division_of(
                 self.param_groups, self.process_group, shard_state=True, before=self.division
