@@ -28,7 +28,7 @@ from amuse_lab.launch import exit_rank
 from amuse_lab.tasks.lm.model import Llama, ModelConfig
 from amuse_optim import AMUSE, param_groups
 from amuse_optim.owners import owners_of
-from amuse_optim.ranks import Found, Spread, matrices_of
+from amuse_optim.spread import Found, Spread, matrices_of
 from benchmarks import scaling_peers, scaling_tables
 from benchmarks.scaling_models import Parameter, models, of_model, on, parts
 from benchmarks.traffic import counted

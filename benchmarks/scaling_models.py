@@ -11,8 +11,8 @@ from torch.distributed.tensor import Replicate, Shard
 from amuse_lab.recipes.pretraining import SIZES
 from amuse_lab.tasks.lm.model import Llama
 from amuse_optim import param_groups
-from amuse_optim.ranks import Spread
 from amuse_optim.sharding import Box
+from amuse_optim.spread import Spread
 
 MUON = {"orthogonalize": "quintic", "orthogonalize_steps": 5}
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from amuse_optim.owners import multiply_adds
-from amuse_optim.ranks import Found
+from amuse_optim.spread import Found
 from benchmarks.scaling_models import Parameter, parts
 
 

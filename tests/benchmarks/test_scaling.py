@@ -7,7 +7,7 @@ import sys
 import pytest
 from torch.distributed.tensor import Shard
 
-from amuse_optim.ranks import Spread
+from amuse_optim.spread import Spread
 from benchmarks import scaling, scaling_peers
 from benchmarks.scaling_models import MUON, Parameter, models, on
 
