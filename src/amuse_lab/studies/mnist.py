@@ -50,6 +50,11 @@ def mnist_anytime() -> Study:
                 _AVERAGED,
             ),
             Entry(
+                "anytime",
+                replace(amuse, matrices="normuon", beta1=0.0, rho=0.0, momentum=0.9, r=13.0),
+                rates | {"weight_decay": _MUON_DECAY, "lr_decay": Scale(0.35, 0.65)},
+            ),
+            Entry(
                 "muon-sgd-constant",
                 replace(muon, schedule="constant"),
                 rates | {"weight_decay": _MUON_DECAY, "momentum": _MOMENTUM},
