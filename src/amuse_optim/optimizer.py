@@ -10,24 +10,19 @@ from torch.optim.optimizer import ParamsT
 
 from . import clock, options
 from .buckets import Bucket, Group
-from .keepers import gathered, leave_to_keepers
 from .matrices import Scale
-from .measurement import Measurement, sum_over_ranks
-from .modes import AveragedOptimizer
+from .measurement import Measurement
 from .options import ANYTIME
 from .orthogonalize import Method
-from .plan import are_shared, buckets_of, division_of, updates_of
+from .plan import buckets_of, updates_of
 from .precision import StatePrecision
-from .ranks import Division, check_process_group
-from .readiness import Look, looked_at
+from .ranks import check_process_group
 from .schedule import BetaClock, DecayAt, Parity
-from .sharding import copies, local
-from .state import complete_states, follow_parameter
-from .state_dict import portable, taking_over
-from .versions import Versions
+from .sharding import copies
+from .sharing import SharingOptimizer
 
 
-class AMUSE(AveragedOptimizer):
+class AMUSE(SharingOptimizer):
     r"""AMUSE: Muon with Schedule-Free averaging; the averaged weights can be evaluated at any step.
 
     One step of a group, with t counting the group's steps:
@@ -139,14 +134,6 @@ class AMUSE(AveragedOptimizer):
     References:
         arXiv 2605.22432; Schedule-Free: arXiv 2405.15682; Muon: https://kellerjordan.github.io/posts/muon/.
     """
-
-    # Measurements of each group's last step, by group index; None until `telemetry` is first called.
-    measurements: dict[int, Measurement] | None = None
-    # Who orthogonalizes what, where ranks share parameters. Copies, which cannot hold a process group, are
-    # told of none.
-    division: Division | None = None
-    process_group: "torch.distributed.ProcessGroup | None" = None
-    shard_state = False
 
     def __init__(
         self,
@@ -302,50 +289,6 @@ class AMUSE(AveragedOptimizer):
         self.versions = self.versions.recorded(self.param_groups)
         return loss
 
-    def _looked_at(self) -> Look:
-        """Look at what could stop the step, together with the ranks that share parameters."""
-        if self.shard_state:
-            check_process_group(self.process_group)  # which a user may have replaced
-        problem: Exception | None = None
-        try:
-            self._require_train_mode()
-            complete_states(self.param_groups, self.state)
-            self.notice_edits()
-        except Exception as error:  # the other ranks have to be told
-            problem = error
-        if not are_shared(self.param_groups, self.process_group):
-            self.division = None
-        elif self.division is None or self.division.process_group is not self.process_group:
-            self._divide()
-        else:
-            self.division.check()
-        while True:
-            measuring = self.measurements is not None
-            look = looked_at(
-                self.param_groups, self.state, self.division, measuring=measuring, problem=problem
-            )
-            if look is not None:
-                return look
-            self._divide()
-
-    def _divide(self) -> None:
-        """Divide the matrices over the ranks; all of them call this at once."""
-        before = self.division
-        division = division_of(
-            self.param_groups, self.process_group, shard_state=self.shard_state, before=before
-        )
-        division.check()
-        leave_to_keepers(self.param_groups, self.state, division, before)
-        self.division = division
-
-    def _let_go(self) -> None:
-        """Let go of what other ranks are to keep. Nothing is sent; the next step compares the plans."""
-        if self.shard_state:
-            self.division = division_of(
-                self.param_groups, self.process_group, shard_state=True, before=self.division
-            )
-            leave_to_keepers(self.param_groups, self.state, self.division, before=None)
-
     def _buckets(
         self, group: Group, gradients: Mapping[Tensor, Tensor], measurements: Mapping[int, Measurement]
     ) -> list[Bucket]:
@@ -353,61 +296,6 @@ class AMUSE(AveragedOptimizer):
         number = next(i for i, other in enumerate(self.param_groups) if other is group)
         measurement = measurements.get(id(group))
         return buckets_of(group, number, self.state, gradients, measurement, self.division)
-
-    def _keep(self, measurements: Mapping[int, Measurement]) -> None:
-        """Keep what was measured in a step, summed over the ranks that divide matrices among them."""
-        if measurements:
-            first = next(parameter for group in self.param_groups for parameter in group["params"])
-            sum_over_ranks(measurements.values(), local(first).device)
-        if self.measurements is not None:
-            for number, group in enumerate(self.param_groups):
-                if id(group) in measurements:
-                    self.measurements[number] = measurements[id(group)]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue a run: sequences, momenta, schedule, mode and options of every group.
-
-        A function given as `orthogonalize` is stored by name alone, so that `torch.load(weights_only=True)`
-        reads the file; the optimizer that loads it must have been built with that function. With
-        `shard_state=True` every rank calls this, and gets all of it.
-        """
-        for group, parameter, state in self.members():
-            follow_parameter(parameter, state, group)
-        whole = portable(super().state_dict())
-        if self.shard_state:
-            found = gathered(self.param_groups, self.state, self.division)
-            for index, (_, parameter, _) in enumerate(self.members()):
-                whole["state"][index] |= found.get(parameter, {})
-        return whole
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self.shard_state:
-            raise TypeError(
-                "an optimizer with shard_state=True cannot be copied or pickled, because other ranks keep "
-                "parts of its state: build a new one and load the state dict into it"
-            )
-        return super().__getstate__()
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore state, options and mode. Also load the model's state dict that was saved with it.
-
-        Loaded options replace the present ones, as in torch; one warning names those that differ. Options
-        missing in a state dict of an older version keep their present values. Tensors are copied in the
-        precision they were saved in. If this method raises, the optimizer is unchanged.
-
-        Args:
-            state_dict: From `state_dict()` of an optimizer with the same parameter groups.
-
-        Raises:
-            ValueError: If it does not fit these parameter groups, or was not made by AMUSE.
-            TypeError: If an option in it has the wrong type.
-        """
-        with taking_over(self):
-            super().load_state_dict(state_dict)
-        self.versions = Versions()
-        self._let_go()
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> AMUSE:

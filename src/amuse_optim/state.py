@@ -1,6 +1,5 @@
 """The state of a parameter: made, followed, found again, and read."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from .options import describe
 from .precision import state_dtype, working
 from .schedule import AVERAGE, PowerAverage
 from .sharding import zeros
+from .warn import warn
 
 _TAKEN = frozenset({"y", "z", "x", "gradient", "step", "beta"})
 
@@ -120,10 +120,9 @@ def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State])
         states[parameter] = initial_state(parameter, group)
         if parameter.shape in moved:
             moved.remove(parameter.shape)
-            warnings.warn(
+            warn(
                 f"{describe(group, index)} took the place of one that has taken steps: its z, x and momenta "
                 "begin anew from the weights as they stand",
-                stacklevel=4,
             )
 
 

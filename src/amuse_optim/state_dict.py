@@ -1,6 +1,5 @@
 """State dicts: their format, the checks before one is loaded, and the warning about changed options."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from .clock import on_host
 from .options import OPTIONS, check_options, describe
 from .schedule import averaging_window
 from .state import kept_tensors
+from .warn import warn
 
 # The form of state dicts, kept in every group as "format"; docs/state_dicts.md says what changed when.
 FORMAT = 2
@@ -205,8 +205,7 @@ def _warn_of_differences(saved_groups: list[Group], groups: list[Group]) -> None
         }
     )
     if different:
-        warnings.warn(
+        warn(
             f"the loaded state has other values than this optimizer for {', '.join(different)}; "
             "the loaded ones are used",
-            stacklevel=5,
         )

@@ -4,7 +4,6 @@ x is decoded from y, so a parameter that is edited between steps stands for an x
 through `.data` do not count.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from .buckets import Group, State
 from .options import describe
 from .state import started
+from .warn import warn
 
 _NAMED_AT_MOST = 8
 
@@ -58,11 +58,10 @@ class Versions:
         if names:
             named = ", ".join(list(names.values())[:_NAMED_AT_MOST])
             more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-            warnings.warn(
+            warn(
                 "weights were changed since the optimizer last wrote to them, and z and the average x do not "
                 f"follow: {named}{more}. Call accept_weights(optimizer) to go on "
                 "from the weights as they stand, or project(optimizer, function) to hold z and x to a mask "
                 "or bound as well. Nothing is to do where they were put back as they were",
-                stacklevel=6,
             )
         return Versions(self.left, self.told.union(names))
