@@ -192,7 +192,8 @@ class AMUSE(SharingOptimizer):
             )
         self.shard_state = shard_state
         super().__init__(params, options.complete_defaults(given))
-        self._let_go()
+        if process_group is not None:
+            self._plan()
 
     @classmethod
     def anytime(

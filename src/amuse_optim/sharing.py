@@ -64,13 +64,12 @@ class SharingOptimizer(AveragedOptimizer):
         leave_to_keepers(self.param_groups, self.state, division, before)
         self.division = division
 
-    def _let_go(self) -> None:
-        """Let go of what other ranks are to keep. Nothing is sent; the next step compares the plans."""
-        if self.shard_state:
-            self.division = division_of(
-                self.param_groups, self.process_group, shard_state=True, before=self.division
-            )
-            leave_to_keepers(self.param_groups, self.state, self.division, before=None)
+    def _plan(self) -> None:
+        """Divide by a plan that nobody has compared yet, and let go of what other ranks are to keep."""
+        self.division = division_of(
+            self.param_groups, self.process_group, shard_state=self.shard_state, before=self.division
+        )
+        leave_to_keepers(self.param_groups, self.state, self.division, before=None)
 
     def _keep(self, measurements: Mapping[int, Measurement]) -> None:
         """Keep what was measured in a step, summed over the ranks that divide matrices among them."""
@@ -125,4 +124,5 @@ class SharingOptimizer(AveragedOptimizer):
         with taking_over(self):
             super().load_state_dict(state_dict)
         self.versions = Versions()
-        self._let_go()
+        if self.shard_state:
+            self._plan()

@@ -352,6 +352,19 @@ def a_rank_with_other_groups_stops_all() -> None:
         assert all(torch.equal(a, b) for a, b in zip(held(optimizer), before, strict=True))
 
 
+def what_one_rank_cannot_divide_none_does() -> None:
+    """An option that was made impossible before the first step, with which there is no plan."""
+    for options in ({}, {"shard_state": True}):
+        optimizer = build(**options)
+        feed(optimizer, 0)
+        if distributed.get_rank() == 1:
+            optimizer.param_groups[1]["split_rows"] = (4, 5)
+        kind = ValueError if distributed.get_rank() == 1 else RuntimeError
+        with pytest.raises(kind, match="split_rows" if distributed.get_rank() == 1 else "refused the step"):
+            optimizer.step()
+        assert [group["t"] for group in optimizer.param_groups] == [0, 0]
+
+
 def a_rank_in_eval_mode_stops_all() -> None:
     for steps in (0, 1):
         optimizer = stepped_once()[0] if steps else build()
@@ -561,6 +574,7 @@ CASES = [
     lean_momenta_are_rounded_differently_by_each_rank,
     measured_over_all_ranks,
     a_rank_with_other_groups_stops_all,
+    what_one_rank_cannot_divide_none_does,
     a_rank_in_eval_mode_stops_all,
     parameters_may_have_the_same_name,
     matrices_of_one_shape_travel_in_batches,
