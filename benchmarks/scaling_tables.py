@@ -56,7 +56,7 @@ def counted_table(rows: Sequence[Row]) -> str:
                 f"{most / 1e9:.2f} G",
                 f"{most / alone:.3f}",
                 f"{max(each['bytes_sent'] for each in row['each']) / 1e6:.2f}",
-                str(calls.get("all_to_all_single", 0) + calls.get("all_gather_into_tensor", 0)),
+                str(calls.get("all_to_all_single", 0) + calls.get("all_gather", 0)),
                 str(calls.get("all_reduce", 0)),
                 f"{row['milliseconds']:.0f}",
             ]

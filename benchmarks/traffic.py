@@ -32,7 +32,7 @@ class Traffic:
 def counted() -> Iterator[Traffic]:
     """Context manager: count the collectives inside."""
     traffic = Traffic()
-    usual = dist.all_to_all_single, dist.all_gather_into_tensor, dist.all_reduce
+    usual = dist.all_to_all_single, dist.all_gather, dist.all_reduce
 
     def all_to_all_single(
         output: Tensor, sent: Tensor, receives: Sequence[int], sends: Sequence[int], **more: Any
@@ -42,9 +42,9 @@ def counted() -> Iterator[Traffic]:
         traffic.bytes_sent += (sent.numel() - own) * sent.element_size()
         return usual[0](output, sent, receives, sends, **more)
 
-    def all_gather_into_tensor(gathered: Tensor, sent: Tensor, **more: Any) -> object:
-        traffic.calls["all_gather_into_tensor"] += 1
-        traffic.bytes_sent += (gathered.numel() - sent.numel()) * sent.element_size()  # passed on in a ring
+    def all_gather(gathered: Sequence[Tensor], sent: Tensor, **more: Any) -> object:
+        traffic.calls["all_gather"] += 1
+        traffic.bytes_sent += (len(gathered) - 1) * sent.numel() * sent.element_size()  # passed on in a ring
         return usual[1](gathered, sent, **more)
 
     def all_reduce(tensor: Tensor, *arguments: Any, **more: Any) -> object:
@@ -60,10 +60,10 @@ def counted() -> Iterator[Traffic]:
 
         return call
 
-    others = ("all_gather", "all_gather_object", "broadcast", "all_to_all")
+    others = ("all_gather_into_tensor", "all_gather_object", "broadcast", "all_to_all")
     patches = [
         patch.object(dist, "all_to_all_single", all_to_all_single),
-        patch.object(dist, "all_gather_into_tensor", all_gather_into_tensor),
+        patch.object(dist, "all_gather", all_gather),
         patch.object(dist, "all_reduce", all_reduce),
         *(patch.object(dist, name, counting(name, getattr(dist, name))) for name in others),
         *(

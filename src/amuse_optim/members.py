@@ -127,7 +127,7 @@ class Members:
                 arrived.copy_(sent)
             else:
                 dist.all_to_all_single(arrived, sent, receives, sends, group=self.group)
-            work = dist.all_gather_into_tensor(whole, part, group=self.group, async_op=True)
+            work = dist.all_gather(list(whole.split(even)), part, group=self.group, async_op=True)
 
         def finish() -> None:
             with self._explained(doing):

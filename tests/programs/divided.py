@@ -160,7 +160,7 @@ def same_on_all_ranks(model: nn.Module) -> None:
 
 def as_cheap_as_promised(traffic: Traffic, model: nn.Module, steps: int) -> None:
     """No DTensor is gathered; two collectives at most for a group's matrices of one shape."""
-    exchanged = traffic.calls.pop("all_to_all_single", 0) + traffic.calls.pop("all_gather_into_tensor", 0)
+    exchanged = traffic.calls.pop("all_to_all_single", 0) + traffic.calls.pop("all_gather", 0)
     agreed = traffic.calls.pop("all_reduce", 0)
     assert not traffic.calls, f"{traffic.calls} were called"
     groups = optimizer_of(model).param_groups
