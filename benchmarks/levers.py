@@ -9,13 +9,14 @@ no rule fixed beforehand.
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from amuse_lab.config import RunConfig
 from amuse_lab.optimizers import Amuse
 from amuse_lab.parallel import ALONE
 from amuse_lab.studies.catalogue import find
@@ -56,20 +57,42 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     growth, of_all = settings.pop("growth", 0.0), settings.pop("of_all", False)
     preset = Amuse(lr=0.01, warmup_steps=60, auxiliary_momentum=0.9, beta1=0.0, rho=0.0, momentum=0.9, r=13.0)
     config = replace(study.run, optimizer=replace(preset, **settings), seed=seed, steps=study.longest)
-    trainer = Trainer.build(config, ALONE, torch.device("cpu"))
-    loss = {}
-    while trainer.step < study.longest:
+
+    def grow(trainer: Trainer) -> None:
         for group in trainer.optimizer._amuse.param_groups:
             now = 1.0 - 0.1 * min(1.0, 180 / (trainer.step + 1)) ** growth
             if group["direction"] != "adamw":
                 group["momentum"] = now
             elif of_all:
                 group["auxiliary_momentum"] = now
+
+    return {
+        "lever": name,
+        "seed": seed,
+        "settings": LEVERS[name],
+        "loss": losses(config, study.horizons, grow),
+    }
+
+
+def losses(
+    config: RunConfig, horizons: Sequence[int], before: Callable[[Trainer], None] = lambda _: None
+) -> dict[int, float]:
+    """Train, and return the loss at x at these steps.
+
+    Args:
+        config: The run.
+        horizons: The steps.
+        before: Called before each step.
+    """
+    trainer = Trainer.build(config, ALONE, torch.device("cpu"))
+    found = {}
+    while trainer.step < config.steps:
+        before(trainer)
         trainer.advance(look=False)
-        if trainer.step in study.horizons:
+        if trainer.step in horizons:
             with trainer.at_x():
-                loss[trainer.step] = round(trainer.measure(full=False)["loss"], 4)
-    return {"lever": name, "seed": seed, "settings": LEVERS[name], "loss": loss}
+                found[trainer.step] = round(trainer.measure(full=False)["loss"], 4)
+    return found
 
 
 def main() -> None:
