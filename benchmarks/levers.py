@@ -27,7 +27,10 @@ RECORD = Path(__file__).parents[1] / "records" / "levers.jsonl"
 HIGH = {"lr": 0.0102, "lr_rest": 0.0295, "weight_decay": 0.0353, "lr_decay": 0.574}
 LOW = {"lr": 0.0062, "lr_rest": 0.0091, "weight_decay": 0.0387, "lr_decay": 0.52}
 NORMUON = {"matrices": "normuon"}
-# "growth" p is no option of the optimizer: momentum 1 - 0.1 min(1, (180 / t)^p), of matrices or of all.
+# What the study chose.
+CHOSEN = {"lr": 0.006724, "lr_rest": 0.02105, "weight_decay": 0.02306, "lr_decay": 0.562} | NORMUON
+# "rest" are options of what AdamW moves. "growth" p is no option of the optimizer: momentum
+# 1 - 0.1 min(1, (180 / t)^p), of matrices or of all.
 LEVERS: Mapping[str, Mapping[str, Any]] = {
     "muon": HIGH,
     "muon, decay 0.1": HIGH | {"weight_decay": 0.1},
@@ -47,6 +50,16 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     | {"lr": 0.0045, "lr_rest": 0.015, "weight_decay": 0.1, "lr_decay": 0.4, "growth": 0.5, "of_all": True},
     "normuon, lr 0.0074, growth 0.5 of all": NORMUON
     | {"lr": 0.0074, "lr_rest": 0.022, "weight_decay": 0.14, "lr_decay": 0.45, "growth": 0.5, "of_all": True},
+    "chosen": CHOSEN,
+    "chosen, rest: decay 0.14": CHOSEN | {"rest": {"weight_decay": 0.14}},
+    "chosen, rest: decay 0": CHOSEN | {"rest": {"weight_decay": 0.0}},
+    "chosen, rest: a 0.25": CHOSEN | {"rest": {"lr_decay": 0.25}},
+    "chosen, rest: a 0.25, decay 0.14": CHOSEN | {"rest": {"lr_decay": 0.25, "weight_decay": 0.14}},
+    "chosen, rest: lr 0.01, a 0": CHOSEN | {"rest": {"lr": 0.01, "lr_decay": 0.0}},
+    "chosen, rest: lr 0.01, a 0, decay 0": CHOSEN
+    | {"rest": {"lr": 0.01, "lr_decay": 0.0, "weight_decay": 0.0}},
+    "chosen, rest: lr 0.005, a 0, decay 0": CHOSEN
+    | {"rest": {"lr": 0.005, "lr_decay": 0.0, "weight_decay": 0.0}},
 }
 
 
@@ -55,11 +68,14 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     study = find("shakespeare-anytime")
     settings = dict(LEVERS[name])
     growth, of_all = settings.pop("growth", 0.0), settings.pop("of_all", False)
+    rest = settings.pop("rest", {})
     preset = Amuse(lr=0.01, warmup_steps=60, auxiliary_momentum=0.9, beta1=0.0, rho=0.0, momentum=0.9, r=13.0)
     config = replace(study.run, optimizer=replace(preset, **settings), seed=seed, steps=study.longest)
 
     def grow(trainer: Trainer) -> None:
         for group in trainer.optimizer._amuse.param_groups:
+            if group["direction"] == "adamw":
+                group.update(rest)
             now = 1.0 - 0.1 * min(1.0, 180 / (trainer.step + 1)) ** growth
             if group["direction"] != "adamw":
                 group["momentum"] = now
@@ -104,7 +120,7 @@ def main() -> None:
         line = json.dumps(measure(name, int(seed)))
         with RECORD.open("a") as file:
             file.write(line + "\n")
-    lines = [json.loads(line) for line in RECORD.read_text().splitlines()]
+    lines = sorted(map(json.loads, RECORD.read_text().splitlines()), key=lambda line: line["seed"])
     rows = []
     for name in LEVERS:
         found = [list(line["loss"].values()) for line in lines if line["lever"] == name]
