@@ -131,12 +131,17 @@ def write(folder: Path, study: Study, records: Records, environments: Mapping[st
     """Write all files of a study, each whole or not at all, sorted by optimizer, steps, seed and key.
 
     Where the study was defined otherwise when study.json was written before, that file keeps what it said
-    under "changes": a study is fixed before its runs, and what was not is to be seen.
+    under "changes": a study is fixed before its runs, and what was not is to be seen. Runs of optimizers that
+    the study does not have any more are kept, behind the others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     order = [entry.name for entry in study.entries]
+    gone = {key: record for key, record in read(folder).items() if record.entry not in order}
+    every = {**gone, **records}
+    environments = {**read_environments(folder), **environments}
+    order += sorted({record.entry for record in every.values()}.difference(order))
     known = sorted(
-        (record for record in records.values() if record.entry in order),
+        every.values(),
         key=lambda record: (order.index(record.entry), record.seed, record.steps, record.key),
     )
     used = {record.environment for record in known}

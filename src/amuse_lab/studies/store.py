@@ -114,9 +114,14 @@ class Store:
         return dict(self._optuna.user_attrs.get("environments", {}))
 
     def add(self, records: Records, environments: Mapping[str, Any]) -> None:
-        """Add the records that the storage does not have, as those of earlier sittings."""
-        known = self.records()
+        """Add the records that the storage does not have, as those of earlier sittings.
+
+        Those of optimizers that the study does not have any more are left out.
+        """
+        known, entries = self.records(), {entry.name for entry in self._study.entries}
         for record in records.values():
+            if record.entry not in entries:
+                continue
             if record.key not in known or known[record.key].steps < record.steps:
                 request = Request(record.entry, record.point, record.seed, record.steps, False, ())
                 trial = self._created(request, f"{record.key}/{record.steps}", record)

@@ -257,6 +257,24 @@ def test_records_hold_what_was_fixed_before(tmp_path: Path) -> None:
     assert "lr" not in content["entries"][0]["optimizer"]
 
 
+def test_records_outlive_the_optimizer_that_a_study_no_longer_has(
+    undisturbed: dict[str, Record], tmp_path: Path
+) -> None:
+    """In the files, whatever is written next; a storage that is new does without them."""
+    study = small.study()
+    environment = next(iter(undisturbed.values())).environment
+    files.write(tmp_path, study, undisturbed, {environment: {"cores": 2}})
+    fewer = replace(study, entries=study.entries[1:])
+    files.write(tmp_path, fewer, {}, {})
+    gone = {key: record for key, record in undisturbed.items() if record.entry == study.entries[0].name}
+    assert 0 < len(gone) < len(undisturbed)
+    assert timeless(tmp_path) == gone
+    assert files.read_environments(tmp_path) == {environment: {"cores": 2}}
+    store = Store(fewer, open_storage(tmp_path / "journal.log"))
+    store.add(undisturbed, {})
+    assert store.records().keys() == undisturbed.keys() - gone.keys()
+
+
 def test_options_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--help"])
