@@ -1,6 +1,7 @@
 """How far the loss moves when one setting is moved away from what the tuning chose.
 
-python -m benchmarks.robustness                       # makes the runs that are missing, and prints the table
+python -m benchmarks.robustness           # makes the runs that are missing, and prints the table
+python -m benchmarks.robustness 1         # makes those with seed 1 alone, beside another process
 
 Question: how sensitive is `AMUSE.anytime`, beside Muon with a cosine that was tuned for these steps, to its
 settings and to the size of the batch? Trials: at 1,600 steps of `shakespeare-anytime`, with seeds 0 and 1,
@@ -10,6 +11,7 @@ difference in loss to the unchanged run; no verdict.
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -72,14 +74,15 @@ def main() -> None:
     torch.set_num_threads(1)
     lines = [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
     found = {(line["run"], line["seed"]): line["loss"] for line in lines}
-    for seed in SEEDS:
+    seeds = [int(seed) for seed in sys.argv[1:]] or SEEDS
+    for seed in seeds:
         for name in CHANGES:
             if (name, seed) not in found:
                 found[name, seed] = measure(name, seed)
                 with RECORD.open("a") as file:
                     file.write(json.dumps({"run": name, "seed": seed, "loss": found[name, seed]}) + "\n")
     rows = []
-    for name in CHANGES:
+    for name in CHANGES if tuple(seeds) == SEEDS else ():
         mean = sum(found[name, seed] for seed in SEEDS) / len(SEEDS)
         usual = sum(found[name.partition(",")[0], seed] for seed in SEEDS) / len(SEEDS)
         rows.append([name, f"{mean:.3f}", f"{mean - usual:+.3f}"])
