@@ -77,7 +77,8 @@ def sum_over_ranks(measurements: Iterable[Measurement], device: torch.device) ->
         for members in measurement.divided:
             shared.setdefault(members, []).append(measurement)
     for members, some in shared.items():
-        own = torch.zeros(len(some), 2, device=device)
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
+        own = torch.zeros(len(some), 2, dtype=dtype, device=device)
         for place, measurement in zip(own, some, strict=True):
             for errors in measurement.divided[members]:
                 place += torch.stack([errors.sum(), errors.new_tensor(len(errors))]).to(place)

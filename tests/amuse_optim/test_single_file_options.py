@@ -14,6 +14,7 @@ from amuse_optim import AMUSE
 from amuse_optim.options import OPTIONS
 from amuse_optim.single_file import LEFT_OUT, single_file
 
+RANKS = ("process_group", "shard_state")  # of the optimizer, not of its groups
 # Another value of every option that the file carries, and what has to stand beside it; None: it has no other.
 OTHER: dict[str, dict[str, Any] | None] = {
     "lr": {"lr": 0.03},
@@ -58,10 +59,10 @@ def module() -> ModuleType:
 
 def test_has_every_option_or_says_that_it_has_not(module: ModuleType) -> None:
     assert module.DEFAULTS.keys() | set(LEFT_OUT) == OPTIONS.keys()
-    assert inspect.signature(AMUSE).parameters.keys() - {"params", "more", "process_group"} <= OPTIONS.keys()
+    assert inspect.signature(AMUSE).parameters.keys() - {"params", "more", *RANKS} <= OPTIONS.keys()
     assert all(OPTIONS[name].default == value for name, value in module.DEFAULTS.items())
     assert module.__doc__ is not None
-    assert all(f"`{name}`" in module.__doc__ for name in (*LEFT_OUT, "process_group"))
+    assert all(f"`{name}`" in module.__doc__ for name in (*LEFT_OUT, *RANKS))
     assert OTHER.keys() == module.DEFAULTS.keys(), "say a value of the new option, or list it in LEFT_OUT"
 
 
