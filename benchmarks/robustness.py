@@ -22,7 +22,7 @@ import torch
 from amuse_lab.optimizers import Amuse, DMuon
 from amuse_lab.studies.catalogue import find
 from benchmarks.gpu.tables import table
-from benchmarks.levers import losses
+from benchmarks.single_changes import losses
 
 RECORD = Path(__file__).parents[1] / "records" / "robustness.jsonl"
 STEPS, SEEDS = 1600, (0, 1)
