@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from .directions import DIRECTIONS
 from .heads import output_heads
 from .hidden_matrices import matrix_options
 from .matrices import layout_of, update_scale
-from .module_tree import owned_parameters
+from .module_tree import Owned, is_layer, owned_parameters
 from .options import OPTIONS
 
 Override = tuple[str, str | Mapping[str, Any]]
+Decaying = Literal["all", "matrices"]
 
 
 class ParamGroups(list[dict[str, Any]]):
@@ -48,6 +49,11 @@ def _check_overrides(overrides: Sequence[Override], names: Iterable[str]) -> lis
     return checked
 
 
+def _is_weight(owned: Owned) -> bool:
+    """Whether something is multiplied by it: a layer's matrix or kernel, and no bias, scale or embedding."""
+    return is_layer(owned.module) and owned.parameter.dim() >= 2
+
+
 def param_groups(
     model: nn.Module,
     *,
@@ -55,6 +61,7 @@ def param_groups(
     auxiliary: str = "adamw",
     overrides: Sequence[Override] = (),
     weight_decay: float | None = None,
+    decaying: Decaying = "all",
 ) -> ParamGroups:
     """Parameter groups of a model: every trainable parameter exactly once, named, each with its direction.
 
@@ -74,7 +81,10 @@ def param_groups(
         overrides: Pairs (pattern, options), applied in order, later ones on top: a shell-style pattern on
             full parameter names (without what wrappers add), and a direction or a dict of group options such
             as `("*.lora_*", "adamw")`, `("*.qkv.weight", {"split_rows": (512, 512, 512)})`.
-        weight_decay: Decay of every group; None leaves it to the optimizer.
+        weight_decay: Decay of every group that decays; None leaves it to the optimizer.
+        decaying: What weight decay acts on. "all": every parameter, as AMUSE was published. "matrices": what
+            an input is multiplied by, that is hidden matrices, kernels and output heads; embeddings, heads
+            tied to one, norms, biases and other vectors get `weight_decay` 0, as is usual with AdamW.
 
     Returns:
         Group dicts for `AMUSE`, parameters as (name, parameter) pairs in the model's order.
@@ -94,6 +104,7 @@ def param_groups(
     choice(*(name for name, direction in DIRECTIONS.items() if not direction.for_matrices))(
         "auxiliary", auxiliary
     )
+    choice(*get_args(Decaying))("decaying", decaying)
     owned = list(owned_parameters(model))
     if not owned:
         raise ValueError("the model has no trainable parameters")
@@ -104,9 +115,13 @@ def param_groups(
     for one in owned:
         options = None if one.module in heads else matrix_options(one)
         settings = {"direction": auxiliary} if options is None else {"direction": matrices, **options}
-        if one.parameter in chosen:  # tied: any auxiliary use decides
+        if decaying == "matrices" and options is None and not _is_weight(one):
+            settings["weight_decay"] = 0.0
+        if one.parameter in chosen:  # tied: any auxiliary use decides, and any that does not decay
+            name, before = chosen[one.parameter]
             if settings["direction"] == auxiliary:
-                chosen[one.parameter] = (chosen[one.parameter][0], settings)
+                settings = {key: before[key] for key in ("weight_decay",) if key in before} | settings
+                chosen[one.parameter] = (name, settings)
             continue
         address = one.parameter.data_ptr()
         if address and one.parameter.numel() and memory.setdefault(address, one.name) != one.name:

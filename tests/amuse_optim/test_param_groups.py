@@ -63,6 +63,7 @@ def test_lora_adapters_are_routed_by_override() -> None:
         ({"overrides": [("blok.*", "adamw")]}, "'blok.*' matches no trainable parameter"),
         ({"overrides": [("block.*", {"weight_decy": 0})]}, "did you mean 'weight_decay'"),
         ({"auxiliary": "lion"}, "auxiliary must be one of 'adamw', "),
+        ({"decaying": "matrix"}, "decaying must be one of 'all', 'matrices', got 'matrix'"),
     ],
 )
 @pytest.mark.requirement("C2")
@@ -80,6 +81,23 @@ def test_sgd_as_the_auxiliary_takes_the_spectral_scale() -> None:
     groups = param_groups(Tied(tie=True), auxiliary="sgd", weight_decay=0.1)
     assert {g["direction"]: g.get("scale") for g in groups} == {"sgd": None, "muon": "spectral"}
     assert {g["weight_decay"] for g in groups} == {0.1}
+
+
+@pytest.mark.requirement("C2")
+@pytest.mark.parametrize("tie", [False, True])
+def test_embeddings_norms_and_biases_need_not_decay(tie: bool) -> None:
+    """As AdamW's groups are made by hand: every weight of a layer, but for a head that is the embedding."""
+    model = nn.Sequential(Tied(tie=tie), nn.LSTM(8, 8), nn.Conv1d(8, 8, 3, groups=8), nn.BatchNorm1d(8))
+    still = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() < 2 or "embed" in name or (tie and "lm_head" in name)
+    }
+    groups = param_groups(model, decaying="matrices", weight_decay=0.1)
+    found = {name: g["weight_decay"] for g in groups for name, _ in g["params"]}
+    assert found == {name: 0.0 if name in still else 0.1 for name, _ in model.named_parameters()}
+    chosen = param_groups(model, decaying="matrices", overrides=[("*bias*", {"weight_decay": 0.2})])
+    assert {g.get("weight_decay") for g in chosen for name, _ in g["params"] if "bias" in name} == {0.2}
 
 
 @pytest.mark.requirement("C2")

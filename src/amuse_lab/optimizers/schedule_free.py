@@ -35,7 +35,8 @@ class Amuse(AveragedConfig):
         momentum: Nesterov momentum of Muon.
         beta2: Decay of the second moment, for the rest with "adamw".
         auxiliary_momentum: Decay of the first moment, for the rest with "adamw"; 0 stores no first moment.
-        weight_decay: Decoupled, on every parameter.
+        weight_decay: Decoupled.
+        decaying: What it acts on: every parameter, or none of embeddings, norms and biases.
         r: Power of the step in the averaging weights.
         parity: "exact" recovers x from y and z with the beta that y was computed with; "published" uses
             another beta for that, as the released code does.
@@ -57,6 +58,7 @@ class Amuse(AveragedConfig):
     beta2: Decay = 0.999
     auxiliary_momentum: Decay = 0.0
     weight_decay: NotNegative = 0.0
+    decaying: Literal["all", "matrices"] = "all"
     r: NotNegative = 0.0
     parity: Literal["exact", "published"] = "exact"
 
@@ -72,7 +74,7 @@ class Amuse(AveragedConfig):
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
         """Build AMUSE, which checks the settings itself."""
         optimizer = AMUSE(
-            param_groups(model, matrices=self.matrices, auxiliary=self.auxiliary),
+            param_groups(model, matrices=self.matrices, auxiliary=self.auxiliary, decaying=self.decaying),
             lr=self.lr,
             lr_rest=self.lr_rest,
             warmup_steps=self.warmup_steps,
