@@ -24,6 +24,8 @@ class Amuse(AveragedConfig):
         auxiliary: Update direction of all other parameters, which also sets the scale of Muon's directions:
             with "adamw" their entries are as large as AdamW's; with "sgd" the scale is `spectral`,
             sqrt(max(1, rows / columns)).
+        split_qkv: Whether queries, keys and values, which the transformers here compute by one matrix, are
+            orthogonalized apart.
         lr_rest: Peak learning rate of the rest; None means `lr`.
         warmup_steps: Steps of linear learning-rate warm-up.
         lr_decay: Exponent a of the learning rate's decay (lr_decay_from / t)^a; 0 keeps it at its peak.
@@ -46,6 +48,7 @@ class Amuse(AveragedConfig):
 
     matrices: Literal["muon", "normuon"] = "muon"
     auxiliary: Literal["adamw", "sgd"] = "adamw"
+    split_qkv: bool = False
     lr_rest: Positive | None = None
     warmup_steps: Steps
     lr_decay: NotNegative = 0.0
@@ -93,6 +96,13 @@ class Amuse(AveragedConfig):
             process_group=replicating(model),
         )
         return AveragedAmuse(optimizer)
+
+
+def _thirds(model: nn.Module) -> list[tuple[str, dict[str, tuple[int, ...]]]]:
+    """The rows of queries, keys and values in each parameter that holds all three."""
+    found = {name: p for name, p in model.named_parameters() if name.endswith("qkv.weight")}
+    require(bool(found), "split_qkv", "False for a model without attention", True)
+    return [("*qkv.weight", {"split_rows": (len(p) // 3,) * 3}) for p in found.values()][:1]
 
 
 @dataclass(frozen=True, kw_only=True)
