@@ -27,6 +27,7 @@ from benchmarks.single_changes import losses
 RECORD = Path(__file__).parents[1] / "records" / "robustness.jsonl"
 STEPS, SEEDS = 1600, (0, 1)
 PRESET = Amuse(
+    lr_decay_from=180,
     lr=0.006724,
     lr_rest=0.02105,
     weight_decay=0.02306,

@@ -69,7 +69,16 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     settings = dict(LEVERS[name])
     growth, of_all = settings.pop("growth", 0.0), settings.pop("of_all", False)
     rest = settings.pop("rest", {})
-    preset = Amuse(lr=0.01, warmup_steps=60, auxiliary_momentum=0.9, beta1=0.0, rho=0.0, momentum=0.9, r=13.0)
+    preset = Amuse(
+        lr=0.01,
+        warmup_steps=60,
+        lr_decay_from=180,
+        auxiliary_momentum=0.9,
+        beta1=0.0,
+        rho=0.0,
+        momentum=0.9,
+        r=13.0,
+    )
     config = replace(study.run, optimizer=replace(preset, **settings), seed=seed, steps=study.longest)
 
     def grow(trainer: Trainer) -> None:

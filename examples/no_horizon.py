@@ -17,7 +17,7 @@ checkpoint = Path(tempfile.mkdtemp()) / "run.pt"
 def build() -> tuple[nn.Module, AMUSE]:
     """A new process would begin like this."""
     model = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 2))
-    # With lr_decay the learning rate falls as a power of the step, from three warm-ups on, and never ends.
+    # With lr_decay the learning rate falls as a power of the step, from six warm-ups on, and never ends.
     return model, AMUSE(param_groups(model), lr=0.02, warmup_steps=30, t0_steps=100, lr_decay=0.5)
 
 

@@ -47,7 +47,7 @@ class AMUSE(SharingOptimizer):
             may also be a fraction of `total_steps`, a float in (0, 1).
         lr_decay: Exponent a >= 0 of the factor min(1, (lr_decay_from / t)^a) on the learning rate, a decay
             that needs no final step; 0 keeps the learning rate constant after the warm-up.
-        lr_decay_from: Step after which the learning rate decays; None means 3 `warmup_steps`.
+        lr_decay_from: Step after which the learning rate decays; None means 6 `warmup_steps`.
         t0_steps: T0, the number of steps for which beta_t stays at `beta1`; None means `warmup_steps`. At
             least 2 and greater than `c_warmup_steps` + 1, unless `rho` is 0.
         c_warmup_steps: Number of first steps with c_t = 1, so that x = z; the averaging begins after them.
@@ -205,7 +205,7 @@ class AMUSE(SharingOptimizer):
 
         .. code-block:: text
 
-            lr_t = lr min(1, t / warmup_steps) min(1, sqrt(3 warmup_steps / t))
+            lr_t = lr min(1, t / warmup_steps) min(1, sqrt(6 warmup_steps / t))
             z   <- z - lr_t d - lr_t weight_decay z
             x   <- (1 - c_t) x + c_t z,    c_t near 14 / t: the mean of the last steps, a tenth of all or so
 

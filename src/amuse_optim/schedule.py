@@ -265,7 +265,7 @@ OPTIONS = {
     "averages": Option((), kappas),
 }
 # Options that are lengths, and how many warm-ups each is by default.
-LENGTHS = {"warmup_steps": None, "lr_decay_from": 3, "t0_steps": 1, "c_warmup_steps": None}
+LENGTHS = {"warmup_steps": None, "lr_decay_from": 6, "t0_steps": 1, "c_warmup_steps": None}
 
 
 def schedule_of(group: Mapping[str, Any]) -> Schedule:
@@ -291,7 +291,7 @@ def check(group: Mapping[str, Any]) -> None:
     if group["lr_decay"] > 0 and group["lr_decay_from"] < 1:
         raise ValueError(
             f"lr_decay_from must be >= 1 with lr_decay={group['lr_decay']!r}, got {group['lr_decay_from']} "
-            "(it defaults to three warm-ups): say from which step on the learning rate decays"
+            "(it defaults to six warm-ups): say from which step on the learning rate decays"
         )
     least = max(2, group["c_warmup_steps"] + 2)
     if group["rho"] > 0 and group["t0_steps"] < least:

@@ -40,7 +40,7 @@ def test_it_is_muon_with_a_power_decay_and_the_average_with_weights_of_a_power_o
         gradient = z - target
         momentum = 0.9 * momentum + 0.1 * gradient
         direction = polar(0.9 * momentum + 0.1 * gradient)
-        lr = LR * min(1.0, t / WARMUP) * min(1.0, 3 * WARMUP / t) ** 0.5
+        lr = LR * min(1.0, t / WARMUP) * min(1.0, 6 * WARMUP / t) ** 0.5
         z = z - lr * direction - lr * DECAY * z
         share = t**13 * (LR * min(1.0, t / WARMUP)) ** 2
         total += share
@@ -85,7 +85,7 @@ def test_other_options_and_its_own_can_be_set() -> None:
     matrices, rest = optimizer.param_groups
     assert (matrices["lr"], rest["lr"]) == (0.03, 0.01)
     assert {group["lr_decay"] for group in optimizer.param_groups} == {0.7}
-    assert {group["lr_decay_from"] for group in optimizer.param_groups} == {21}
+    assert {group["lr_decay_from"] for group in optimizer.param_groups} == {42}
     assert {(group["beta1"], group["rho"], group["r"]) for group in optimizer.param_groups} == {(0, 0, 13)}
     with pytest.raises(ValueError, match="beta1 must be"):
         AMUSE.anytime(param_groups(model), warmup_steps=7, rho=0.8)

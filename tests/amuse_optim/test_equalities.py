@@ -139,7 +139,7 @@ def test_power_decay_equals_an_oracle_that_is_told_every_rate(
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = torch.tensor(grad)
         optimizer.step()
-        oracle.step(list(grads), lr=0.05 * min(1.0, (24 / (step + 1)) ** 0.6))  # from three warm-ups on
+        oracle.step(list(grads), lr=0.05 * min(1.0, (48 / (step + 1)) ** 0.6))  # from six warm-ups on
         for i, parameter in enumerate(parameters):
             assert difference(parameter, oracle.y[i]) < 1e-10, (step, i)
     optimizer.eval()

@@ -29,7 +29,7 @@ class Amuse(AveragedConfig):
         lr_rest: Peak learning rate of the rest; None means `lr`.
         warmup_steps: Steps of linear learning-rate warm-up.
         lr_decay: Exponent a of the learning rate's decay (lr_decay_from / t)^a; 0 keeps it at its peak.
-        lr_decay_from: Step after which the learning rate decays; None means 3 warmup_steps.
+        lr_decay_from: Step after which the learning rate decays; None means 6 warmup_steps.
         t0_steps: Steps for which beta stays at beta1; None means warmup_steps.
         c_warmup_steps: Steps before averaging starts.
         beta1: Interpolation between z (0) and x (1) up to t0_steps; 0 takes gradients at z.

@@ -36,7 +36,7 @@ _REASONS = (
     "processor by what MKL has for AVX-512: a step is 1.9 times as fast, and rounds otherwise.",
     "2026-11-26, after 268 runs. AMUSE decays embedding and norms too, as published; of the optimizers with "
     "a schedule here only the output head decays beside the matrices. A pilot with tuning seeds 0 to 2 "
-    "that looked for what holds anytime back at 3200 (records/pilot.jsonl) found that to be a good part "
+    "that looked for what holds anytime back at 3200 (records/long_end.jsonl) found that to be a good part "
     "of it, and that orthogonalizing queries, keys and values apart, which are one parameter here, lowers "
     "its loss by 0.09 at 200 steps. anytime, muon-constant and sf-muon decay what the scheduled ones decay "
     "now, and so does the new amuse-matrices, while amuse and amuse-published stay what they were; anytime "
