@@ -175,19 +175,17 @@ def measure(trial: Trial, seed: int) -> dict[str, dict[int, float]]:
     return found
 
 
-def rows(
-    lines: Iterable[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], list[float]]
-) -> list[list[str]]:
-    """One row for each trial: its seeds, and the values of all of them at each horizon."""
+def rows(lines: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """One row for each trial: its seeds, and the losses at x of all of them at each horizon."""
     made = []
     kept = sorted(lines, key=lambda line: line["seed"])
     for name in TRIALS:
         some = [line for line in kept if line["trial"] == name]
         if some:
-            values = zip(*map(value, some), strict=True)
+            losses = zip(*(line["x"].values() for line in some), strict=True)
             made.append(
                 [name, ", ".join(str(line["seed"]) for line in some)]
-                + [", ".join(f"{loss:.3f}" for loss in at) for at in values]
+                + [", ".join(f"{loss:.3f}" for loss in at) for at in losses]
             )
     return made
 
