@@ -1,6 +1,7 @@
 """Parameter groups: which parameter of a model gets which direction, and a table that shows it."""
 
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -18,13 +19,14 @@ from .options import OPTIONS
 
 Override = tuple[str, str | Mapping[str, Any]]
 Decaying = Literal["all", "matrices"]
+_FUSED = re.compile(r"qkv|query_key_value|c_attn")
 
 
 class ParamGroups(list[dict[str, Any]]):
     """What `param_groups` returns: a list of groups, with what `report` says about them.
 
     Attributes:
-        notes: Sentences about what was decided for want of better signs.
+        notes: Sentences about what was guessed, and what could be better.
     """
 
     notes: tuple[str, ...] = ()
@@ -112,16 +114,15 @@ def param_groups(
 
     chosen: dict[nn.Parameter, tuple[str, dict[str, Any]]] = {}
     memory: dict[int, str] = {}
+    still: set[nn.Parameter] = set()  # what does not decay
     for one in owned:
         options = None if one.module in heads else matrix_options(one)
         settings = {"direction": auxiliary} if options is None else {"direction": matrices, **options}
         if decaying == "matrices" and options is None and not _is_weight(one):
-            settings["weight_decay"] = 0.0
-        if one.parameter in chosen:  # tied: any auxiliary use decides, and any that does not decay
-            name, before = chosen[one.parameter]
+            still.add(one.parameter)
+        if one.parameter in chosen:  # tied: any auxiliary use decides
             if settings["direction"] == auxiliary:
-                settings = {key: before[key] for key in ("weight_decay",) if key in before} | settings
-                chosen[one.parameter] = (name, settings)
+                chosen[one.parameter] = (chosen[one.parameter][0], settings)
             continue
         address = one.parameter.data_ptr()
         if address and one.parameter.numel() and memory.setdefault(address, one.name) != one.name:
@@ -141,15 +142,25 @@ def param_groups(
                 settings = settings | options
         if DIRECTIONS[settings["direction"]].for_matrices and auxiliary == "sgd":
             settings = {"scale": "spectral"} | settings
-        if weight_decay is not None:
-            settings = {"weight_decay": weight_decay} | settings
+        decay = 0.0 if parameter in still else weight_decay
+        if decay is not None:
+            settings = {"weight_decay": decay} | settings
         key = tuple(sorted((option, repr(value)) for option, value in settings.items()))
         groups.setdefault(key, {"params": [], **settings})["params"].append((name, parameter))
     made = ParamGroups(groups.values())
     if guessed and any(one.name.startswith(f"{guessed}.") for one in owned):
-        made.notes = (
+        made.notes += (
             f"{guessed!r} was taken for the output head: it is the last linear layer, and nothing else says "
             "what the head is. overrides= changes that.",
+        )
+    whole = [
+        group for group in made if "split_rows" not in group and DIRECTIONS[group["direction"]].for_matrices
+    ]
+    fused = [name for group in whole for name, _ in group["params"] if _FUSED.search(name)]
+    if fused:
+        made.notes += (
+            f"{fused[0]!r} seems to hold queries, keys and values, which move as one matrix: an override "
+            "with split_rows=(rows of each) orthogonalizes them apart, which has helped (docs/anytime.md).",
         )
     return made
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from amuse_optim import AMUSE, param_groups, report
-from tests.amuse_optim.routing import Tied, directions
+from tests.amuse_optim.routing import Parts, Tied, directions
 
 
 def test_two_parameters_in_one_memory_are_refused() -> None:
@@ -96,8 +96,18 @@ def test_embeddings_norms_and_biases_need_not_decay(tie: bool) -> None:
     groups = param_groups(model, decaying="matrices", weight_decay=0.1)
     found = {name: g["weight_decay"] for g in groups for name, _ in g["params"]}
     assert found == {name: 0.0 if name in still else 0.1 for name, _ in model.named_parameters()}
-    chosen = param_groups(model, decaying="matrices", overrides=[("*bias*", {"weight_decay": 0.2})])
+    overrides = [("*bias*", {"weight_decay": 0.2}), ("*embed*", "adamw")]
+    chosen = param_groups(model, decaying="matrices", overrides=overrides)
     assert {g.get("weight_decay") for g in chosen for name, _ in g["params"] if "bias" in name} == {0.2}
+    assert {g.get("weight_decay") for g in chosen for name, _ in g["params"] if "embed" in name} == {0.0}
+
+
+def test_report_says_what_is_fused_and_moves_as_one_matrix() -> None:
+    model = Parts(attention=Parts(qkv=nn.Linear(4, 12)), lm_head=nn.Linear(4, 9))
+    assert "'attention.qkv.weight' seems to hold queries, keys and values" in report(param_groups(model))
+    apart = param_groups(model, overrides=[("*qkv.weight", {"split_rows": (4, 4, 4)})])
+    assert "seems" not in report(apart)
+    assert "seems" not in report(param_groups(model, overrides=[("*qkv.weight", "adamw")]))
 
 
 @pytest.mark.requirement("C2")

@@ -1,7 +1,7 @@
 """Optimizers without a schedule: AMUSE and Schedule-Free."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -77,7 +77,13 @@ class Amuse(AveragedConfig):
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:  # noqa: ARG002 - no horizon
         """Build AMUSE, which checks the settings itself."""
         optimizer = AMUSE(
-            param_groups(model, matrices=self.matrices, auxiliary=self.auxiliary, decaying=self.decaying),
+            param_groups(
+                model,
+                matrices=self.matrices,
+                auxiliary=self.auxiliary,
+                overrides=_thirds(model) if self.split_qkv else (),
+                decaying=self.decaying,
+            ),
             lr=self.lr,
             lr_rest=self.lr_rest,
             warmup_steps=self.warmup_steps,
@@ -98,11 +104,11 @@ class Amuse(AveragedConfig):
         return AveragedAmuse(optimizer)
 
 
-def _thirds(model: nn.Module) -> list[tuple[str, dict[str, tuple[int, ...]]]]:
-    """The rows of queries, keys and values in each parameter that holds all three."""
-    found = {name: p for name, p in model.named_parameters() if name.endswith("qkv.weight")}
-    require(bool(found), "split_qkv", "False for a model without attention", True)
-    return [("*qkv.weight", {"split_rows": (len(p) // 3,) * 3}) for p in found.values()][:1]
+def _thirds(model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+    """Each parameter that holds queries, keys and values, and how its rows are divided."""
+    fused = [(name, len(p)) for name, p in model.named_parameters() if name.endswith("qkv.weight")]
+    require(bool(fused), "split_qkv", "False for a model without attention", True)
+    return [(name, {"split_rows": (rows // 3,) * 3}) for name, rows in fused]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -278,6 +278,39 @@ def test_amuse_averages_exactly_or_as_the_released_code_does() -> None:
     assert not same(averages["exact"], averages["published"])
 
 
+def test_amuse_can_divide_queries_keys_and_values_and_leave_the_rest_undecayed() -> None:
+    """As three matrices that are parameters of their own, and as groups that say which of the rest decay."""
+    torch.manual_seed(0)
+    block = nn.Linear(4, 12, bias=False)
+    model = nn.ModuleDict({"qkv": block, "norm": nn.LayerNorm(4), "head": nn.Linear(4, 3)})
+    thirds = [nn.Parameter(part.detach().clone()) for part in block.weight.split(4)]
+    config = Amuse(lr=0.05, warmup_steps=2, weight_decay=0.5, split_qkv=True, decaying="matrices")
+    optimizer = config.build(model, steps=5)
+    expected = AMUSE(
+        [
+            {"params": thirds, "direction": "muon"},
+            {"params": [nn.Parameter(torch.ones(4))], "direction": "adamw", "weight_decay": 0.0},
+        ],
+        lr=0.05,
+        warmup_steps=2,
+        weight_decay=0.5,
+    )
+    scale = expected.param_groups[1]["params"]
+    for step in range(5):
+        gradients = torch.randn(12, 4, generator=torch.Generator().manual_seed(step))
+        block.weight.grad = gradients
+        for third, gradient in zip(thirds, gradients.split(4), strict=True):
+            third.grad = gradient.clone()
+        model["norm"].weight.grad = torch.full((4,), 0.1)
+        scale[0].grad = torch.full((4,), 0.1)
+        optimizer.step()
+        expected.step()
+    torch.testing.assert_close(block.weight, torch.cat(thirds))
+    torch.testing.assert_close(model["norm"].weight, scale[0])
+    with pytest.raises(ConfigError, match="split_qkv must be False for a model without attention"):
+        config.build(small(), steps=5)
+
+
 def test_what_a_library_rejects_is_a_wrong_request() -> None:
     with pytest.raises(ConfigError, match="t0_steps"):
         Amuse(lr=0.01, warmup_steps=100, t0_steps=1).build(small(), steps=10)
