@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from amuse_lab.config import OptimizerConfig
 from amuse_lab.optimizers.adaptive import AdamW, AdEMAMix, Adopt, Mars, Prodigy, Soap
 from amuse_lab.optimizers.momentum import SGD, Lion, Signum
-from amuse_lab.optimizers.muon import DMuon, Muon, MuonSGD
+from amuse_lab.optimizers.muon import DMuon, Muon, MuonSGD, NorMuon
 from amuse_lab.optimizers.schedule_free import Amuse, ScheduleFreeAdamW, ScheduleFreeSGD
 from amuse_lab.optimizers.sophia import Sophia
 
@@ -21,6 +21,7 @@ __all__ = [
     "Mars",
     "Muon",
     "MuonSGD",
+    "NorMuon",
     "Prodigy",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
@@ -33,7 +34,7 @@ OPTIMIZERS: Mapping[str, type[OptimizerConfig]] = {
     kind.name: kind
     for kind in (
         *(Amuse, ScheduleFreeAdamW, ScheduleFreeSGD),
-        *(Muon, DMuon, MuonSGD),
+        *(Muon, DMuon, NorMuon, MuonSGD),
         *(AdamW, SGD),
         *(AdEMAMix, Adopt, Lion, Mars, Prodigy, Signum, Soap, Sophia),
     )

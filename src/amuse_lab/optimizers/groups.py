@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from amuse_lab.errors import require
 from amuse_optim import param_groups
 
 
@@ -37,6 +38,17 @@ def decay_split(
         groups.append({"params": decaying, "weight_decay": weight_decay} | options)
         groups.append({"params": still, "weight_decay": 0.0} | options)
     return groups if lr_rest is None else [group for group in groups if group["params"]]
+
+
+def thirds(model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+    """Overrides that divide each parameter that holds queries, keys and values into the three.
+
+    Raises:
+        ConfigError: If the model has none.
+    """
+    fused = [(name, len(p)) for name, p in model.named_parameters() if name.endswith("qkv.weight")]
+    require(bool(fused), "split_qkv", "False for a model without attention", True)
+    return [(name, {"split_rows": (rows // 3,) * 3}) for name, rows in fused]
 
 
 def routed(

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from amuse_lab.optimizers.configs import ScheduledConfig
-from amuse_lab.optimizers.groups import decay_split, routed
+from amuse_lab.optimizers.groups import decay_split, routed, thirds
 from amuse_lab.optimizers.wrappers import Scheduled
 from amuse_lab.protocols import TrainingOptimizer
 from amuse_lab.ranges import Decay, NotNegative, Positive, PositiveDecay
+from amuse_optim import AMUSE, param_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,51 @@ class DMuon(ScheduledConfig):
         lr_rest = self.lr if self.lr_rest is None else self.lr_rest
         adamw = torch.optim.AdamW(rest, lr=lr_rest, betas=(self.beta1, self.beta2))
         return Scheduled(muon, adamw, schedule=self._multiplier(steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NorMuon(ScheduledConfig):
+    """NorMuon, and AdamW for the rest, under one schedule; from `amuse_optim`, without its averaging.
+
+    Attributes:
+        lr_rest: Peak learning rate of AdamW; None means `lr`.
+        split_qkv: Whether queries, keys and values, which the transformers here compute by one matrix, are
+            orthogonalized apart.
+        momentum: Nesterov momentum of NorMuon.
+        beta1: Decay of AdamW's first moment.
+        beta2: Decay of AdamW's second moment.
+        weight_decay: Decoupled, of both parts; not on norms and embeddings.
+    """
+
+    name: ClassVar[str] = "normuon"
+
+    lr_rest: Positive | None = None
+    split_qkv: bool = False
+    momentum: Decay = 0.95
+    beta1: PositiveDecay = 0.9
+    beta2: Decay = 0.999
+    weight_decay: NotNegative = 0.0
+
+    def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
+        """Build it: with beta 0 the parameters are the fast sequence."""
+        optimizer = AMUSE(
+            param_groups(
+                model,
+                matrices="normuon",
+                overrides=thirds(model) if self.split_qkv else (),
+                decaying="matrices",
+            ),
+            lr=self.lr,
+            lr_rest=self.lr_rest,
+            warmup_steps=0,
+            beta1=0.0,
+            rho=0.0,
+            momentum=self.momentum,
+            auxiliary_momentum=self.beta1,
+            beta2=self.beta2,
+            weight_decay=self.weight_decay,
+        )
+        return Scheduled(optimizer, schedule=self._multiplier(steps))
 
 
 @dataclass(frozen=True, kw_only=True)

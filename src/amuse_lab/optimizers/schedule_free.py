@@ -1,13 +1,13 @@
 """Optimizers without a schedule: AMUSE and Schedule-Free."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from amuse_lab.errors import require
 from amuse_lab.optimizers.configs import AveragedConfig
-from amuse_lab.optimizers.groups import decay_split, trainable
+from amuse_lab.optimizers.groups import decay_split, thirds, trainable
 from amuse_lab.optimizers.wrappers import AveragedAmuse, ScheduleFree
 from amuse_lab.parallel import replicating
 from amuse_lab.protocols import TrainingOptimizer
@@ -81,7 +81,7 @@ class Amuse(AveragedConfig):
                 model,
                 matrices=self.matrices,
                 auxiliary=self.auxiliary,
-                overrides=_thirds(model) if self.split_qkv else (),
+                overrides=thirds(model) if self.split_qkv else (),
                 decaying=self.decaying,
             ),
             lr=self.lr,
@@ -102,13 +102,6 @@ class Amuse(AveragedConfig):
             process_group=replicating(model),
         )
         return AveragedAmuse(optimizer)
-
-
-def _thirds(model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
-    """Each parameter that holds queries, keys and values, and how its rows are divided."""
-    fused = [(name, len(p)) for name, p in model.named_parameters() if name.endswith("qkv.weight")]
-    require(bool(fused), "split_qkv", "False for a model without attention", True)
-    return [(name, {"split_rows": (rows // 3,) * 3}) for name, rows in fused]
 
 
 @dataclass(frozen=True, kw_only=True)

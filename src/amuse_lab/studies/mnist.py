@@ -17,11 +17,11 @@ _PLAIN = ("x", *_POWERS)
 _REASONS = (
     "2026-11-26, after 144 runs. The decay of Muon + SGD and of AMUSE went from 0.001 to 0.1, and the rest's "
     "learning rate from 0.005: everything chosen had nearly the smallest decay of all trials, and from 0.01 "
-    "on the cross-entropy was two to five times the best. Now from 0.0001 to 0.01, and from 0.02 to 0.3, for all "
-    "of them, and all are tuned again. anytime decays matrices alone and begins its decay after six "
-    "warm-ups instead of three, as in shakespeare-anytime, with a wider range of exponents. What had been run "
-    "is kept as muon-sgd-cosine-more-decay and anytime-more-decay; there anytime was behind by 0.029, 0.008, "
-    "0.006 and 0.005 at 100 to 800 steps, and level at 1600.",
+    "on the cross-entropy was two to five times the best. Now from 0.0001 to 0.01, and from 0.02 to 0.3, "
+    "for all of them, and all are tuned again. anytime decays matrices alone and begins its decay after six "
+    "warm-ups instead of three, as in shakespeare-anytime, with a wider range of exponents. What had been "
+    "run is kept as muon-sgd-cosine-more-decay and anytime-more-decay; there anytime was behind by 0.029, "
+    "0.008, 0.006 and 0.005 at 100 to 800 steps, and level at 1600.",
 )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from amuse_lab.optimizers import AdamW, Amuse, DMuon, ScheduleFreeAdamW
+from amuse_lab.optimizers import AdamW, Amuse, DMuon, NorMuon, ScheduleFreeAdamW
 from amuse_lab.recipes.lm import shakespeare
 from amuse_lab.studies.study import Entry, Scale, Study
 from amuse_lab.tasks.lm.task import LanguageModelConfig
@@ -46,6 +46,9 @@ _REASONS = (
     "15 trials of it without the split, at larger learning rates and at those of the pilot's best, as "
     "anytime-whole-qkv: with lr_rest below 0.014 the loss at 3200 was lower by 0.02 than above. "
     "The reported seeds chose nothing.",
+    "2026-11-26, after 300 runs. New: normuon-cosine, a part of the envelope, that moves as anytime does, "
+    "divided projections included, under a cosine that is tuned for each horizon: so that what anytime gains "
+    "by its direction is not taken for a gain by having no horizon.",
 )
 
 
@@ -72,6 +75,18 @@ def shakespeare_anytime() -> Study:
         reasons=_REASONS,
         entries=(
             Entry("muon-cosine", cosine, muon | {"momentum": _MOMENTUM}, _PLAIN, scheduled=True),
+            Entry(
+                "normuon-cosine",
+                NorMuon(lr=0.01, warmup_steps=_WARMUP, split_qkv=True),
+                {
+                    "lr": Scale(0.004, 0.03),
+                    "lr_rest": Scale(0.003, 0.02),
+                    "weight_decay": Scale(0.05, 0.3),
+                    "momentum": _MOMENTUM,
+                },
+                _PLAIN,
+                scheduled=True,
+            ),
             Entry(
                 "muon-decaying",
                 replace(plain, momentum=0.9),

@@ -21,7 +21,7 @@ DECAYING = {
     "muon-sgd": "all",
     "sgd": "all",
     "muon": "rest",
-    **dict.fromkeys(("sf-adamw", "d-muon", "adamw", "ademamix", "adopt", "lion"), "matrices"),
+    **dict.fromkeys(("sf-adamw", "d-muon", "normuon", "adamw", "ademamix", "adopt", "lion"), "matrices"),
     **dict.fromkeys(("mars", "prodigy", "signum", "soap", "sophia"), "matrices"),
 }
 

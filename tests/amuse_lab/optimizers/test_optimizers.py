@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from amuse_lab.config import OptimizerConfig, RunConfig
 from amuse_lab.errors import ConfigError
-from amuse_lab.optimizers import OPTIMIZERS, SGD, AdamW, AdEMAMix, Amuse, Muon, Soap, Sophia
+from amuse_lab.optimizers import OPTIMIZERS, SGD, AdamW, AdEMAMix, Amuse, Muon, NorMuon, Soap, Sophia
 from amuse_lab.optimizers.sophia import Curved
 from amuse_lab.optimizers.wrappers import AveragedAmuse, Packaged, WithEMA
 from amuse_lab.tasks.sampling import sampled_cross_entropy
@@ -307,8 +307,9 @@ def test_amuse_can_divide_queries_keys_and_values_and_leave_the_rest_undecayed()
         expected.step()
     torch.testing.assert_close(block.weight, torch.cat(thirds))
     torch.testing.assert_close(model["norm"].weight, scale[0])
-    with pytest.raises(ConfigError, match="split_qkv must be False for a model without attention"):
-        config.build(small(), steps=5)
+    for one in (config, NorMuon(lr=0.05, warmup_steps=2, split_qkv=True)):
+        with pytest.raises(ConfigError, match="split_qkv must be False for a model without attention"):
+            one.build(small(), steps=5)
 
 
 def test_what_a_library_rejects_is_a_wrong_request() -> None:

@@ -1,8 +1,10 @@
 """Every packaged optimizer against its published update rule, in a few lines of float64."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +20,14 @@ from amuse_lab.optimizers import (
     DMuon,
     Lion,
     Mars,
+    NorMuon,
     Prodigy,
     Signum,
     Soap,
     Sophia,
 )
 from amuse_lab.protocols import NeedsCurvature, TrainingOptimizer
-from tests.oracle.directions import quintic
+from tests.oracle.directions import make_direction, quintic
 
 LR, DECAY = 0.03, 0.2
 STILL = {"schedule": "none", "warmup_steps": 0}
@@ -116,10 +119,10 @@ def check(config: OptimizerConfig, rule: Rule, *, everywhere: bool = False, atol
             torch.testing.assert_close(theirs[name][step], values[step], rtol=1e-9, atol=atol)
 
 
-def adam(memory: Memory, g: Tensor, t: int, *, beta1: float, beta2: float) -> Tensor:
+def adam(memory: Memory, g: Tensor, t: int, *, beta1: float, beta2: float, eps: float = 1e-8) -> Tensor:
     m = memory.mean("m", g, beta1) / (1 - beta1**t)
     v = memory.mean("v", g**2, beta2) / (1 - beta2**t)
-    return m / (v.sqrt() + 1e-8)
+    return m / (v.sqrt() + eps)
 
 
 def test_adamw() -> None:
@@ -224,6 +227,30 @@ def test_d_muon_has_nesterov_momentum_the_scale_of_adamw_and_adamw_for_the_rest(
             update, expected = before - after, exact_before - exact
             assert cosine_similarity(update.flatten(), expected.flatten(), dim=0) > 0.9995
             assert (update - expected).norm() < 0.03 * expected.norm()
+
+
+def test_normuon_is_normuon_without_averaging_and_adamw_for_the_rest() -> None:
+    states: dict[str, dict[str, Any]] = defaultdict(dict)
+    direction = make_direction(
+        "normuon",
+        momentum=0.8,
+        beta2=0.95,
+        eps=1e-10,
+        nesterov=True,
+        auxiliary_momentum=0.9,
+        scale="match_rms",
+        orthogonalize="quintic",
+        orthogonalize_steps=5,
+    )
+
+    def rule(memory: Memory, p: Tensor, g: Tensor, t: int) -> Tensor:
+        if memory.name == "up.weight":
+            d = torch.from_numpy(direction(states[memory.name], g.numpy()))
+        else:
+            d = adam(memory, g, t, beta1=0.9, beta2=0.95, eps=1e-10)
+        return p - LR * (d + memory.decay * p)
+
+    check(NorMuon(lr=LR, momentum=0.8, beta2=0.95, weight_decay=DECAY, **STILL), rule)
 
 
 def test_sophia_clips_where_curvature_is_small() -> None:
