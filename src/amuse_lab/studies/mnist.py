@@ -56,7 +56,7 @@ def mnist_anytime() -> Study:
             ),
             Entry(
                 "muon-decaying",
-                replace(amuse, beta1=0.0, rho=0.0, momentum=0.9),
+                replace(amuse, beta1=0.0, rho=0.0, momentum=0.9, lr_decay_from=3 * _WARMUP),
                 rates | {"weight_decay": _MUON_DECAY, "lr_decay": Scale(0.3, 1.0)},
                 _AVERAGED,
             ),

@@ -89,7 +89,7 @@ def shakespeare_anytime() -> Study:
             ),
             Entry(
                 "muon-decaying",
-                replace(plain, momentum=0.9),
+                replace(plain, momentum=0.9, lr_decay_from=3 * _WARMUP),
                 muon | {"lr_decay": Scale(0.3, 1.0)},
                 _AVERAGED,
             ),
