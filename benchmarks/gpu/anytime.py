@@ -53,6 +53,16 @@ def entries(warmup: int) -> tuple[Entry, ...]:
     """Return the optimizers, three settings of each tuned, with so many steps of warm-up for all."""
     rates = {"lr": _MATRICES, "lr_rest": _REST}
     amuse = Amuse(lr=0.01, warmup_steps=warmup, auxiliary_momentum=0.9, weight_decay=0.1)
+    preset = replace(
+        amuse,
+        matrices="normuon",
+        split_qkv=True,
+        decaying="matrices",
+        beta1=0.0,
+        rho=0.0,
+        momentum=0.9,
+        r=13.0,
+    )
     return (
         Entry("amuse", amuse, rates | {"t0_steps": Scale(125, 1000, whole=True)}, _AVERAGED),
         Entry(
@@ -62,12 +72,7 @@ def entries(warmup: int) -> tuple[Entry, ...]:
             _PLAIN,
             scheduled=True,
         ),
-        Entry(
-            "muon-decaying",
-            replace(amuse, beta1=0.0, rho=0.0, momentum=0.9),
-            rates | {"lr_decay": Scale(0.3, 1.0)},
-            _AVERAGED,
-        ),
+        Entry("anytime", preset, rates | {"lr_decay": Scale(0.3, 0.8)}),
         Entry(
             "adamw-cosine",
             AdamW(lr=0.003, warmup_steps=warmup, weight_decay=0.1),

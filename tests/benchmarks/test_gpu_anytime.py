@@ -68,7 +68,7 @@ def test_the_study_as_small_as_it_can_be(tmp_path: Path) -> None:
     assert last["missing_at_least"] == 0
     assert last["runs"] == len(runs)
     assert {(each["entry"], each["horizon"]) for each in content["verdicts"]} >= {
-        (name, horizon) for name in ("amuse", "muon-decaying") for horizon in (4, 8)
+        (name, horizon) for name in ("amuse", "anytime") for horizon in (4, 8)
     }
     assert {each["difference"]["n"] for each in content["verdicts"]} == {2}
     text = tables.LAYOUTS["anytime"](content, content["results"])
@@ -85,7 +85,7 @@ def test_runs_on_one_model_are_those_of_models_of_their_own(tmp_path: Path) -> N
         return bed.trainer(config, config.task.build(seed=config.seed, device=CPU))
 
     requests = []
-    for name in ("amuse", "adamw-cosine", "muon-cosine", "muon-decaying"):
+    for name in ("amuse", "adamw-cosine", "muon-cosine", "anytime"):
         entry = study.entry(name)
         for point in first_round(study, entry):
             request = trial(study, entry, point, 4)

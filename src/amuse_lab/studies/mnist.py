@@ -49,18 +49,6 @@ def mnist_anytime() -> Study:
                 scheduled=True,
             ),
             Entry(
-                "amuse",
-                amuse,
-                rates | {"weight_decay": _MUON_DECAY, "t0_steps": Scale(50, 800, whole=True)},
-                _AVERAGED,
-            ),
-            Entry(
-                "muon-decaying",
-                replace(amuse, beta1=0.0, rho=0.0, momentum=0.9, lr_decay_from=3 * _WARMUP),
-                rates | {"weight_decay": _MUON_DECAY, "lr_decay": Scale(0.3, 1.0)},
-                _AVERAGED,
-            ),
-            Entry(
                 "anytime",
                 replace(
                     amuse,
@@ -73,6 +61,18 @@ def mnist_anytime() -> Study:
                     lr_decay_from=6 * _WARMUP,
                 ),
                 rates | {"weight_decay": _MUON_DECAY, "lr_decay": Scale(0.4, 0.9)},
+            ),
+            Entry(
+                "amuse",
+                amuse,
+                rates | {"weight_decay": _MUON_DECAY, "t0_steps": Scale(50, 800, whole=True)},
+                _AVERAGED,
+            ),
+            Entry(
+                "muon-decaying",
+                replace(amuse, beta1=0.0, rho=0.0, momentum=0.9, lr_decay_from=3 * _WARMUP),
+                rates | {"weight_decay": _MUON_DECAY, "lr_decay": Scale(0.3, 1.0)},
+                _AVERAGED,
             ),
             Entry(
                 "muon-sgd-constant",

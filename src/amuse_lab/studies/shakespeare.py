@@ -88,14 +88,6 @@ def shakespeare_anytime() -> Study:
                 scheduled=True,
             ),
             Entry(
-                "muon-decaying",
-                replace(plain, momentum=0.9, lr_decay_from=3 * _WARMUP),
-                muon | {"lr_decay": Scale(0.3, 1.0)},
-                _AVERAGED,
-            ),
-            Entry("amuse", amuse, muon | t0, _AVERAGED),
-            Entry("amuse-matrices", replace(amuse, decaying="matrices"), muon | t0, _AVERAGED),
-            Entry(
                 "anytime",
                 replace(
                     plain,
@@ -113,6 +105,14 @@ def shakespeare_anytime() -> Study:
                     "lr_decay": Scale(0.35, 0.7),
                 },
             ),
+            Entry(
+                "muon-decaying",
+                replace(plain, momentum=0.9, lr_decay_from=3 * _WARMUP),
+                muon | {"lr_decay": Scale(0.3, 1.0)},
+                _AVERAGED,
+            ),
+            Entry("amuse", amuse, muon | t0, _AVERAGED),
+            Entry("amuse-matrices", replace(amuse, decaying="matrices"), muon | t0, _AVERAGED),
             Entry(
                 "muon-constant",
                 replace(plain, decaying="matrices"),
