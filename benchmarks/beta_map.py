@@ -4,10 +4,10 @@ python -m benchmarks.beta_map           # makes the runs that are missing, and d
 python -m benchmarks.beta_map 0 2       # makes every second of them, beside another process with 1 2
 
 Question: with the directions, learning rates and decays of `AMUSE.anytime` as `shakespeare-anytime` chose
-them, what does AMUSE's own rule give: a constant learning rate, the plain average, and gradients between z and
-x? Trials: beta1 0, 0.2, ..., 0.8 by rho 0, 0.4, 0.8, 1.6 (0 alone with beta1 = 0), T0 = 240 as the study chose
-for `amuse`, 800 steps, with seed 0, a tuning seed; beside them the preset. Rule: the loss at x at 200, 400 and
-800 steps; no verdict.
+them, what does AMUSE's own rule give: a constant learning rate, the plain average, and gradients between z
+and x? Trials: beta1 0, 0.2, ..., 0.8 by rho 0, 0.4, 0.8, 1.6 (0 alone with beta1 = 0), T0 = 240 as the
+study chose for `amuse`, 800 steps, with seed 0, a tuning seed; beside them the preset. Rule: the loss at x
+at 200, 400 and 800 steps; no verdict.
 """
 
 import json
