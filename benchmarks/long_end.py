@@ -77,6 +77,11 @@ COSINE_REST, STILL = {"lr": 0.02213, "weight_decay": 0.1405}, {"lr": 0.02213, "w
 NINE = COSINE | {"momentum": 0.9}
 LOW, LOW_REST = {"lr": 0.004434, "weight_decay": 0.1477}, {"lr": 0.0124, "weight_decay": 0.0}
 P562, P5, P75 = "power 0.562 from 180", "power 0.5 from 540", "power 0.75 from 360"
+SMALL, SMALL_REST = (
+    {"lr": 0.007766, "weight_decay": 0.1281, "momentum": 0.9},
+    {"lr": 0.006731, "weight_decay": 0.0},
+)
+P488 = "power 0.488 from 360"
 # "all decay": embedding and norms as well. "head": of the rest the head alone.
 TRIALS: Mapping[str, Trial] = {
     "teeth, all decay": Trial(
@@ -131,6 +136,10 @@ TRIALS: Mapping[str, Trial] = {
     "muon, split": Trial(NINE, STILL, 0.14, "muon", split=True, rule=P75),
     "muon, split, low": Trial(LOW, LOW_REST, 0.1477, "muon", split=True, rule="power 0.52 from 360"),
     "normuon, split, low": Trial(LOW, LOW_REST, 0.1477, split=True, rule="power 0.52 from 360"),
+    # After the study had chosen.
+    "as chosen": Trial(SMALL, SMALL_REST, 0.1281, split=True, rule=P488),
+    "as chosen, momentum growing": Trial(SMALL, SMALL_REST, 0.1281, split=True, rule=P488, growth=0.5),
+    "as chosen, rest 0.0045": Trial(SMALL, SMALL_REST | {"lr": 0.0045}, 0.1281, split=True, rule=P488),
 }
 
 
