@@ -3,10 +3,10 @@
 python -m benchmarks.robustness           # makes the runs that are missing, and prints the table
 python -m benchmarks.robustness 1         # makes those with seed 1 alone, beside another process
 
-Question: how sensitive is `AMUSE.anytime`, beside NorMuon with a cosine that was tuned for these steps, to its
-settings and to the size of the batch? Trials: at 1,600 steps of `shakespeare-anytime`, with seeds 0 and 1,
-which are tuning seeds there, each change by itself from the point that the study chose; learning rates of
-matrices and rest are moved together, and nothing is tuned again. Rule: the mean over both seeds of the
+Question: how sensitive is `AMUSE.anytime`, beside NorMuon with a cosine that was tuned for these steps, to
+its settings and to the size of the batch? Trials: at 1,600 steps of `shakespeare-anytime`, with seeds 0 and
+1, which are tuning seeds there, each change by itself from the point that the study chose; learning rates
+of matrices and rest are moved together, and nothing is tuned again. Rule: the mean over both seeds of the
 difference in loss to the unchanged run; no verdict.
 """
 
