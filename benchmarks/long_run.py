@@ -3,11 +3,12 @@
 python -m benchmarks.long_run           # makes the runs that are missing, and prints the table
 python -m benchmarks.long_run 0 2       # makes every second of them, beside another process with 1 2
 
-Question: `AMUSE.anytime` as the study chose it for up to 3,200 steps, on the way to 12,800: is it as good as
-NorMuon with a cosine that ends at 3,200 or 12,800? Trials: the settings that the study chose for each
+Question: `AMUSE.anytime` as the study chose it for up to 3,200 steps, on the way to 12,800: is it as good
+as NorMuon with a cosine that ends at 3,200 or 12,800? Trials: the settings that the study chose for each
 (for the cosine those of 3,200 steps), and the same with both learning rates halved, with seeds 0, 1 and 2;
-nothing is tuned again, and Shakespeare's plays are read about six times. Rule: for each the learning rates with the
-lower mean, for the cosine at each horizon; the mean over the seeds of the difference, with a 95 % t-interval.
+nothing is tuned again, and Shakespeare's plays are read about six times. Rule: for each the learning rates
+with the lower mean, for the cosine at each horizon; the mean over the seeds of the difference, with a 95 %
+t-interval.
 """
 
 import json
