@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -51,9 +51,10 @@ def _check_overrides(overrides: Sequence[Override], names: Iterable[str]) -> lis
     return checked
 
 
-def _is_weight(owned: Owned) -> bool:
+def _is_weight(owned: Owned, heads: Collection[nn.Module]) -> bool:
     """Whether something is multiplied by it: a layer's matrix or kernel, and no bias, scale or embedding."""
-    return is_layer(owned.module) and owned.parameter.dim() >= 2
+    is_head = owned.module in heads and not isinstance(owned.module, nn.Embedding)
+    return (is_layer(owned.module) or is_head) and owned.parameter.dim() >= 2
 
 
 def param_groups(
@@ -118,7 +119,7 @@ def param_groups(
     for one in owned:
         options = None if one.module in heads else matrix_options(one)
         settings = {"direction": auxiliary} if options is None else {"direction": matrices, **options}
-        if decaying == "matrices" and options is None and not _is_weight(one):
+        if decaying == "matrices" and options is None and not _is_weight(one, heads):
             still.add(one.parameter)
         if one.parameter in chosen:  # tied: any auxiliary use decides
             if settings["direction"] == auxiliary:

@@ -102,6 +102,18 @@ def test_embeddings_norms_and_biases_need_not_decay(tie: bool) -> None:
     assert {g.get("weight_decay") for g in chosen for name, _ in g["params"] if "embed" in name} == {0.0}
 
 
+def test_a_head_that_is_no_layer_of_torch_decays() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(9, 4))
+            self.bias = nn.Parameter(torch.zeros(9))
+
+    groups = param_groups(Parts(body=nn.Linear(4, 4), lm_head=Head()), decaying="matrices", weight_decay=0.1)
+    found = {name: g["weight_decay"] for g in groups for name, _ in g["params"]}
+    assert found == {"body.weight": 0.1, "body.bias": 0.0, "lm_head.weight": 0.1, "lm_head.bias": 0.0}
+
+
 def test_report_says_what_is_fused_and_moves_as_one_matrix() -> None:
     model = Parts(attention=Parts(qkv=nn.Linear(4, 12)), lm_head=nn.Linear(4, 9))
     assert "'attention.qkv.weight' seems to hold queries, keys and values" in report(param_groups(model))
