@@ -19,7 +19,7 @@ from .options import OPTIONS
 
 Override = tuple[str, str | Mapping[str, Any]]
 Decaying = Literal["all", "matrices"]
-_FUSED = re.compile(r"qkv|query_key_value|c_attn")
+_FUSED = re.compile(r"(^|\.)(\w*qkv\w*|c_attn)\.weight$")
 
 
 class ParamGroups(list[dict[str, Any]]):
@@ -53,8 +53,9 @@ def _check_overrides(overrides: Sequence[Override], names: Iterable[str]) -> lis
 
 def _is_weight(owned: Owned, heads: Collection[nn.Module]) -> bool:
     """Whether something is multiplied by it: a layer's matrix or kernel, and no bias, scale or embedding."""
-    is_head = owned.module in heads and not isinstance(owned.module, nn.Embedding)
-    return (is_layer(owned.module) or is_head) and owned.parameter.dim() >= 2
+    if owned.parameter.dim() < 2 or owned.name.endswith((".weight_g", ".original0")):  # weight norm's scale
+        return False
+    return is_layer(owned.module) or (owned.module in heads and not isinstance(owned.module, nn.Embedding))
 
 
 def param_groups(
@@ -143,7 +144,8 @@ def param_groups(
                 settings = settings | options
         if DIRECTIONS[settings["direction"]].for_matrices and auxiliary == "sgd":
             settings = {"scale": "spectral"} | settings
-        decay = 0.0 if parameter in still else weight_decay
+        is_matrix = DIRECTIONS[settings["direction"]].for_matrices
+        decay = 0.0 if parameter in still and not is_matrix else weight_decay
         if decay is not None:
             settings = {"weight_decay": decay} | settings
         key = tuple(sorted((option, repr(value)) for option, value in settings.items()))
@@ -154,10 +156,13 @@ def param_groups(
             f"{guessed!r} was taken for the output head: it is the last linear layer, and nothing else says "
             "what the head is. overrides= changes that.",
         )
-    whole = [
-        group for group in made if "split_rows" not in group and DIRECTIONS[group["direction"]].for_matrices
+    fused = [
+        name
+        for group in made
+        if DIRECTIONS[group["direction"]].for_matrices and not {"split_rows", "num_heads"} & group.keys()
+        for name, _ in group["params"]
+        if _FUSED.search(name)
     ]
-    fused = [name for group in whole for name, _ in group["params"] if _FUSED.search(name)]
     if fused:
         made.notes += (
             f"{fused[0]!r} seems to hold queries, keys and values, which move as one matrix: an override "

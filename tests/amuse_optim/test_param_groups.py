@@ -102,6 +102,22 @@ def test_embeddings_norms_and_biases_need_not_decay(tie: bool) -> None:
     assert {g.get("weight_decay") for g in chosen for name, _ in g["params"] if "embed" in name} == {0.0}
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_scales_of_weight_norm_do_not_decay_and_what_an_override_makes_a_matrix_does() -> None:
+    model = Parts(
+        old=torch.nn.utils.weight_norm(nn.Linear(4, 4)),
+        new=parametrizations.weight_norm(nn.Linear(4, 4)),
+        queries=nn.Parameter(torch.randn(4, 4)),
+        lm_head=nn.Linear(4, 9),
+    )
+    for overrides in ([], [("queries", "muon")]):
+        groups = param_groups(model, decaying="matrices", weight_decay=0.1, overrides=overrides)
+        found = {name: g["weight_decay"] for g in groups for name, _ in g["params"]}
+        assert found["old.weight_g"] == found["new.parametrizations.weight.original0"] == 0.0
+        assert found["old.weight_v"] == found["new.parametrizations.weight.original1"] == 0.1
+        assert found["queries"] == (0.1 if overrides else 0.0)
+
+
 def test_a_head_that_is_no_layer_of_torch_decays() -> None:
     class Head(nn.Module):
         def __init__(self) -> None:
@@ -120,6 +136,9 @@ def test_report_says_what_is_fused_and_moves_as_one_matrix() -> None:
     apart = param_groups(model, overrides=[("*qkv.weight", {"split_rows": (4, 4, 4)})])
     assert "seems" not in report(apart)
     assert "seems" not in report(param_groups(model, overrides=[("*qkv.weight", "adamw")]))
+    assert "seems" not in report(param_groups(model, overrides=[("*qkv.weight", {"num_heads": 3})]))
+    apart = Parts(qkv=Parts(q=nn.Linear(4, 4)), query_key_value=nn.Linear(4, 12), lm_head=nn.Linear(4, 9))
+    assert "seems" not in report(param_groups(apart))  # the rows of the second are often by head
 
 
 @pytest.mark.requirement("C2")

@@ -46,7 +46,8 @@ def thirds(model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         ConfigError: If the model has none.
     """
-    fused = [(name, len(p)) for name, p in model.named_parameters() if name.endswith("qkv.weight")]
+    named = (each for group in param_groups(model) for each in group["params"])
+    fused = [(name, len(p)) for name, p in named if name.endswith("qkv.weight")]
     require(bool(fused), "split_qkv", "False for a model without attention", True)
     return [(name, {"split_rows": (rows // 3,) * 3}) for name, rows in fused]
 

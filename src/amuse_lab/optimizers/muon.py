@@ -91,7 +91,7 @@ class DMuon(ScheduledConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NorMuon(ScheduledConfig):
-    """NorMuon, and AdamW for the rest, under one schedule; from `amuse_optim`, without its averaging.
+    """NorMuon, and AdamW for the rest, under one schedule; from `amuse_optim`, whose average is not used.
 
     Attributes:
         lr_rest: Peak learning rate of AdamW; None means `lr`.
@@ -100,7 +100,7 @@ class NorMuon(ScheduledConfig):
         momentum: Nesterov momentum of NorMuon.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
-        weight_decay: Decoupled, of both parts; not on norms and embeddings.
+        weight_decay: Decoupled, of both parts; not on norms, biases and embeddings.
     """
 
     name: ClassVar[str] = "normuon"

@@ -28,8 +28,8 @@ class Look:
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "cross": "X"}
 """Markers by their names, as matplotlib writes them."""
 
-# The colours of Okabe and Ito (2008), which people with any common colour vision tell apart, and
-# dark violet; black and greys are left to the optimizers that are told where they end.
+# The colours of Okabe and Ito (2008), which people with any common colour vision tell apart, dark violet
+# and brown; black and greys are left to the optimizers that are told where they end.
 FREE = (
     Look("#d55e00", "circle", width=2.4),
     Look("#0072b2", "square", (6, 2)),
@@ -38,6 +38,7 @@ FREE = (
     Look("#e69f00", "down", (9, 2)),
     Look("#56b4e9", "cross", (4, 1.5, 1.5, 1.5, 1.5, 1.5)),
     Look("#4b2e83", "circle", (3, 2)),
+    Look("#8c510a", "square", (1.5, 3)),
 )
 SCHEDULED = (
     Look("#000000", "circle"),
