@@ -20,27 +20,15 @@ import numpy as np
 import torch
 
 from amuse_lab.files import replacing
-from amuse_lab.optimizers import Amuse
 from amuse_lab.studies import drawing
 from amuse_lab.studies.catalogue import find
+from benchmarks.robustness import PRESET
 from benchmarks.single_changes import losses
 
 ROOT = Path(__file__).parents[1]
 RECORD, FIGURE = ROOT / "records" / "beta_map.jsonl", ROOT / "docs" / "figures" / "beta-map.png"
 STEPS, BETAS, RHOS = 800, (0.0, 0.2, 0.4, 0.6, 0.8), (0.0, 0.4, 0.8, 1.6)
-AVERAGED = Amuse(
-    lr=0.007766,
-    lr_rest=0.006731,
-    weight_decay=0.1281,
-    matrices="normuon",
-    split_qkv=True,
-    decaying="matrices",
-    warmup_steps=60,
-    t0_steps=240,
-    momentum=0.9,
-    auxiliary_momentum=0.9,
-)
-PRESET = replace(AVERAGED, t0_steps=None, beta1=0.0, rho=0.0, r=13.0, lr_decay=0.488, lr_decay_from=360)
+AVERAGED = replace(PRESET, beta1=0.6, rho=0.8, t0_steps=240, r=0.0, lr_decay=0.0, lr_decay_from=None)
 CHANGES: tuple[dict[str, float], ...] = (
     {},
     *({"beta1": b, "rho": rho} for b in BETAS for rho in RHOS if b > 0 or rho == 0),
@@ -84,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(1)
     first, every = map(int, sys.argv[1:3] or (0, 1))
     done = [line["changes"] for line in read()]
-    for changes in [changes for changes in CHANGES if changes not in done][first::every]:
+    for changes in [changes for changes in CHANGES[first::every] if changes not in done]:
         study = find("shakespeare-anytime")
         optimizer = replace(AVERAGED, **changes) if changes else PRESET
         config = replace(study.run, optimizer=optimizer, seed=study.tuning_seeds[0], steps=STEPS)

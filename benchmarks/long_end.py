@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -37,7 +37,7 @@ class Trial:
         matrices: Options of the hidden matrices.
         rest: Options of embedding, norms and head.
         head_decay: Weight decay of the head; None means that of the rest.
-        direction: Of the matrices.
+        direction: Update direction of the hidden matrices: "muon" or "normuon".
         split: Whether queries, keys and values are orthogonalized apart.
         rule: The learning rate over the steps, see `factor`.
         rule_of_rest: That of the rest; None means `rule`.
@@ -47,7 +47,7 @@ class Trial:
     matrices: Mapping[str, float]
     rest: Mapping[str, float]
     head_decay: float | None = None
-    direction: str = "normuon"
+    direction: Literal["muon", "normuon"] = "normuon"
     split: bool = False
     rule: str = "cosine"
     rule_of_rest: str | None = None
@@ -150,7 +150,7 @@ def measure(trial: Trial, seed: int) -> dict[str, dict[int, float]]:
     optimizer = Amuse(
         lr=0.01,
         warmup_steps=0,
-        matrices="muon" if trial.direction == "muon" else "normuon",
+        matrices=trial.direction,
         split_qkv=trial.split,
         decaying="all" if trial.head_decay is None else "matrices",
         auxiliary_momentum=0.9,

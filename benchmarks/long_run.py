@@ -59,7 +59,7 @@ def main() -> None:
     first, every = map(int, sys.argv[1:3] or (0, 1))
     done = {(line["run"], line["steps"], line["seed"]) for line in read()}
     wanted = [(name, steps, seed) for seed in SEEDS for name in RUNS for steps in reversed(RUNS[name][2])]
-    for one in [one for one in wanted if one not in done][first::every]:
+    for one in [one for one in wanted[first::every] if one not in done]:
         line = json.dumps(measure(*one))
         with RECORD.open("a") as file:
             file.write(line + "\n")

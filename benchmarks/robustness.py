@@ -1,7 +1,7 @@
 """How far the loss moves when one setting is moved away from what the tuning chose.
 
 python -m benchmarks.robustness           # makes the runs that are missing, and prints the table
-python -m benchmarks.robustness 1         # makes those with seed 1 alone, beside another process
+python -m benchmarks.robustness 0         # makes those with seed 0 alone, beside another process with 1
 
 Question: how sensitive is `AMUSE.anytime`, beside NorMuon with a cosine that was tuned for these steps, to
 its settings and to the size of the batch? Trials: at 1,600 steps of `shakespeare-anytime`, with seeds 0 and

@@ -105,9 +105,9 @@ def losses(
     """Train, and return the loss at x at these steps.
 
     Args:
-        config: The run.
-        horizons: The steps.
-        before: Called before each step.
+        config: Model, data, optimizer and number of steps of the run.
+        horizons: Numbers of the steps after which the model is evaluated, at most `config.steps`.
+        before: Called with the trainer before each step, for what no option can change; by default nothing.
     """
     trainer = Trainer.build(config, ALONE, torch.device("cpu"))
     found = {}

@@ -53,7 +53,10 @@ def test_tensorboard_shows_what_the_metrics_file_has(tiny: Make) -> None:
         assert found == pytest.approx(points, rel=1e-6)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is optional")
+@pytest.mark.skipif(
+    importlib.util.find_spec("wandb") is None,
+    reason="wandb is not installed (pip install 'amuse-optim[sinks]'); its twin is TensorBoard's test above",
+)
 def test_wandb_takes_the_run_offline(tmp_path: Path) -> None:
     """In a process of its own, because the package stays in the one it was started in."""
     arguments = ["train", "shakespeare", "--sinks", "wandb", *ranks.SMALL]
