@@ -17,8 +17,8 @@ checkpoint = Path(tempfile.mkdtemp()) / "run.pt"
 def build() -> tuple[nn.Module, AMUSE]:
     """A new process would begin like this."""
     model = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 2))
-    # With lr_decay the learning rate falls as a power of the step, from six warm-ups on, and never ends.
-    return model, AMUSE(param_groups(model), lr=0.02, warmup_steps=30, t0_steps=100, lr_decay=0.5)
+    # The learning rate falls as 1 / sqrt(t) from six warm-ups on, without an end; there is no other length.
+    return model, AMUSE.anytime(param_groups(model), lr=0.02, warmup_steps=20)
 
 
 def go_on(steps: int) -> float:

@@ -44,7 +44,7 @@ class OptimizerConfig(ABC):
         """Build the optimizer of a model.
 
         Args:
-            model: Whose parameters it trains.
+            model: Model whose parameters the optimizer trains; on its device, and sharded if it is to be.
             steps: The horizon, for optimizers with a schedule that ends.
         """
 

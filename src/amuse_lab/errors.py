@@ -53,7 +53,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
 
     Args:
         kind: What the name should have named, such as "recipe".
-        name: The name as given.
+        name: The name as given, which is none of `known`.
         known: All names that are valid.
     """
     names = sorted(known)

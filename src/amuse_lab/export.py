@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str]) -> Request:
     """Read and check the command line.
 
     Args:
-        arguments: What follows `amuse-lab export`.
+        arguments: Words of the command line after `amuse-lab export`: the run folder and options.
 
     Raises:
         ConfigError: For whatever cannot be done as asked.

@@ -56,7 +56,7 @@ def _draw_panel(axes: Axes, metrics: Sequence[Mapping[str, Any]], name: str, *, 
     """Draw one value of every split against the step.
 
     Args:
-        axes: Where to draw.
+        axes: An empty panel, which gets the curves, the scales of its axes and a legend.
         metrics: Lines of metrics.jsonl, as dictionaries.
         name: The value's name in them.
         averages: Whether x and y differ.
@@ -86,7 +86,7 @@ def set_logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
 
     Args:
         axes: Panel of the axis, which has its curves.
-        which: Name of the axis.
+        which: The axis to change: "x" is the horizontal one, "y" the vertical one.
     """
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis

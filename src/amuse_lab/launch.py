@@ -72,7 +72,7 @@ def exit_rank(status: int) -> Never:
     exception").
 
     Args:
-        status: The exit status.
+        status: Exit status that the process ends with; 0 is success.
     """
     if "RANK" not in os.environ:
         sys.exit(status)

@@ -17,7 +17,7 @@ from amuse_lab.errors import ConfigError, require
 Mode = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "amp-bf16", "bf16"]
 
-SHARDED_OPTIMIZERS = ("adamw", "amuse", "sf-adamw")
+SHARDED_OPTIMIZERS = ("adamw", "amuse", "anytime", "sf-adamw")
 """The optimizers that are tested to take the same steps on sharded parameters as on whole ones."""
 
 T = TypeVar("T")

@@ -31,7 +31,7 @@ class Preparation:
     """A kind of data set that can be prepared.
 
     Attributes:
-        description: One line for people.
+        description: What the data set is, in one line, for `prepare --help` and `amuse-lab list`.
         parse: Reads the name and the options that follow it.
         options: The dataclass of these options.
     """
@@ -77,7 +77,7 @@ def parse(arguments: Sequence[str]) -> Job:
     """Read and check the command line.
 
     Args:
-        arguments: What follows `amuse-lab prepare`.
+        arguments: Words of the command line after `amuse-lab prepare`: the name of a data set, then options.
 
     Raises:
         RequestError: For whatever cannot be done as asked.

@@ -53,8 +53,8 @@ class Task(Protocol):
         number of processes nor on the steps before.
 
         Args:
-            step: 0 is the first.
-            rows: Which of the `batch_size` sequences or images.
+            step: Number of the training step, from 0.
+            rows: Which of the `batch_size` sequences or images; all of them by default.
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -34,7 +34,7 @@ class RunFolder:
     it against other writers until `close()` or the end of the process.
 
     Attributes:
-        path: Path of the folder.
+        path: Path of the folder, `RUNS/RECIPE/TIME-HASH` where `create` has made it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class RunFolder:
         """Create `runs/<recipe>/<UTC time>-<hash>/` with config.json, env.json and an empty metrics.jsonl.
 
         Args:
-            config: What will be run.
+            config: Config of the run; it decides the folder's name and goes into config.json.
             environment: Versions, machine and command, from `amuse_lab.environment.describe`.
 
         Raises:

@@ -117,9 +117,9 @@ def check_changes(saved: RunConfig, wanted: RunConfig, *, from_here: bool = Fals
     """Check that a run may go on with another config than it began with.
 
     Args:
-        saved: The config so far.
-        wanted: The config from here on.
-        from_here: Whether the learning rate may change.
+        saved: Config of the steps so far, from the run folder.
+        wanted: Config of the steps to come.
+        from_here: Whether the learning rate may change for the steps to come, as `--from-here` asks.
 
     Raises:
         ConfigError: For a setting that has to stay as it was, and for more steps where the learning-rate

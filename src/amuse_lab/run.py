@@ -36,7 +36,7 @@ class Run:
         config: Settings of the run.
         trainer: Model, optimizer and task on this process.
         folder: The run folder, where metrics, checkpoints and the model are written.
-        processes: Processes of the run.
+        processes: All processes of the run as this one sees them, which share the work and exchange results.
         interrupt: Tells whether this process was asked to stop.
         progress: Display of the run's progress.
         sinks: Where metrics go besides metrics.jsonl; open while training.
@@ -260,14 +260,16 @@ class Run:
                 self._draw()
             if not self._stopping():
                 with self._counting_evaluation():
-                    at_x = at_y = trainer.measure(full=True)
+                    at_x = trainer.measure(full=True)
             if not self._stopping():
                 tested = trainer.test()
             if not self._stopping():
                 text = trainer.sample()
                 if text is not None and self.processes.is_main:
                     self.folder.write_text("sample.txt", text + "\n")
-        if trainer.optimizer.averages and not self._stopping():
+        if not trainer.optimizer.averages:
+            at_y = at_x
+        elif not self._stopping():
             with self._counting_evaluation(), trainer.at_y():
                 at_y = trainer.measure(full=True)
         if not self._stopping():
@@ -295,10 +297,10 @@ class Run:
         """Write summary.json.
 
         Args:
-            status: How the run ended.
+            status: How the run ended: after its last step, by a signal, or by an error.
             at_x: Measured on all validation data at x; empty if it was not.
-            at_y: The same at y.
-            tested: Measured on the test set.
+            at_y: Measured on all validation data at y; without averaging the same as `at_x`.
+            tested: Measured on the test set at x; empty if there is none or it was not measured.
             failure: Error that ended the run, in words; None if none did.
         """
         task = self.trainer.task

@@ -149,9 +149,9 @@ def opened(names: Sequence[SinkName], config: RunConfig, folder: Path, step: int
 
     Args:
         names: Names of the sinks to open.
-        config: Config of the run.
+        config: Config of the run, which some of the sinks record.
         folder: Path of the run folder.
-        step: Training steps done before.
+        step: Training steps done before; 0 for a run that begins.
     """
     with ExitStack() as stack:
         sinks: list[Sink] = []

@@ -25,19 +25,19 @@ class Trainer:
 
     Args:
         config: Settings of the run.
-        task: Data, loss and measures.
+        task: The task: its training batches, its loss, and what it measures in evaluations.
         model: On the device, sharded if it is to be.
         trained: What to call for the training loss: the model, or DDP around it.
         optimizer: Optimizer of the model, with its schedule.
-        processes: Processes of the run.
-        device: Where this process computes.
+        processes: All processes of the run as this one sees them, which share each batch.
+        device: Device that this process computes on.
 
     Attributes:
-        step: Training steps done.
+        step: Number of training steps done, those before the run was resumed included.
         losses: Mean training loss of each step since `take_losses()`, over its whole batch; on a GPU without
             those that have not been copied to the CPU yet.
         clock: Seconds of each part of the steps.
-        device: Device of this process.
+        device: Device that this process computes on.
     """
 
     def __init__(

@@ -22,11 +22,11 @@ class StepNumbers:
     """The coefficients of one step, shared by all parameters of a bucket.
 
     Args:
-        lr: lr_t.
-        weight_decay: Decoupled decay coefficient.
+        lr: lr_t, the learning rate of this step, with warm-up and decay applied.
+        weight_decay: Coefficient of the decoupled weight decay, which is multiplied by `lr`; 0 means none.
         decay_at: The sequence that the decay is proportional to, "z" or "y".
         beta: b, the coefficient that y was built with.
-        c: c_t.
+        c: c_t in [0, 1], the weight of the new z in the average x.
         beta_next: b', the coefficient that the next y is built with.
         published: Whether x is decoded with b' instead of b, as in the released code.
         averages: Name and c of each average of z that is kept for reading.
@@ -71,7 +71,7 @@ def descend_(
     """Move z <- z - lr d - lr weight_decay (z or y) in place, with y = (1 - beta) z + beta x.
 
     Args:
-        z: The fast sequence, changed.
+        z: The fast sequence of each parameter, or of a piece of one; changed in place.
         x: The average that y was built with.
         update: d / scale; may have a lower precision.
         scale: A factor of the update.

@@ -67,7 +67,8 @@ class Slot:
     Args:
         param: The parameter itself, for its shape and how it is sharded.
         index: Its index in the group.
-        state: Its state.
+        state: What the optimizer keeps of it between steps, by name: step count, beta, z or x or both, and
+            the tensors of its direction.
         row: Its flat buffers; of a sharded parameter, this rank's part of them.
         copies: Stored tensors whose buffer had to be a copy, because they are not dense in memory.
         order: The order of dimensions in which the entries of the buffers lie; () for that of the shape.
@@ -229,7 +230,7 @@ class Chunk:
     """Pieces of a bucket's buffers that are computed on at once.
 
     Args:
-        bucket: Whose.
+        bucket: The bucket that the pieces belong to; it knows the group's options and the step count.
         rows: The pieces, parameter by parameter.
         update: A tensor beside each, if `Bucket.cut` was given some.
     """

@@ -52,6 +52,7 @@ def accept_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
             for average in averages_of(state):
                 average.copy_(value)
             store_sequences(parameter, state, value, value, amuse.mode)
+    gather_anew(chosen)
     amuse.versions = amuse.versions.accepted(chosen)
 
 

@@ -30,10 +30,10 @@ class Route:
     """The ways of one box of a tensor: from the ranks that hold its parts to its owner, and back.
 
     Args:
-        box: The box.
+        box: The entries that travel: a range of indices along every dimension of the tensor.
         held: What every rank holds of the tensor.
         owner: The owner of the box.
-        rank: This rank.
+        rank: The rank that runs this, numbered within the process group as `owner` is.
         covering: The ranks that hold all of the box.
     """
 
@@ -66,8 +66,8 @@ class Unit(NamedTuple):
     """A matrix and its owner.
 
     Args:
-        rows: Its rows.
-        cols: Its columns.
+        rows: Number of rows of the matrix.
+        cols: Number of columns of the matrix.
         owner: The rank that orthogonalizes it.
         routes: Of its entries, and of the direction's numbers for each of its rows.
     """
@@ -82,8 +82,8 @@ class Stack(NamedTuple):
     """Matrices of one shape that this rank owns.
 
     Args:
-        rows: Of each.
-        cols: Of each.
+        rows: Number of rows of each matrix.
+        cols: Number of columns of each matrix.
         tensors: Their entries, shape (n, *box), and the direction's numbers for each of their rows.
     """
 

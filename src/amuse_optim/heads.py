@@ -199,7 +199,7 @@ def _is_head(found: Located, top: nn.Module, output: set[nn.Module]) -> bool:
     """Whether a module's name, where it stands, means an output head.
 
     Args:
-        found: The module.
+        found: The module in question, with its path and the modules around it.
         top: What holds the whole network.
         output: Layers that are known to make the output.
     """

@@ -57,7 +57,7 @@ def leave_to_keepers(
     """Hand what directions keep to its keepers; the other ranks let go of it.
 
     Args:
-        groups: The optimizer's groups.
+        groups: The optimizer's parameter groups; the direction of each decides what is kept.
         states: The state of their parameters.
         division: Who keeps what from now on.
         before: Who kept it so far, if anybody but all; every rank then calls this.

@@ -50,8 +50,8 @@ class Single(NamedTuple):
     """One matrix of a parameter.
 
     Args:
-        rows: Its rows.
-        cols: Its columns.
+        rows: Number of rows; if the parameter is transposed, they are columns in memory.
+        cols: Number of columns: inputs, for a convolution times the size of its kernel.
         box: Where its entries are in the parameter.
         row_box: Where its rows are in a tensor of the layout's `row_shape`.
     """
@@ -67,7 +67,7 @@ class Layout:
     """How one parameter decomposes into matrices.
 
     Args:
-        shape: The parameter's shape.
+        shape: The parameter's shape, at least two dimensions; of a sharded one, the shape of the whole.
         blocks: (n, rows, cols) of every block, in the order of the parameter's rows.
         stacked: Whether leading dimensions count matrices (and `blocks` is then a single one).
         transposed: Whether every matrix is stored as its transpose, (cols, rows).

@@ -31,8 +31,8 @@ class Measurement:
         """Take in updates d / scale and their scale.
 
         Args:
-            update: The updates.
-            scale: Their scale.
+            update: The updates divided by their scale, d / scale, one tensor for each piece of a chunk.
+            scale: The common factor that turns these tensors into the updates d.
             copies: The number of ranks that have the same ones.
         """
         for tensor in update:

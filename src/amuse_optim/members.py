@@ -24,7 +24,7 @@ def evened(counts: Sequence[int], rank: int) -> tuple[list[int], list[int], int]
 
     Args:
         counts: How many entries each rank has.
-        rank: One of them.
+        rank: The rank whose numbers are returned, an index of `counts`.
 
     Returns:
         How many entries it sends to each rank; how many it gets from each; and how many make equal parts.
@@ -44,7 +44,7 @@ class Members:
     """Ranks that share parameters.
 
     Args:
-        group: Their process group.
+        group: The `torch.distributed.ProcessGroup` of these ranks, to which this process belongs.
     """
 
     def __init__(self, group: Any) -> None:
@@ -66,7 +66,7 @@ class Members:
 
         Args:
             value: On the source what the others are to have; of one shape and dtype on all.
-            source: A member.
+            source: Rank, within the group, of the member whose tensor is sent.
             doing: What it is for, for errors.
         """
         if self.size > 1:
@@ -110,7 +110,7 @@ class Members:
         the others, or all there is, does not send it to each of them.
 
         Args:
-            own: This member's tensors.
+            own: This member's tensors, in the order that their targets have.
             counts: How many entries each member has.
             targets: Views that are written to, the same on every member.
             like: Has the dtype that everything travels in, and the device.

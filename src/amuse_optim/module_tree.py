@@ -32,7 +32,7 @@ class Located:
 
     Args:
         path: Its name, part by part, without wrappers; empty for the model.
-        module: The module, unwrapped.
+        module: The module itself, taken out of all wrappers.
         parents: The modules that hold it, from the model downwards; as many as `path` has parts.
     """
 
@@ -88,7 +88,7 @@ class Owned:
         module: The module that holds it, or whose attribute a parametrization makes of it.
         attribute: What that module calls it; of a member of a ParameterDict or ParameterList, what the
             owner of that calls it.
-        parameter: The parameter.
+        parameter: The parameter itself; under a parametrization, a tensor that the attribute is made from.
     """
 
     name: str

@@ -65,7 +65,7 @@ class AMUSE(SharingOptimizer):
             `cycle_momentum=False`.
         nesterov: Whether Muon uses Nesterov momentum.
         beta2: Decay of the second moment of the "adamw" direction, in [0, 1).
-        eps: Added to the square root of the second moment, > 0.
+        eps: Added to the square root of the second moment, at least 1.18e-38.
         auxiliary_momentum: Decay of the first moment of the "adamw" direction, in [0, 1); 0 uses the
             gradient itself and stores no first moment.
         weight_decay: Decoupled weight decay per step, multiplied by the learning rate; 0 means none.
@@ -211,7 +211,7 @@ class AMUSE(SharingOptimizer):
 
         Args:
             params: As for `AMUSE`.
-            lr: Peak learning rate.
+            lr: Peak learning rate, which the warm-up leads to; `group["lr"]` is read at every step.
             warmup_steps: Steps of linear learning-rate warm-up.
             options: Any option of `AMUSE`. Those that differ from its defaults: `beta1=0`, `rho=0`, `r=13`,
                 `lr_decay=0.5`, `momentum=0.9`, `auxiliary_momentum=0.9`.
@@ -226,7 +226,7 @@ class AMUSE(SharingOptimizer):
             >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
             >>> optimizer = AMUSE.anytime(param_groups(model), lr=0.01, warmup_steps=10)
         """
-        return cls(params, lr, warmup_steps=warmup_steps, **{**ANYTIME, **options})
+        return cls(params, lr=lr, warmup_steps=warmup_steps, **{**ANYTIME, **options})
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -146,7 +146,7 @@ def iterate(x: Tensor, steps: Sequence[Sequence[Triple]]) -> Tensor:
 
     Args:
         x: Shape (n, rows, cols), any scale; not changed.
-        steps: From `segments`.
+        steps: The triples (a, b, c) of all steps, cut into segments as `segments` returns them.
     """
     tall = x.shape[-2] > x.shape[-1]
     x, square, factor = _normalized(x, tall)

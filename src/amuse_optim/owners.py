@@ -49,8 +49,8 @@ def owners_of(work: Sequence[Work], ranks: int) -> list[int]:
     rank with the most work has at most 4/3 - 1/(3 `ranks`) times what the best division gives it.
 
     Args:
-        work: The matrices.
-        ranks: Number of ranks.
+        work: The matrices and what each of them costs.
+        ranks: Number of ranks that the matrices are divided over, at least 1.
 
     Returns:
         A rank in [0, `ranks`) for each, in the order of `work`.

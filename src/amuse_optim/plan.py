@@ -32,10 +32,10 @@ def division_of(
     """Divide the matrices of groups over the ranks that share them.
 
     Args:
-        groups: The optimizer's groups.
+        groups: The optimizer's parameter groups, the same on all ranks.
         process_group: The ranks that replicate plain parameters, if they are known.
         shard_state: Whether the owner alone keeps the momentum of replicated matrices.
-        before: The division so far.
+        before: The division so far, whose process groups are used again; None if there was none.
     """
     return Division(groups, process_group, _ROW_STATE, shard_state=shard_state, before=before)
 
@@ -51,11 +51,12 @@ def buckets_of(
     """The parameters of a group that have a gradient, those together that are alike.
 
     Args:
-        group: The group.
+        group: The parameter group, with its options.
         number: Its index in the optimizer.
-        states: The optimizer's state.
+        states: The optimizer's state by parameter; before a parameter's first step z and x are set to its
+            weights.
         gradients: Of the parameters that have one.
-        measurement: Collects the step's measurements.
+        measurement: Collects the step's measurements for `telemetry`; None if it has not been called.
         division: Who orthogonalizes what, where ranks share parameters.
 
     Raises:

@@ -32,7 +32,8 @@ def rounding_generator(device: torch.device, *key: int) -> torch.Generator:
 
     Args:
         device: The device of the generator.
-        key: Non-negative integers below 2^20, such as the step and the indices of group and parameter.
+        key: Non-negative integers: the step, then indices of group and parameter, below a million each, so
+            that no two keys of a run are the same.
     """
     seed = 0
     for number in key:

@@ -40,7 +40,7 @@ class Shared(NamedTuple):
     """A parameter that several ranks share.
 
     Args:
-        members: These ranks.
+        members: The ranks that share it.
         spread: How it lies on them.
         units: Its matrices with their owners, if they are divided over the ranks.
         keeper: The one rank that keeps what the direction keeps, and owns all its matrices; None if every

@@ -22,9 +22,9 @@ class AMUSEReference(torch.optim.Optimizer):
 
     Args:
         params: As for `AMUSE`.
-        lr: Learning rate.
-        options: The other arguments of `AMUSE`, of which `warmup_steps` is required. `foreach` and
-            `state_precision` have no effect.
+        lr: Learning rate; `group["lr"]` is read at every step.
+        options: The other options of `AMUSE`, of which `warmup_steps` is required; none of those that divide
+            the work over ranks. `foreach` and `state_precision` have no effect.
 
     Raises:
         ValueError: As `AMUSE`, and for `capturable=True` or a direction other than "muon", "adamw" and "sgd".

@@ -79,7 +79,7 @@ class PowerDecay(LinearWarmup):
     """lr_t = lr min(1, t / warmup_steps) min(1, (t_d / t)^a): a decay without an end.
 
     Args:
-        warmup_steps: Steps of linear warm-up.
+        warmup_steps: Steps over which the learning rate rises linearly to lr; 0 means no warm-up.
         a: The exponent; 0.5 to 0.7 did best in small trials.
         t_d: The step from which on it decays.
     """
@@ -104,9 +104,9 @@ class PowerWeights:
     c_t is 1 while all weights were zero, so that x follows z.
 
     Args:
-        r: Power of t.
-        p: Power of the learning rate.
-        c_warmup_steps: C.
+        r: Exponent of t, the group's step count; 0 does not weight by t.
+        p: Exponent of the learning rate l_t; 0 does not weight by it.
+        c_warmup_steps: C, the number of first steps with c_t = 1, so that x = z.
         current_lr: Whether l_t is lr_t, as in the released code, instead of lr_max_t.
     """
 
@@ -138,7 +138,7 @@ class PowerAverage:
     kappa = 10 c_t is 0.53, with weights 0.67.
 
     Args:
-        kappa: At least 1.
+        kappa: At least 1: the larger, the more the latest steps weigh; 1 weighs all alike.
 
     References:
         arXiv 2312.02696 (power-function averages).
@@ -211,7 +211,7 @@ class Schedule:
         learning_rate: lr_t from the group's learning rate and t.
         weights: S_t and c_t from the clock before the step, t, lr_t and lr_max_t.
         beta: beta_t from t less the idle steps, the averaging window n_t and that at T0.
-        t0_steps: T0.
+        t0_steps: T0, the number of steps for which beta_t stays at beta1, not counting the idle steps.
     """
 
     learning_rate: Callable[[Number, Number], Number]

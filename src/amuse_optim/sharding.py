@@ -26,7 +26,7 @@ class Held(NamedTuple):
     """What a rank holds of a tensor.
 
     Args:
-        box: The part.
+        box: The part: a range of indices along every dimension; an empty one where the rank holds nothing.
         shard: Number of the part; ranks that hold the same one have the same number.
         replica: Number of the copy that the part belongs to: ranks of one replica hold every part once.
     """
@@ -58,8 +58,8 @@ def held_parts(shape: Sequence[int], mesh: Sequence[int], placements: Sequence[A
     mesh dimension comes first; torch says so by `_StridedShard`.
 
     Args:
-        shape: The tensor's shape.
-        mesh: The mesh's shape.
+        shape: Shape of the whole tensor.
+        mesh: Number of ranks along every dimension of the mesh.
         placements: One for each dimension of the mesh.
     """
     dims = [getattr(placement, "dim", None) for placement in placements]

@@ -59,7 +59,7 @@ class Found(NamedTuple):
     """A matrix before it has an owner.
 
     Args:
-        single: The matrix.
+        single: The matrix: its shape, and where it lies in the parameter.
         boxes: Its entries, and its rows for each tensor that has one number for a row, each with the shape of
             the tensor that it is a box of.
         work: What the planner is told.
@@ -79,9 +79,9 @@ def matrices_of(
     along the experts, or on any of its replicas.
 
     Args:
-        name: The parameter's name.
-        group: Options of its group.
-        shape: Its shape.
+        name: The parameter's name, with which the names of its matrices begin.
+        group: Options of its group: which matrices it consists of, and how these are orthogonalized.
+        shape: The parameter's shape; of a sharded one, the shape of the whole.
         spread: How it lies on the ranks.
         row_states: The number of tensors that its direction keeps for the rows.
     """

@@ -218,8 +218,8 @@ def averaged_value(parameter: Tensor, state: State, kappa: float | None = None) 
     """An average of a parameter that holds y, as precise as it is kept; a new tensor.
 
     Args:
-        parameter: The parameter.
-        state: Its state.
+        parameter: The parameter, which holds y.
+        state: What the optimizer keeps of this parameter.
         kappa: Of an average that is kept for reading; None means x.
     """
     if not started(state):

@@ -14,6 +14,7 @@ from amuse_lab.optimizers import (
     AdEMAMix,
     Adopt,
     Amuse,
+    Anytime,
     DMuon,
     Lion,
     Mars,
@@ -33,6 +34,7 @@ CONFIGS: dict[str, OptimizerConfig] = {
     config.name: config
     for config in (
         Amuse(lr=0.05, warmup_steps=2, weight_decay=0.1),
+        Anytime(lr=0.05, warmup_steps=2, weight_decay=0.1, split_qkv=False),
         ScheduleFreeAdamW(lr=0.05, warmup_steps=2, weight_decay=0.1),
         ScheduleFreeSGD(lr=1.0, warmup_steps=2, weight_decay=1e-4),
         Muon(lr=0.05, lr_rest=0.05, warmup_steps=2, weight_decay=0.1),

@@ -24,7 +24,7 @@ from tests.programs import ranks
 
 Make = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
-ON_FOUR = ["amuse/ddp", "adamw/fsdp", "amuse/fsdp/stopped"]
+ON_FOUR = ["amuse/ddp", "adamw/fsdp", "anytime/fsdp", "amuse/fsdp/stopped"]
 ON_TWO = ["amuse/ddp/two", "sf-adamw/fsdp", "command", "amuse/fsdp/resumed"]
 
 
@@ -114,7 +114,8 @@ def ended(folder: Path, case: str) -> tuple[list[dict[str, Any]], dict[str, torc
 
 
 @pytest.mark.parametrize(
-    "case", ["amuse/ddp", "amuse/ddp/two", "adamw/fsdp", "sf-adamw/fsdp", "amuse/fsdp/stopped"]
+    "case",
+    ["amuse/ddp", "amuse/ddp/two", "adamw/fsdp", "anytime/fsdp", "sf-adamw/fsdp", "amuse/fsdp/stopped"],
 )
 def test_more_processes_train_as_one_does(
     launched: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str

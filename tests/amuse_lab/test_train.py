@@ -21,6 +21,7 @@ from amuse_lab.run import title_of
 from amuse_lab.tasks.lm.bundled import BUNDLED
 from amuse_lab.tasks.lm.task import LanguageModelTask
 from amuse_lab.train import Outcome, train
+from amuse_lab.trainer import Trainer
 from tests.amuse_lab.tiny_text import tiny_text
 
 Make = Callable[..., RunConfig]
@@ -210,6 +211,22 @@ def test_interrupt_saves_and_says_so(tiny: Make) -> None:
     assert load_file(outcome.folder / "model.safetensors")
     assert (outcome.folder / "curve.png").exists()
     assert not (outcome.folder / "sample.txt").exists()
+
+
+def test_an_interrupt_before_the_evaluation_at_y_leaves_its_values_out(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text is sampled between the two evaluations on all validation data."""
+
+    def interrupted(_: Trainer) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "sample", interrupted)
+    summary = read_json(train(tiny(), Recorder()), "summary.json")
+    assert summary["status"] == "interrupted"
+    assert summary["val_loss"] > 0
+    assert summary["val_loss_y"] is None
+    assert summary["bits_per_byte_y"] is None
 
 
 def failing_run(config: RunConfig, message: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
-from amuse_optim import AMUSE, averaged, param_groups, project, telemetry
+from amuse_optim import AMUSE, accept_weights, averaged, param_groups, project, telemetry
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -116,6 +116,13 @@ def compute_with_what_the_parameters_hold() -> None:
         assert step == 0 or not torch.equal(x, y)
         for optimizer in optimizers:
             project(optimizer, lambda tensor: tensor.clamp_(-0.3, 0.3))
+        agree(step)
+        for optimizer in optimizers:
+            with torch.no_grad():
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.mul_(0.9)
+            accept_weights(optimizer)
         agree(step)
 
 

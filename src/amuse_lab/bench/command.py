@@ -112,7 +112,7 @@ def parse(arguments: Sequence[str]) -> Request:
     """Read and check the command line.
 
     Args:
-        arguments: What follows `amuse-lab bench`.
+        arguments: Words of the command line after `amuse-lab bench`: options and their values.
 
     Raises:
         RequestError: For whatever cannot be done as asked.

@@ -32,7 +32,7 @@ class Footprint:
             an optimizer keeps between steps outside its state.
         operations: Operations that torch dispatches; this and all that follows is from `OperationCounter`.
         views: Operations among them that only return a view.
-        products: Number of matrix products.
+        products: Number of matrix products; a batch of n products counts n.
         flops: Floating-point operations of the matrix products.
         elements: Elements read and written by all operations but views.
     """
@@ -97,9 +97,9 @@ class Bench:
     """One parameter set with gradients that all contestants share.
 
     Args:
-        size: Shapes of the parameters.
+        size: Parameter set to step; it makes the model that has the parameters.
         device: Device that the parameters are on.
-        dtype: Type of the parameters.
+        dtype: Type of the parameters and their gradients, such as torch.float32.
     """
 
     def __init__(self, size: ParameterSet, device: torch.device, dtype: torch.dtype) -> None:
@@ -206,7 +206,7 @@ def time_rounds(
 
     Args:
         steps: For each contestant a function from the round to the seconds its step took.
-        rounds: Number of timed rounds.
+        rounds: Number of timed rounds; every contestant steps once in each.
         warmup: Number of untimed rounds before them.
 
     Returns:

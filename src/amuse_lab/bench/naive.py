@@ -32,11 +32,11 @@ class Naive(torch.optim.Optimizer):
 
     Args:
         groups: Parameter groups from `amuse_optim.param_groups`, whose parameters have no names.
-        lr: Learning rate, without warm-up.
+        lr: Learning rate of every step: there is no warm-up and no decay.
         weight_decay: Decoupled weight decay, taken at z.
         beta1: Initial interpolation coefficient beta between z (0) and x (1).
         rho: Exponent of the rise of beta; 0 keeps it at beta1.
-        momentum: Nesterov momentum of Muon.
+        momentum: Decay of Muon's momentum, in [0, 1); the update takes Nesterov's form of it.
         beta2: Decay of the second moment.
         eps: Added to the root of the second moment.
     """

@@ -45,7 +45,7 @@ def to_json(
         missing: Contestants that are not installed.
         against: Name of the contestant whose times the ratios divide by.
         device: Device that the steps ran on.
-        dtype: Type of the parameters.
+        dtype: Type of the parameters and their gradients; recorded by its name, such as "float32".
         complete: Whether the record holds all requested measurements.
     """
     return {

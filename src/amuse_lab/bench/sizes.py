@@ -18,7 +18,7 @@ class ParameterSet:
     """Parameters to step.
 
     Attributes:
-        name: As `--sizes` spells it.
+        name: Name of the set, as `--sizes` takes it, such as "7m".
         description: One line about it for the help.
         rounds: How many rounds are timed unless told otherwise.
         build: Makes a model that has them.

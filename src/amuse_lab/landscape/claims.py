@@ -71,8 +71,8 @@ class Claim:
     """A claim, and the effects that are positive if it holds.
 
     Attributes:
-        text: The claim.
-        optimizers: Those that it is about.
+        text: The claim in one sentence, as its page and claims.json give it.
+        optimizers: Names of the optimizers that it is about, as in `runs`.
         effects: Numbers at a measured step, by what they are; None where it cannot be measured.
     """
 
@@ -165,10 +165,11 @@ class Cell:
     """One effect of a claim, with one optimizer in one setting.
 
     Attributes:
-        setting: What was trained on.
-        optimizer: Name of the optimizer.
-        effect: What the number is.
-        found: Over seeds.
+        setting: What was trained on: "text" or "images", as in `runs`.
+        optimizer: Name of the optimizer, one of those that the claim is about.
+        effect: What the number is, in words: a key of the claim's `effects`.
+        found: Mean of the effect over the seeds with its 95 % t-interval; not a number if a run failed or
+            could not be measured.
     """
 
     setting: str
@@ -203,7 +204,7 @@ def _of_run(record: Recorded, effect: Effect) -> float:
 def verdict(claim: Claim, records: Sequence[Recorded]) -> str:
     """Return the word that the rule has for a claim."""
     words = [cell.word for cell in cells(claim, records)]
-    asked = len(runs()) // 6 * len(claim.optimizers) * len(claim.effects)
+    asked = len({setting for setting, _ in runs()}) * len(claim.optimizers) * len(claim.effects)
     if "not supported" in words:
         return "not supported"
     return "supported" if words.count("supported") == asked else "unclear"

@@ -46,8 +46,8 @@ class LandscapeOptions:
         out: Folder of the page and its numbers; None means the run folder, landscape/RECIPE-OPTIMIZER, or
             records/landscape.
         figures: A folder to write the figures to as well, as PNG files.
-        measure: How much is measured.
-        river: How the learning rate is let down.
+        measure: How much is measured at each of these steps.
+        river: How the river test lets the learning rate down at the last of these steps.
     """
 
     target: tyro.conf.Positional[str]
@@ -65,6 +65,12 @@ class LandscapeOptions:
             here = "left out, since no recipe is trained here"
             require(self.optimizer is None, "optimizer", here, self.optimizer)
             require(self.steps == STEPS, "steps", here, self.steps)
+            if self.target == CLAIMS:
+                plain = LandscapeOptions(target=".")
+                for name in ("points", "figures", "measure", "river"):
+                    given = getattr(self, name)
+                    fixed = "left out: what the claims rest on was fixed before their runs"
+                    require(given == getattr(plain, name), name, fixed, given)
             return
         apart = self.measure.window + 1
         least = f"at least {apart}, one more than the {self.measure.window} of measure.window"
@@ -77,7 +83,7 @@ def parse(arguments: Sequence[str]) -> LandscapeOptions:
     """Read and check the command line.
 
     Args:
-        arguments: What follows `amuse-lab landscape`.
+        arguments: Words of the command line after `amuse-lab landscape`: the target, then options.
 
     Raises:
         ConfigError: For a target that does not exist, or an option that does not.
@@ -103,7 +109,7 @@ def run(options: LandscapeOptions) -> None:
     """Measure, and write the page.
 
     Args:
-        options: From `parse`.
+        options: Checked command line, from `parse`.
 
     Raises:
         RequestError: If data is missing, or a run folder has no checkpoint that can be used.

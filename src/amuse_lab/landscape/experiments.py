@@ -96,9 +96,17 @@ def make(folder: Path, say: Callable[[str], None]) -> list[Recorded]:
 
     Returns:
         All records.
+
+    Raises:
+        RecordError: If the runs of the folder were made with another river test, which their records do not
+            have, or a line is damaged.
     """
+    text = json.dumps(definition(), indent=1) + "\n"
+    decided = folder / CLAIMS
+    if decided.exists() and json.loads(decided.read_text("utf-8"))["river"] != json.loads(text)["river"]:
+        raise RecordError(f"{decided} has another river test than is wanted now: take another folder, --out")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / CLAIMS, json.dumps(definition(), indent=1) + "\n")
+    _write(decided, text)
     wanted = missing(read(folder))
     for number, (setting, name, config) in enumerate(wanted, start=1):
         recorded = live(

@@ -25,8 +25,8 @@ def drawn(chart: Mapping[str, Any], group: int = 0) -> Figure:
     """Draw a chart of a page with matplotlib.
 
     Args:
-        chart: From `studies.page.frame.chart`.
-        group: Which of its groups.
+        chart: A chart as data in JSON's types, from `studies.page.frame.chart`.
+        group: Number, from 0, of the group of series to draw; a page shows one group at a time.
     """
     figure, axes = drawing.single(4.2)
     if chart.get("zero") is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amuse_lab.errors import require
 from amuse_lab.landscape.points import Parameters, Points, between, hidden_matrices, objective
 from amuse_lab.landscape.watching import Plane, Watched, watch
 from amuse_lab.ranges import Count, check_ranges
@@ -59,6 +60,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        least = 2 * (self.k + SPARE)
+        require(self.budget >= least, "budget", f"at least 2 (k + {SPARE}) = {least}", self.budget)
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class Spectrum:
     """The leading eigenvalues of the Hessian at x, and what its dominant subspace has become.
 
     Attributes:
-        size: Number of parameters.
-        values: The eigenvalues, largest first.
+        size: Rows of the Hessian: the number of scalar parameters, of all or of the hidden matrices.
+        values: The leading eigenvalues, largest first: `SPARE` more than the k of the settings, if there are.
         residuals: ||H v - lambda v|| of each.
         products: Matrix-vector products that they took.
         k: Dimension of the dominant subspace; None where no gap was found, and nothing is projected.
@@ -87,7 +90,7 @@ class Measurement:
     """What was measured at one step. Every share is r_dom; r_bulk^2 is 1 - r_dom^2.
 
     Attributes:
-        step: Training steps done.
+        step: Training steps that were done when it was measured.
         loss: Training loss on the fixed batches at x, y and z.
         spectra: Of the Hessian of all parameters at "x", and with averaging at "y" and "z"; of the block of
             the hidden matrices at x under "matrices".
@@ -95,11 +98,13 @@ class Measurement:
             single batches, as training takes them; what has no subspace is left out.
         along: Positions on the segment from z (0) to x (1) with the same of the gradients there, all in the
             dominant subspace at x; None without averaging.
-        watched: Updates of the hidden matrices over the steps that follow.
+        watched: Updates of the hidden matrices over the steps that follow; None if they have no subspace or
+            did not move, as where a schedule has ended.
         inner: <g(y), z - x> over ||g(y)|| ||z - x||, and the share of hidden matrices in which it is
             positive; None without averaging.
         segment: Positions on the segment from z (0) through x (1), and losses; None without averaging.
-        plane: The loss around x in a plane with one dominant and one bulk direction.
+        plane: The loss around x in a plane with one dominant and one bulk direction; None without a
+            subspace.
     """
 
     step: int
@@ -126,7 +131,7 @@ def measure(
 
     Args:
         trainer: The run, on one process, between two steps.
-        settings: How much is measured.
+        settings: Dimension of the subspace, batches, length of the window and budget of products.
         after_step: Called after each step of the window.
 
     Raises:

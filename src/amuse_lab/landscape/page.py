@@ -44,8 +44,8 @@ def page(run: Recorded, environment: Mapping[str, Any]) -> str:
     """Return the page of a run as HTML; the same text for the same record.
 
     Args:
-        run: The run.
-        environment: What it was measured in.
+        run: Record of the run: its measurements, its river tests and what ended it early, if anything did.
+        environment: Versions, machine and device it was measured on, from `studies.measuring.surroundings`.
     """
     drawn = charts(run)
     with drawing.defaults():

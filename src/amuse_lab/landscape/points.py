@@ -1,6 +1,7 @@
 """Where a run stands: x, y and z as named tensors, its hidden matrices, and the loss around it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +41,8 @@ class Points:
 
     Attributes:
         x: The average, which is evaluated and shipped.
-        y: Where gradients are taken.
-        z: What each step moves.
+        y: The point where gradients are taken, between z and x; training keeps the parameters there.
+        z: The fast sequence: what each step moves, and what x is an average of.
     """
 
     x: Parameters
@@ -79,6 +80,19 @@ class _TaskLoss(nn.Module):
         return self._task.loss(self.model, batch)
 
 
+@contextmanager
+def _without_checkpointing(model: nn.Module) -> Iterator[None]:
+    """Context manager: activation checkpointing, which torch.func does not take, is off."""
+    with_it = [module for module in model.modules() if getattr(module, "checkpointing", False)]
+    try:
+        for module in with_it:
+            module.checkpointing = False  # type: ignore[assignment]  # a module's attributes have no types
+        yield
+    finally:
+        for module in with_it:
+            module.checkpointing = True  # type: ignore[assignment]
+
+
 def objective(trainer: Trainer, batches: int) -> Objective:
     """Return the training loss on fixed batches, those that follow the last step of the run.
 
@@ -92,9 +106,6 @@ def objective(trainer: Trainer, batches: int) -> Objective:
     task, config = trainer.task, trainer.config
     rows = config.micro_batch or task.batch_size
     parts = [slice(start, start + rows) for start in range(0, task.batch_size, rows)]
-    for module in trainer.model.modules():
-        if getattr(module, "checkpointing", False):  # which torch.func does not take
-            module.checkpointing = False  # type: ignore[assignment]  # a module's attributes have no types
     inner = module_loss(
         _TaskLoss(task, trainer.model),
         lambda loss, _: loss,
@@ -103,7 +114,8 @@ def objective(trainer: Trainer, batches: int) -> Objective:
     )
 
     def loss(parameters: Parameters, batch: Any) -> Tensor:
-        return inner({f"model.{name}": value for name, value in parameters.items()}, batch)
+        with _without_checkpointing(trainer.model):
+            return inner({f"model.{name}": value for name, value in parameters.items()}, batch)
 
     first = config.steps
     return Objective(loss, [task.batch(first + n, part) for n in range(batches) for part in parts])

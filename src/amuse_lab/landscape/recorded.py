@@ -18,13 +18,13 @@ class Recorded:
 
     Attributes:
         name: What tables and figures call it.
-        setting: What it was trained on.
-        seed: Its seed.
+        setting: What it was trained on: "text" or "images" for the claims, else the name of the data set.
+        seed: Seed of its initial weights and of the order of its training data.
         config: Its config, as `amuse_lab.config.to_json` gives it.
-        settings: How much was measured.
-        measurements: At the measured steps.
-        rivers: River tests.
-        seconds: How long it took, training included.
+        settings: How much was measured: the fields of `landscape.measuring.Settings`.
+        measurements: What was measured at each measured step, in the order of the steps.
+        rivers: The river test at the last measured step; empty if the run failed before it.
+        seconds: How long it took in seconds, training included.
         environment: Hash of the environment that it was measured in.
         failure: What ended it before its end, in words; None if nothing did.
     """

@@ -44,7 +44,7 @@ class Branch:
     """The decays on the same batches.
 
     Attributes:
-        number: Which batches.
+        number: Number of the branch, from 0; each branch decays on training batches of its own.
         losses: Validation loss after the decay, by the point it started from and its learning rate.
     """
 
@@ -63,7 +63,7 @@ class River:
     Attributes:
         step: Training steps of the run.
         before: Validation loss at the points, by their names.
-        branches: What was found after decays.
+        branches: Losses after the decays, for each sequence of batches.
     """
 
     step: int
@@ -74,8 +74,9 @@ class River:
         """Return what x has still to gain: its loss minus that after a decay from a point, over branches.
 
         Args:
-            start: The point.
-            rate: The learning rate of the decay; None takes the better one of each branch.
+            start: Name of the point that the decay starts from: "x", "y", "z" or one of the further points.
+            rate: Learning rate that the decay starts from, as a key of `Branch.losses`; None takes the best
+                one of each branch.
         """
         after = [
             branch.best(start) if rate is None else branch.losses[start][rate] for branch in self.branches
@@ -93,7 +94,7 @@ def river_test(
 
     Args:
         trainer: The run, on one process, between two steps.
-        settings: How long and how often.
+        settings: Length, learning rates and number of the decays.
         others: Further points by name, such as another average of z.
 
     Returns:

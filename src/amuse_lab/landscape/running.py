@@ -38,8 +38,8 @@ def live(
 
     Args:
         config: The run, made on one process.
-        steps: Ascending, each at least a window after the one before.
-        settings: How much is measured.
+        steps: Steps at which it is measured, ascending, each at least a window after the one before.
+        settings: How much is measured at each of these steps.
         river: How the river test is made.
         name: What tables and figures call the run.
         setting: What they call what it is trained on.
@@ -93,7 +93,7 @@ def of_folder(
     Args:
         folder: The run folder, which is only read.
         most: Measured checkpoints at most, evenly spread.
-        settings: How much is measured.
+        settings: How much is measured at each checkpoint.
         river: How the river test is made.
         say: Called with a line now and then.
 

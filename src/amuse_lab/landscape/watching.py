@@ -24,7 +24,7 @@ class Watched:
 
     Attributes:
         momentum: r_dom of the momentum at each step; None for an optimizer that keeps none.
-        update: r_dom of each update.
+        update: r_dom of each update: the norm of its part in the dominant subspace over its norm, in [0, 1].
         cosines: Cosine of each update but the first with the one before, dominant and bulk part.
         persistence: ||sum of updates||^2 over the sum of ||update||^2, of both parts: 1 if they are
             independent, up to the number of steps if they are alike, less than 1 if they undo each other.
@@ -109,7 +109,7 @@ def watch(
     """Take training steps and measure their updates.
 
     Args:
-        trainer: The run.
+        trainer: Trainer of the run, between two steps; it takes these steps.
         subspace: The dominant subspace of its hidden matrices; None if there is none.
         plane: Where to follow the run's points; None follows none.
         steps: How many steps to take.

@@ -6,7 +6,7 @@ from amuse_lab.config import OptimizerConfig
 from amuse_lab.optimizers.adaptive import AdamW, AdEMAMix, Adopt, Mars, Prodigy, Soap
 from amuse_lab.optimizers.momentum import SGD, Lion, Signum
 from amuse_lab.optimizers.muon import DMuon, Muon, MuonSGD, NorMuon
-from amuse_lab.optimizers.schedule_free import Amuse, ScheduleFreeAdamW, ScheduleFreeSGD
+from amuse_lab.optimizers.schedule_free import Amuse, Anytime, ScheduleFreeAdamW, ScheduleFreeSGD
 from amuse_lab.optimizers.sophia import Sophia
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "AdamW",
     "Adopt",
     "Amuse",
+    "Anytime",
     "DMuon",
     "Lion",
     "Mars",
@@ -33,7 +34,7 @@ __all__ = [
 OPTIMIZERS: Mapping[str, type[OptimizerConfig]] = {
     kind.name: kind
     for kind in (
-        *(Amuse, ScheduleFreeAdamW, ScheduleFreeSGD),
+        *(Amuse, Anytime, ScheduleFreeAdamW, ScheduleFreeSGD),
         *(Muon, DMuon, NorMuon, MuonSGD),
         *(AdamW, SGD),
         *(AdEMAMix, Adopt, Lion, Mars, Prodigy, Signum, Soap, Sophia),

@@ -125,7 +125,7 @@ class Mars(ScheduledConfig):
         beta2: Decay of the second moment.
         beta1_rest: Decay of the first moment of vectors.
         beta2_rest: Decay of the second moment of vectors.
-        gamma: Weight of the correction.
+        gamma: Weight of the correction, which adds gamma beta1 / (1 - beta1) times that difference.
         weight_decay: Decoupled; not on norms and embeddings.
     """
 

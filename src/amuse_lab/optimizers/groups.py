@@ -19,8 +19,8 @@ def decay_split(
     """Two groups: matrices decay; vectors and embeddings, with a head tied to one, do not.
 
     Args:
-        model: Whose parameters they are.
-        weight_decay: Of the group that decays.
+        model: Model whose trainable parameters are divided.
+        weight_decay: Weight decay of the matrices that decay; all else gets 0.
         lr_rest: Learning rate of all that is no hidden matrix, in groups of its own; None makes none.
     """
     looked_up = {

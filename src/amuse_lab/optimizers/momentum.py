@@ -24,7 +24,7 @@ class SGD(ScheduledConfig):
 
     name: ClassVar[str] = "sgd"
 
-    momentum: Decay = 0.9
+    momentum: PositiveDecay = 0.9
     weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:
@@ -44,7 +44,7 @@ class Lion(ScheduledConfig):
 
     Attributes:
         beta1: How much of the momentum is in the update whose sign is taken.
-        beta2: Decay of the momentum.
+        beta2: Decay of the momentum, a running mean of the gradients.
         weight_decay: Decoupled; not on norms and embeddings.
     """
 
@@ -73,7 +73,7 @@ class Signum(ScheduledConfig):
 
     name: ClassVar[str] = "signum"
 
-    momentum: Decay = 0.95
+    momentum: PositiveDecay = 0.95
     weight_decay: NotNegative = 0.0
 
     def _optimizer(self, model: nn.Module, steps: int) -> TrainingOptimizer:

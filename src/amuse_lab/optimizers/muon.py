@@ -20,7 +20,7 @@ class Muon(ScheduledConfig):
 
     Attributes:
         lr_rest: Peak learning rate of AdamW; `lr` is Muon's, times sqrt(max(1, rows / columns)).
-        momentum: Nesterov momentum of Muon.
+        momentum: Decay of Muon's momentum, which is taken in Nesterov's form.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
         weight_decay: Decoupled weight decay of AdamW; hidden matrices have none.
@@ -55,7 +55,7 @@ class DMuon(ScheduledConfig):
 
     Attributes:
         lr_rest: Peak learning rate of AdamW; None means `lr`.
-        momentum: Nesterov momentum of Muon.
+        momentum: Decay of Muon's momentum, which is taken in Nesterov's form.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
         weight_decay: Decoupled, of both parts; not on norms and embeddings.
@@ -97,7 +97,7 @@ class NorMuon(ScheduledConfig):
         lr_rest: Peak learning rate of AdamW; None means `lr`.
         split_qkv: Whether queries, keys and values, which the transformers here compute by one matrix, are
             orthogonalized apart.
-        momentum: Nesterov momentum of NorMuon.
+        momentum: Decay of NorMuon's momentum, which is taken in Nesterov's form.
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
         weight_decay: Decoupled, of both parts; not on norms, biases and embeddings.

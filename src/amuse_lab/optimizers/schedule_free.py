@@ -13,6 +13,7 @@ from amuse_lab.parallel import replicating
 from amuse_lab.protocols import TrainingOptimizer
 from amuse_lab.ranges import Decay, NotNegative, Positive, PositiveDecay, Steps
 from amuse_optim import AMUSE, param_groups
+from amuse_optim.options import ANYTIME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,13 @@ class Amuse(AveragedConfig):
         lr_decay: Exponent a of the learning rate's decay (lr_decay_from / t)^a; 0 keeps it at its peak.
         lr_decay_from: Step after which the learning rate decays; None means 6 warmup_steps.
         t0_steps: Steps for which beta stays at beta1; None means warmup_steps.
-        c_warmup_steps: Steps before averaging starts.
-        beta1: Interpolation between z (0) and x (1) up to t0_steps; 0 takes gradients at z.
+        c_warmup_steps: Number of first steps at which x equals z; the averaging starts after them.
+        beta1: Interpolation between z (0) and x (1) up to t0_steps; 0 takes gradients at z and needs rho 0.
         rho: Exponent of the rise of beta after t0_steps; 0 keeps beta at beta1.
-        momentum: Nesterov momentum of Muon.
+        momentum: Decay of Muon's momentum, which is taken in Nesterov's form.
         beta2: Decay of the second moment, for the rest with "adamw".
         auxiliary_momentum: Decay of the first moment, for the rest with "adamw"; 0 stores no first moment.
-        weight_decay: Decoupled.
+        weight_decay: Decoupled weight decay of z, multiplied by the learning rate; 0 means none.
         decaying: What it acts on: every parameter, or none of embeddings, norms and biases.
         r: Power of the step in the averaging weights.
         parity: "exact" recovers x from y and z with the beta that y was computed with; "published" uses
@@ -102,6 +103,27 @@ class Amuse(AveragedConfig):
             process_group=replicating(model),
         )
         return AveragedAmuse(optimizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anytime(Amuse):
+    """AMUSE without T0 or rho, `AMUSE.anytime` of `amuse_optim`: a learning rate that decays without an end.
+
+    Its settings are those of `Amuse`, with the defaults of the preset: gradients are taken at z, matrices
+    move by NorMuon, queries, keys and values apart, and embeddings, norms and biases do not decay.
+    """
+
+    name: ClassVar[str] = "anytime"
+
+    matrices: Literal["muon", "normuon"] = "normuon"
+    split_qkv: bool = True
+    lr_decay: NotNegative = ANYTIME["lr_decay"]
+    beta1: Decay = ANYTIME["beta1"]
+    rho: NotNegative = ANYTIME["rho"]
+    momentum: Decay = ANYTIME["momentum"]
+    auxiliary_momentum: Decay = ANYTIME["auxiliary_momentum"]
+    decaying: Literal["all", "matrices"] = "matrices"
+    r: NotNegative = ANYTIME["r"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,7 +238,7 @@ class WithEMA:
     Args:
         optimizer: Optimizer that trains the parameters.
         parameters: Parameters that the optimizer trains.
-        decay: d, in (0, 1).
+        decay: The decay d, in (0, 1): the average reaches back about 1 / (1 - d) steps.
     """
 
     averages = True

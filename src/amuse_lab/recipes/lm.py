@@ -2,7 +2,7 @@
 
 from amuse_lab.config import RunConfig
 from amuse_lab.errors import unknown
-from amuse_lab.optimizers import AdamW, Amuse, Muon, ScheduleFreeAdamW
+from amuse_lab.optimizers import AdamW, Amuse, Anytime, Muon, ScheduleFreeAdamW
 from amuse_lab.tasks.lm.model import ModelConfig
 from amuse_lab.tasks.lm.task import LanguageModelConfig
 
@@ -10,6 +10,7 @@ _SHAKESPEARE_OPTIMIZERS = {
     config.name: config
     for config in (
         Amuse(lr=0.005, warmup_steps=160, t0_steps=640, auxiliary_momentum=0.9),
+        Anytime(lr=0.01, warmup_steps=160),
         ScheduleFreeAdamW(lr=0.01, warmup_steps=160, beta1=0.9),
         Muon(lr=0.01, lr_rest=0.008, warmup_steps=160),
         AdamW(lr=0.002, warmup_steps=160, weight_decay=0.1),
@@ -24,7 +25,7 @@ def shakespeare(optimizer: str = "amuse") -> RunConfig:
     of the steps; AMUSE keeps a first moment for embedding, head and norms, which the paper does not.
 
     Args:
-        optimizer: One of the four it has settings for.
+        optimizer: One of the five it has settings for.
 
     Raises:
         ConfigError: If there are none for this optimizer.

@@ -17,7 +17,7 @@ class Result:
         optimizer: Name of the optimizer, as on the command line.
         lr: Peak learning rate of the runs.
         mean: Mean over seeds of the recipe's measure, at x, on all validation data.
-        spread: Standard deviation over seeds.
+        spread: Standard deviation of the same value over the seeds.
         seeds: Seeds of the runs.
     """
 
@@ -35,7 +35,7 @@ class Reference:
     Attributes:
         steps: How long the recorded runs were.
         machine: What they ran on, in words.
-        results: One for each optimizer.
+        results: Results of each optimizer, in the order in which they are printed.
     """
 
     steps: int
@@ -50,8 +50,8 @@ def load_reference(recipe: str, measure: str) -> Reference | None:
     "<measure>_mean", "spread" and "seeds" (a list).
 
     Args:
-        recipe: Name of the recipe.
-        measure: What its task is judged by.
+        recipe: Name of the recipe; its dashes are underscores in the name of the file.
+        measure: Name of the value that its task is judged by, such as "bits_per_byte".
 
     Returns:
         None for a recipe without recorded results.
@@ -78,7 +78,7 @@ def comparable_results(config: RunConfig, measure: str) -> Reference | None:
 
     Args:
         config: Config of the run that they are to stand beside.
-        measure: What its task is judged by.
+        measure: Name of the value that its task is judged by, such as "bits_per_byte".
 
     Returns:
         None where there are none: the run has other data, another model or batch, another number of steps,

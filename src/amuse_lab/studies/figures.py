@@ -21,7 +21,7 @@ def anytime(found: Findings, _records: Records) -> Figure | None:
 
     Args:
         found: What is reported of the study, as far as it has been run.
-        _records: Its records.
+        _records: Records of the study, which every figure is given; this one does not need them.
 
     Returns:
         The figure; None where there is nothing to draw yet. So do the other figures.
@@ -230,7 +230,7 @@ def write_figures(study: Study, records: Records, folder: Path) -> list[Path]:
     """Write the figures as PNG files, the same bytes for the same records.
 
     Args:
-        study: The study.
+        study: Study that the records are of; its name begins those of the files.
         records: Its records, as far as there are any.
         folder: Where to; the files are called `STUDY-FIGURE.png`.
 

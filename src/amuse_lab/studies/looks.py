@@ -13,7 +13,7 @@ class Look:
     """The look of an optimizer.
 
     Attributes:
-        color: Colour, as #rrggbb.
+        color: Colour of the line and its markers, as #rrggbb.
         marker: Name of a marker, a key of `MARKERS`.
         dash: Lengths of lines and gaps in points; empty for a solid line.
         width: Width of the line in points.

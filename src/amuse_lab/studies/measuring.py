@@ -47,12 +47,12 @@ def measure(
     """Make a run.
 
     Args:
-        study: The study.
-        request: What is run.
+        study: Study that the run is of; it says what is trained, and when it is evaluated.
+        request: The run to make: optimizer, settings, seed, number of steps and readouts.
         folder: Where a trial of an optimizer without a horizon is saved at its end, so that a request for
             more steps goes on from there.
         environment: Hash of the environment, for the record.
-        alive: Called after each step.
+        alive: Called after each training step, to tell other workers that this one still runs.
         build: Makes the trainer, at its beginning, on one process. Who makes many runs of one model can so
             compile it once.
 

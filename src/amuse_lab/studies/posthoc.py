@@ -50,7 +50,7 @@ def combination(kept: Sequence[tuple[float, int]], kappa: float, last: int) -> t
 
     Args:
         kept: Kappa and step of each snapshot.
-        kappa: Of the average wanted.
+        kappa: Kappa of the average wanted, see `profile`.
         last: Step T of the average wanted.
 
     Returns:
@@ -94,7 +94,7 @@ class Snapshots:
 
         Args:
             kappa: Of the average wanted, between those that were kept.
-            step: The newest step.
+            step: The newest step, at which the averages given to `take` last stand.
 
         Raises:
             ValueError: If the residual of its profile is above `LARGEST_RESIDUAL`.

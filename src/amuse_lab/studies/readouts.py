@@ -46,7 +46,7 @@ class PowerAverages:
 
     Args:
         parameters: Parameters of the model that are trained.
-        kappas: One average for each.
+        kappas: Values of kappa, each at least 1; an average is kept for each of them.
 
     References:
         arXiv 2312.02696 (power-function averages).
@@ -84,8 +84,8 @@ class Readouts:
     """Keeps what the readouts of a run need, and evaluates them.
 
     Args:
-        trainer: The run.
-        readouts: What will be evaluated.
+        trainer: Trainer of the run whose model is evaluated.
+        readouts: The readouts to evaluate, such as "x" and "power 20".
         kept: Kappas whose averages are kept; "power K" of others is rebuilt from snapshots of these.
     """
 

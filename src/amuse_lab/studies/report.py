@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str]) -> Request:
     """Read and check the command line.
 
     Args:
-        arguments: What follows `amuse-lab report`.
+        arguments: Words of the command line after `amuse-lab report`: names of studies, and options.
 
     Raises:
         ConfigError: For a study that does not exist, or an option that does not.

@@ -15,9 +15,9 @@ class ReportedRun:
     """A reported run that has been made.
 
     Attributes:
-        choice: What tuning chose.
+        choice: Settings and readout of the run, which tuning chose.
         planned: Steps at which it was to be evaluated.
-        record: What came of it.
+        record: What is kept of the run: its evaluations, and why it failed if it did.
     """
 
     choice: Choice
@@ -38,7 +38,7 @@ class Reported:
     """What is reported of one optimizer, as far as its runs have been made.
 
     Attributes:
-        entry: The optimizer.
+        entry: The optimizer as an entry of the study: its name, settings and ranges.
         choices: What tuning chose, by horizon; the horizons that are decided.
         runs: The reported runs that have been made; none of them has the tuning seed.
         missing: How many more are wanted of the horizons that are decided.
@@ -53,7 +53,7 @@ class Reported:
         """Return what the reported runs measured.
 
         Args:
-            measure: Name of the value.
+            measure: Name of the value among those of an evaluation, such as "loss".
             readout: Where it was evaluated, "x" for instance; None is the readout that tuning chose.
 
         Returns:

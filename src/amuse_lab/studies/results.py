@@ -95,8 +95,8 @@ def with_block(text: str, block: str) -> str:
     """Return a page with a block in place of what stands between its markers.
 
     Args:
-        text: The page.
-        block: What will stand there.
+        text: Text of the page, with both markers.
+        block: Markdown to put between the markers; blank lines around it are dropped.
 
     Raises:
         RecordError: If the page does not have each marker once, in their order.

@@ -20,9 +20,9 @@ class Summary:
 
     Attributes:
         mean: Mean over the seeds.
-        low: Smallest value.
-        high: Largest value.
-        seeds: How many there are.
+        low: Smallest value that a seed has.
+        high: Largest value that a seed has.
+        seeds: Number of seeds.
     """
 
     mean: float
@@ -37,8 +37,8 @@ class Trial:
 
     Attributes:
         point: Values of the tuned settings.
-        horizon: The horizon.
-        value: The study's measure.
+        horizon: The horizon, in training steps.
+        value: The study's measure after so many steps; lower is better.
     """
 
     point: Point

@@ -54,7 +54,7 @@ def interval(values: Sequence[float], level: float = CONFIDENCE) -> Interval:
 
     Args:
         values: The numbers; an infinite one, of a run that failed, leaves the mean unbounded.
-        level: Confidence of the interval.
+        level: Confidence of the interval, in (0, 1).
     """
     n = len(values)
     if n == 0 or not all(map(math.isfinite, values)):
@@ -75,7 +75,7 @@ def log_weights(steps: Sequence[int]) -> list[float]:
     """Return the shares of values at steps in their mean over the logarithm of the step (trapezoids).
 
     Args:
-        steps: Ascending, at least two.
+        steps: Steps that the values belong to: ascending, at least two.
     """
     logs = np.log(steps)
     gaps = np.diff(logs)
@@ -87,7 +87,7 @@ def mean_curve(values: Mapping[int, Mapping[int, float]], seeds: Sequence[int]) 
     """Return the mean over seeds, at each step at which all of them have a value.
 
     Args:
-        values: By step and seed.
+        values: The curve's values by step, then by seed.
         seeds: Seeds that are averaged; none makes no curve.
     """
     if not seeds:

@@ -67,7 +67,7 @@ class Claim:
 
     Attributes:
         request: What is to be run.
-        number: Number of the trial.
+        number: Number that Optuna has given the run's trial.
     """
 
     request: Request
@@ -79,7 +79,7 @@ class Store:
 
     Args:
         study: The study; studies of one name in one storage have their records in common.
-        storage: From `open_storage`.
+        storage: Storage that all workers of the study share, from `open_storage`.
     """
 
     def __init__(self, study: Study, storage: BaseStorage) -> None:

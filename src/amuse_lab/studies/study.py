@@ -19,10 +19,10 @@ class Scale:
     """The range of a setting that is tuned, in which trials are spread evenly by the logarithm.
 
     Attributes:
-        low: Smallest value, positive.
-        high: Largest value.
+        low: Lower end of the range, positive; later trials of a learning rate may lie beyond it.
+        high: Upper end of the range; later trials of a learning rate may lie beyond it.
         complement: Spread 1 minus the value instead; for decays close to 1.
-        whole: Round to whole numbers.
+        whole: Whether values are rounded to whole numbers.
     """
 
     low: float
@@ -79,7 +79,7 @@ class Study:
         name: Names its folder of records.
         question: What it asks, in a sentence or two.
         run: Model, data, precision and threads of every run; its optimizer, seed and steps are replaced.
-        entries: The optimizers.
+        entries: The optimizers that are compared, in the order in which they are tuned.
         horizons: Steps after which the optimizers are compared, ascending.
         warmup_steps: Warm-up of every optimizer, for the record.
         trials: Points that are tried for each optimizer, at each horizon if it is scheduled.
@@ -158,9 +158,9 @@ class Request:
         entry: Name of the optimizer in the study.
         point: Values of its tuned settings.
         seed: Seed of the initial weights and of the batches.
-        steps: How far it is wanted.
+        steps: Number of training steps that it is to have.
         reported: Whether it is reported; otherwise it is a trial of the tuning.
-        readouts: Where it is evaluated.
+        readouts: Points at which the model is evaluated, such as "x" and "power 20", see `readouts.py`.
     """
 
     entry: str
@@ -207,15 +207,15 @@ class Record:
     """What is kept of a run.
 
     Attributes:
-        key: The request's key.
+        key: Hash by which the run is recognised, from `Request.key`.
         entry: Name of the optimizer in the study.
         point: Values of its tuned settings.
         seed: Seed of the run.
-        steps: Steps done.
+        steps: Training steps that were done, fewer than asked for if it failed.
         scheduled: Whether it was told to end there.
         readings: What evaluations measured, by step, readout and name of the value.
         training: Means of the training loss, each with the last step that it covers.
-        seconds: Time of the training steps and evaluations.
+        seconds: Time of the training steps and evaluations, in seconds.
         environment: Hash of the environment, see `records`.
         failure: Why it did not come to its end, in words; None if it did.
     """

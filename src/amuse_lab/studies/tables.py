@@ -47,9 +47,9 @@ def loss_table(found: Findings, names: Sequence[str], readout: str | None = None
     """Return the means of the measure by optimizer and horizon, the envelope in bold.
 
     Args:
-        found: The findings.
-        names: Optimizers, one a row.
-        readout: Where they are read; None is where tuning chose.
+        found: Findings of the study: the reported runs and the envelope.
+        names: Names of the optimizers, each of which gets a row, in this order.
+        readout: Readout whose values are shown, such as "x"; None means the one that tuning chose.
     """
     return _means(found, names, found.study.measure, readout)
 

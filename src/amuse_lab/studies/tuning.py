@@ -25,7 +25,7 @@ class Choice:
 
     Attributes:
         point: Values of the tuned settings.
-        readout: Where it is evaluated.
+        readout: Point at which the model is evaluated, such as "x"; tuning chooses it with the settings.
         losses: The study's measure there by horizon, the mean over the tuning seeds that were run.
         score: How it compares with the others, see `ranked`; 0 is the best at every horizon.
     """
@@ -87,13 +87,13 @@ def ranked(
         score = mean over h of (loss_h - best_h) / spread_h,    spread_h = median_h - best_h
 
     Args:
-        study: The study.
-        entry: The optimizer.
+        study: Study that the trials are of; it gives the measure and the tuning seeds.
+        entry: The optimizer that was tried; each of its readouts is compared.
         points: The trials, of which all have been run to the last of the horizons.
         horizons: Horizons that are compared: one for an optimizer that is told where it ends.
-        records: Records of the study.
+        records: Records of the study by key, with those of all these trials.
         seeds: Tuning seeds whose mean is taken; None means the first one.
-        spreads: By horizon; None means those of these trials.
+        spreads: The spread by horizon; None computes it from these trials with the first tuning seed.
     """
     candidates = [
         (point, readout, _losses(study, entry, point, readout, horizons, records, seeds))

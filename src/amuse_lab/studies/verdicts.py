@@ -53,13 +53,13 @@ class Verdict:
     Attributes:
         entry: Name of the optimizer.
         envelope: Name of the scheduled optimizer that is the envelope there.
-        horizon: In steps.
-        seeds: Seeds that both have.
+        horizon: Number of training steps after which the two are compared.
+        seeds: Seeds of which both have a reported run, by which the runs are paired.
         own: The optimizer's measure over these seeds.
-        other: The envelope's.
+        other: The envelope's measure over the same seeds.
         difference: Own minus other, paired; its `n` and `half` are to be shown with every word.
         simultaneous: The same with the interval that holds at all horizons at once.
-        word: One of `WORDS`.
+        word: The verdict, one of `WORDS`, by the rule in `rule`.
         size: "less than" or "more than" the margin, or "" if the interval says neither.
     """
 
@@ -93,13 +93,13 @@ class Overall:
     Attributes:
         entry: Name of the optimizer.
         area: Mean of the difference over the logarithm of the step, over the seeds with all horizons.
-        area_word: One of `WORDS`.
+        area_word: Verdict on `area`, one of `WORDS`.
         worst_horizon: The horizon with the largest mean difference.
-        worst: Largest mean difference.
+        worst: The mean difference at that horizon; not a number if a run failed there.
         worst_low: With `worst_high` an interval of the largest true difference: the largest ends of the
             intervals that hold at all horizons at once.
         worst_high: Its upper end: at no horizon is the optimizer further behind than this.
-        worst_word: One of `WORDS`.
+        worst_word: Verdict on the worst horizon, one of `WORDS`, by `worst_low` and `worst_high`.
     """
 
     entry: str
@@ -117,7 +117,7 @@ class Findings:
     """All that is reported of a study, and what follows from it.
 
     Attributes:
-        study: The study.
+        study: Study whose records are reported.
         reported: The reported runs of each optimizer.
         envelope: Name of the scheduled optimizer that is the envelope, by horizon; the horizons for which a
             scheduled optimizer has been tuned.

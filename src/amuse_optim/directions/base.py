@@ -44,7 +44,7 @@ class Direction(ABC):
 
         Args:
             group: The options of the parameter's group.
-            shape: The parameter's shape.
+            shape: The parameter's shape; of a sharded one, the shape of the whole.
 
         Raises:
             ValueError: If the direction cannot take a parameter of this shape.

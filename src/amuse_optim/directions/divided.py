@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     """Parameters of one shape whose matrices travel together.
 
     Args:
-        slots: The parameters.
+        slots: The parameters with their buffers; `shared` and `parts` have one element for each.
         shared: How the ranks share each.
         parts: What this rank has of each: first the momentum updates, in the end updates d / scale.
         exchange: Their matrices on their way.

@@ -32,10 +32,10 @@ def momentum_average_(
     """Move m <- mu m + (1 - mu) g; write u = (1 - mu) g + mu m with Nesterov, else u = m.
 
     Args:
-        buffers: m, changed in place.
-        gradients: g.
+        buffers: The momenta m, one tensor for each gradient, of its shape and dtype; changed in place.
+        gradients: The gradients g, not changed.
         update: u, written in whatever precision it has.
-        momentum: mu in [0, 1).
+        momentum: mu, the decay of the momentum, in [0, 1); 0 gives u = g.
         nesterov: Whether to look one step ahead.
     """
     torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
@@ -47,8 +47,8 @@ class Matrices(NamedTuple):
     """Matrices of one shape that lie together in a parameter.
 
     Args:
-        slot: The parameter.
-        place: Where in its buffers.
+        slot: The parameter, with its buffers.
+        place: Where the matrices lie in each of these buffers.
     """
 
     slot: Slot

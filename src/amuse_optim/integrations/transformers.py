@@ -15,8 +15,8 @@ from transformers import SchedulerType, TrainerCallback, TrainerControl, Trainer
 
 from amuse_optim.edits import accept_weights
 from amuse_optim.optimizer import AMUSE, unwrapped
-from amuse_optim.options import OPTIONS, complete_group
-from amuse_optim.param_groups import Override, param_groups
+from amuse_optim.options import ANYTIME, OPTIONS, complete_group
+from amuse_optim.param_groups import Decaying, Override, param_groups
 from amuse_optim.schedule import LENGTHS
 
 
@@ -27,7 +27,7 @@ class TrainerAMUSE(AMUSE):
     `torch.distributed.checkpoint` reads no others.
 
     Args:
-        groups: From `param_groups(model)`.
+        groups: The parameter groups of the model, as `param_groups(model)` makes them.
         options: Those of `AMUSE`. Without `total_steps`, fractions are of the Trainer's number of steps, and
             without `warmup_steps` those of TrainingArguments are taken.
     """
@@ -53,7 +53,7 @@ class TrainerAMUSE(AMUSE):
         """Find the lengths that were left open, in groups that have taken no step, and allow steps.
 
         Args:
-            arguments: Those of the Trainer.
+            arguments: The Trainer's arguments; their `warmup_steps` is the warm-up where none was given.
             max_steps: The number of steps that it is going to take.
 
         Raises:
@@ -103,7 +103,8 @@ class AMUSEFactory:
     """Makes `AMUSE` for the Trainer's model, with `param_groups(model)`.
 
     Pass it as `Trainer(optimizer_cls_and_kwargs=(AMUSEFactory, {...}))`, with `AMUSECallback` beside it. The
-    dict holds what `param_groups` takes (matrices, auxiliary, overrides) and all options of `AMUSE`. Of
+    dict holds what `param_groups` takes (matrices, auxiliary, overrides, decaying) and all options of
+    `AMUSE`; with `"anytime": True` those that are not given are those of `AMUSE.anytime`. Of
     TrainingArguments only `warmup_steps` is read, if the dict has none; a warning says so where its
     `learning_rate` or `weight_decay` were set to other values than those that train.
 
@@ -123,6 +124,8 @@ class AMUSEFactory:
         matrices: str = "muon",
         auxiliary: str = "adamw",
         overrides: Sequence[Override] = (),
+        decaying: Decaying = "all",
+        anytime: bool = False,
         **options: Any,
     ) -> TrainerAMUSE:
         """The optimizer of a model; the Trainer calls this.
@@ -130,17 +133,22 @@ class AMUSEFactory:
         Args:
             model: The model to be trained.
             arguments: Not read; axolotl gives those of its trainer to every factory.
-            matrices: As in `param_groups`.
-            auxiliary: As in `param_groups`.
-            overrides: As in `param_groups`.
+            matrices: Direction of the hidden matrices, as in `param_groups`.
+            auxiliary: Direction of all other parameters, as in `param_groups`.
+            overrides: Pairs (pattern of names, direction or options) that change this, as in `param_groups`.
+            decaying: What weight decay acts on, as in `param_groups`.
+            anytime: Whether options that are not given are those of `AMUSE.anytime` instead of the published
+                ones. The groups stay those of the arguments above.
             options: Those of `AMUSE`. Lengths may be fractions of the Trainer's number of steps.
 
         Raises:
             ValueError: As `param_groups` and `AMUSE`.
             TypeError: As `AMUSE`.
         """
-        groups = param_groups(model, matrices=matrices, auxiliary=auxiliary, overrides=overrides)
-        return TrainerAMUSE(groups, **options)
+        groups = param_groups(
+            model, matrices=matrices, auxiliary=auxiliary, overrides=overrides, decaying=decaying
+        )
+        return TrainerAMUSE(groups, **{**(ANYTIME if anytime else {}), **options})
 
 
 class AMUSECallback(TrainerCallback):

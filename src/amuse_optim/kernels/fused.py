@@ -73,8 +73,8 @@ def advance_(y: Tensors, z: Tensors, update: Tensors, scale: Number, numbers: St
 
     Args:
         y: The gradient points, changed; `takes` has looked at all of these.
-        z: The fast sequences, changed.
-        update: d / scale.
+        z: The fast sequences, float32 as y is; changed.
+        update: d / scale, in float32 or bfloat16; not changed.
         scale: The common factor of the update.
         numbers: The coefficients of the step.
     """

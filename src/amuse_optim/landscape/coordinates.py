@@ -13,8 +13,8 @@ class Coordinates:
 
     Args:
         shapes: Shapes by name, in the order of the vector.
-        dtype: Type of the vector.
-        device: Its device.
+        dtype: dtype of the vector; `of` allows float32 and float64.
+        device: Device of the vector.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -64,7 +64,7 @@ class Coordinates:
         """A vector as named tensors, which are views of it.
 
         Args:
-            vector: Shape (size,).
+            vector: A vector of shape (size,), such as one that `flatten` returned.
         """
         parts = vector.split([torch.Size(shape).numel() for shape in self.shapes.values()])
         return {

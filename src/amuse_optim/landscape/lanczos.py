@@ -26,7 +26,7 @@ class Lanczos:
     CPU by a generator of its own.
 
     Args:
-        operator: H.
+        operator: The symmetric matrix H, by its products with vectors.
         capacity: Largest number of rows of Q, at least 1 and at most the size of H.
         seed: Seed of the random vectors.
     """
@@ -82,7 +82,7 @@ class Lanczos:
         """Restart: let the basis be Ritz vectors.
 
         Args:
-            values: Ritz values, shape (kept,).
+            values: The Ritz values to keep, shape (kept,), float64 on the CPU, as `ritz` gives them.
             vectors: Their coefficients in the present basis, shape (size, kept).
             follow_random: Whether to go on with a random vector instead of the next one. The coupling is
                 dropped, which is right for Ritz vectors that have converged.

@@ -139,7 +139,7 @@ class Objective:
         """The weighted mean over batches of what a function returns for each of them.
 
         Args:
-            of: Function of a batch.
+            of: Function of a batch that returns a tensor, of one shape for all batches.
             parameters: Those that the function uses; the random state of their devices is restored.
         """
         with unchanged_random_state(parameters), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -157,7 +157,7 @@ class Objective:
         """The mean loss, a scalar.
 
         Args:
-            parameters: Tensors by name.
+            parameters: The point to evaluate at, tensors by name as `loss` takes them.
         """
         return self.mean(lambda batch: self.loss(parameters, batch), parameters)
 
@@ -165,7 +165,7 @@ class Objective:
         """The gradient of the mean loss, by name.
 
         Args:
-            parameters: Tensors by name.
+            parameters: The point to evaluate at, tensors by name: all float32 or all float64, on one device.
         """
         coordinates = Coordinates.of(parameters)
         fixed = {name: value.detach() for name, value in parameters.items()}
@@ -181,7 +181,7 @@ class Objective:
         """Check that two evaluations give the same loss and the same gradient.
 
         Args:
-            parameters: Where to evaluate it.
+            parameters: The point to evaluate at, tensors by name.
 
         Raises:
             ValueError: If they differ by more than rounding.

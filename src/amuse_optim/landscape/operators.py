@@ -33,7 +33,7 @@ class Operator:
         """The product with a vector.
 
         Args:
-            vector: Shape (size,).
+            vector: A vector of shape (size,), in the dtype of the coordinates.
 
         Raises:
             ValueError: If the vector does not fit, or the product is not finite.
@@ -121,7 +121,7 @@ def gauss_newton(
 
     Args:
         objective: An objective whose loss is a `CompositeLoss`, as `module_loss` makes it.
-        parameters: theta, as for `hessian`.
+        parameters: theta, tensors by name, as for `hessian`.
         only: Pattern or patterns of names, as for `hessian`.
         check_determinism: Whether to evaluate loss and gradient twice first.
 

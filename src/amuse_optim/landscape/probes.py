@@ -14,7 +14,7 @@ def shares(subspace: Subspace, vectors: Mapping[str, Vector]) -> dict[str, Parts
     """r_dom and r_bulk of several vectors, such as gradients at x, y and z, the momentum, the update.
 
     Args:
-        subspace: The dominant subspace.
+        subspace: The dominant subspace, from `dominant_subspace`.
         vectors: Vectors by name, each of shape (size,) or named tensors; none zero.
 
     Returns:
@@ -29,7 +29,7 @@ def cosines(subspace: Subspace, updates: Sequence[Vector]) -> list[Parts]:
     Near -1 the updates oscillate there, near 1 they keep their way.
 
     Args:
-        subspace: The dominant subspace.
+        subspace: The dominant subspace, from `dominant_subspace`.
         updates: At least two updates, in the order of the steps.
 
     Returns:
@@ -57,7 +57,7 @@ def effective_rank(matrix: Tensor) -> float:
     It is r for r equal singular values and zeros.
 
     Args:
-        matrix: Two-dimensional, not zero.
+        matrix: A matrix of shape (rows, cols), not all zeros.
 
     Raises:
         ValueError: If it is zero or not a matrix.
@@ -83,7 +83,7 @@ def loss_on_segment(
         objective: The loss over fixed batches.
         start: Parameters by name, such as z.
         end: Parameters of the same names, such as x.
-        positions: The values of t.
+        positions: The values of t, also below 0 or above 1.
 
     Returns:
         The losses, shape (positions,), float64 on the CPU.
@@ -107,8 +107,8 @@ def loss_in_plane(
         origin: Parameters by name, such as x.
         first: A direction by the same names, such as the dominant part of z - x.
         second: Another, such as its bulk part.
-        first_positions: The values of a.
-        second_positions: The values of b.
+        first_positions: The values of a, how many times `first` is added.
+        second_positions: The values of b, how many times `second` is added.
 
     Returns:
         The losses, shape (first_positions, second_positions), float64 on the CPU.

@@ -66,7 +66,7 @@ def eigenpairs(
     values changes any more.
 
     Args:
-        operator: The symmetric matrix H.
+        operator: The symmetric matrix H, by its products with vectors.
         k: Number of pairs, at most the size of H.
         smallest: Whether to take the smallest eigenvalues, most negative first, instead of the largest.
         tolerance: Largest residual, relative to the largest |eigenvalue| seen.
@@ -224,9 +224,10 @@ def spectral_density(operator: Operator, *, probes: int = 10, steps: int = 50, s
     is exact for polynomials f of degree 2 steps - 1.
 
     Args:
-        operator: The symmetric matrix H.
-        probes: Number of random vectors.
-        steps: Lanczos steps from each, at most the size of H. Memory is that of steps + 1 vectors.
+        operator: The symmetric matrix H, by its products with vectors.
+        probes: Number of random vectors v, at least 1; two or more give `Density.mean` a standard error.
+        steps: Lanczos steps from each; more than H has rows are cut to these. Memory is that of steps + 1
+            vectors.
         seed: Seed of the random vectors, which are drawn by a generator of their own.
 
     Returns:

@@ -20,8 +20,8 @@ class Parts(NamedTuple):
     """One number for the part of a vector in the dominant subspace and one for its part in the bulk.
 
     Attributes:
-        dominant: Of P_k v.
-        bulk: Of (I - P_k) v.
+        dominant: The number for the part in the dominant subspace, P_k v.
+        bulk: The number for the part in the bulk, (I - P_k) v.
     """
 
     dominant: float
@@ -34,7 +34,7 @@ class Subspace:
 
     Attributes:
         vectors: Orthonormal rows, shape (k, size).
-        values: Their eigenvalues, shape (k,).
+        values: The eigenvalue of each of these vectors, the outermost first, shape (k,), float64 on the CPU.
         error_bound: A bound of ||sin angles||_F between S_k and the exact span, see `dominant_subspace`.
         coordinates: What the entries of the vectors stand for.
     """
@@ -90,7 +90,7 @@ def error_bound(pairs: Eigenpairs, k: int) -> float:
     eigenvalue beyond lambda_{k+1} + r_{k+1} was missed.
 
     Args:
-        pairs: More than k eigenpairs.
+        pairs: More than k eigenpairs, as `eigenpairs` returns them.
         k: Where the spectrum is cut, at least 1.
 
     Returns:
@@ -114,8 +114,9 @@ def dominant_subspace(pairs: Eigenpairs, k: int, *, within: float = 0.1, widen: 
 
     Args:
         pairs: Eigenpairs, some more than k, so that there is a gap to be found.
-        k: The dimension asked for.
-        within: Largest error bound.
+        k: The dimension asked for, at least 1.
+        within: Largest error bound that is accepted, > 0. With 0.1 no angle between the computed and
+            the exact span exceeds 6 degrees.
         widen: Whether to take the next larger dimension with a bound within it, instead of raising.
 
     Returns:

@@ -7,6 +7,7 @@ import pytest
 
 from amuse_lab.cli import main
 from amuse_lab.config import RunConfig
+from amuse_lab.errors import RecordError
 from amuse_lab.landscape import experiments
 from amuse_lab.landscape.command import small
 from amuse_lab.landscape.measuring import Settings
@@ -82,6 +83,12 @@ def test_a_run_that_fails_keeps_what_was_measured(tiny: Callable[..., RunConfig]
         ),
         (["empty", "--steps", "800"], "steps must be left out, since no recipe is trained here, got 800"),
         (["claims", "--optimizer", "muon"], "optimizer must be left out, since no recipe is trained here"),
+        (
+            ["claims", "--river.steps", "5"],
+            "river must be left out: what the claims rest on was fixed before",
+        ),
+        (["claims", "--points", "3"], "points must be left out: what the claims rest on was fixed before"),
+        (["shakespeare", "--measure.budget", "31"], "budget must be at least 2 (k + 6) = 32, got 31"),
         (["runs/shakespeare/gone"], "there is no run folder runs/shakespeare/gone; `ls -d runs/*/*` shows"),
         (["shakespeare", "--measure.k", "0"], "k must be at least 1, got 0"),
         (["shakespeare", "--optimizer", "lion"], "unknown optimizer 'lion'"),
@@ -90,7 +97,7 @@ def test_a_run_that_fails_keeps_what_was_measured(tiny: Callable[..., RunConfig]
     ],
     ids=[
         *("recipe", "points", "no-points", "no-steps", "steps", "steps-of-folder", "optimizer-of-claims"),
-        *("gone", "k", "optimizer", "folder", "rates"),
+        *("river-of-claims", "points-of-claims", "budget", "gone", "k", "optimizer", "folder", "rates"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_leaves_nothing(
@@ -134,6 +141,11 @@ def test_the_claims_go_on_where_they_were_left(
     experiments.write(folder, first[:1])
     assert [run.name for run in experiments.make(folder, said.append)] == ["amuse", "muon"]
     assert said[-1].startswith("run 1 of 1")
+    before = (folder / experiments.CLAIMS).read_bytes()
+    monkeypatch.setattr("amuse_lab.landscape.claims.RIVER", replace(RIVER, steps=RIVER.steps + 1))
+    with pytest.raises(RecordError, match="another river test than is wanted now"):
+        experiments.make(folder, said.append)
+    assert (folder / experiments.CLAIMS).read_bytes() == before
 
 
 def test_lengths_of_the_small_form_are_in_proportion() -> None:

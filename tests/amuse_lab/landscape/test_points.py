@@ -52,6 +52,18 @@ def test_the_objective_is_the_training_loss_on_batches_after_the_run(micro_batch
     assert len(loss.batches) == (3 if micro_batch is None else 6)
 
 
+def test_activation_checkpointing_is_off_for_the_objective_alone() -> None:
+    """`torch.func` does not take it; the steps that follow the measurement need it again."""
+    run = trainer(steps=1)
+    loss = objective(run, 1)
+    parameters = Points.of(run).y
+    expected = loss.gradient(parameters)
+    run.model.checkpointing = True
+    found = loss.gradient(parameters)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert run.model.checkpointing
+
+
 def test_between() -> None:
     start, end = {"w": torch.tensor([0.0, 8.0])}, {"w": torch.tensor([4.0, 0.0])}
     assert between(start, end, 0.25)["w"].tolist() == [1.0, 6.0]

@@ -22,7 +22,7 @@ DECAYING = {
     "sgd": "all",
     "muon": "rest",
     **dict.fromkeys(("sf-adamw", "d-muon", "normuon", "adamw", "ademamix", "adopt", "lion"), "matrices"),
-    **dict.fromkeys(("mars", "prodigy", "signum", "soap", "sophia"), "matrices"),
+    **dict.fromkeys(("anytime", "mars", "prodigy", "signum", "soap", "sophia"), "matrices"),
 }
 
 

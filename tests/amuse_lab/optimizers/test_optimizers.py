@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from amuse_lab.config import OptimizerConfig, RunConfig
 from amuse_lab.errors import ConfigError
-from amuse_lab.optimizers import OPTIMIZERS, SGD, AdamW, AdEMAMix, Amuse, Muon, NorMuon, Soap, Sophia
+from amuse_lab.optimizers import OPTIMIZERS, SGD, AdamW, AdEMAMix, Amuse, Anytime, Muon, NorMuon, Soap, Sophia
 from amuse_lab.optimizers.sophia import Curved
 from amuse_lab.optimizers.wrappers import AveragedAmuse, Packaged, WithEMA
 from amuse_lab.tasks.sampling import sampled_cross_entropy
@@ -276,6 +276,18 @@ def test_amuse_averages_exactly_or_as_the_released_code_does() -> None:
         with optimizer.averaged():
             averages[parity] = values(model)
     assert not same(averages["exact"], averages["published"])
+
+
+def test_anytime_is_the_library_s_preset() -> None:
+    """30 steps, so that the learning rate has begun to decay after six warm-ups."""
+    settings = {"lr": 0.05, "warmup_steps": 2, "weight_decay": 0.1}
+    model, optimizer = trained(Anytime(**settings, split_qkv=False), steps=30)
+    expected = small()
+    groups = param_groups(expected, matrices="normuon", decaying="matrices")
+    train(expected, preset := AveragedAmuse(AMUSE.anytime(groups, **settings)), range(30))
+    assert same(values(model), values(expected))
+    with optimizer.averaged(), preset.averaged():
+        assert same(values(model), values(expected))
 
 
 def test_amuse_can_divide_queries_keys_and_values_and_leave_the_rest_undecayed() -> None:

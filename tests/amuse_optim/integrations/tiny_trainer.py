@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,20 @@ def trainer(
     )
 
 
+def published(network: nn.Module) -> AMUSE:
+    return AMUSE(param_groups(network), **OPTIONS)
+
+
 def plain_loop(
-    network: nn.Module | None = None, steps: int = STEPS, ranks: int = 1
+    network: nn.Module | None = None,
+    steps: int = STEPS,
+    ranks: int = 1,
+    make: Callable[[nn.Module], AMUSE] = published,
 ) -> tuple[list[Weights], Weights, list[float]]:
     """x after every step, y after the last, and the loss of all rows at each x; all ranks' rows."""
     network = network or model()
     data = rows()
-    optimizer = AMUSE(param_groups(network), **OPTIONS)
+    optimizer = make(network)
     averages = [averaged_state_dict(network, optimizer)]
     for step in range(steps):
         first = ranks * ROWS * step % len(data)

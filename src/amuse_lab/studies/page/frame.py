@@ -18,7 +18,7 @@ def document(title: str, content: str, charts: Sequence[Json]) -> str:
     Args:
         title: Title of the window, as text.
         content: What the page shows, as HTML, with a place for every chart, from `figure`.
-        charts: From `chart`.
+        charts: Data of the charts, from `chart`; the page's script draws each in its place.
     """
     text = json.dumps(charts, separators=(",", ":"), ensure_ascii=False)
     return Template(_file("frame.html")).substitute(
@@ -46,7 +46,7 @@ def figure(chart: Mapping[str, Any], caption: str) -> str:
     """Return the place of a chart, with its switches.
 
     Args:
-        chart: From `chart`.
+        chart: Data of the chart, from `chart`.
         caption: What it shows, as HTML.
     """
     switches = [

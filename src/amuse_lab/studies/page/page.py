@@ -32,7 +32,7 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
     """Return the page of a study as HTML; the same text for the same records.
 
     Args:
-        study: The study.
+        study: Study that the page is about: its question, optimizers, horizons and seeds.
         records: Its records, as far as there are any.
         environments: Environments of the runs by their hashes.
     """
@@ -90,7 +90,7 @@ def write_page(study: Study, records: Records, environments: Mapping[str, Any], 
     """Write the page of a study.
 
     Args:
-        study: The study.
+        study: Study that the page is about, as for `page`.
         records: Its records, as far as there are any.
         environments: Environments of the runs by their hashes.
         path: The HTML file to write; its folder is made if needed.

@@ -19,7 +19,7 @@ def shifted_and_flipped(
         pixels: All images, shape (n, height, width, channels), padding less than height and width.
         images: Which of them, shape (batch,).
         uniforms: In [0, 1), shape (batch, 3): for the vertical shift, the horizontal one and the flip.
-        padding: Pixels on every side.
+        padding: Pixels that are added on every side, which is also the largest shift.
         flip: Whether images are flipped, left to right, where the third number is below 1/2.
 
     Returns:

@@ -25,8 +25,8 @@ def export_run(run: Path, out: Path, config: ImageConfig) -> str:
 
     Args:
         run: Path of the run folder.
-        out: The folder to create.
-        config: The task of the run.
+        out: The folder to create; it does not exist, or is empty.
+        config: Config of the run's task: its model and data set.
 
     Returns:
         What the folder holds, in words.

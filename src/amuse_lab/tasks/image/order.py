@@ -66,7 +66,7 @@ def uniforms(visits: Visits, count: int) -> NDArray[np.float64]:
 
     Args:
         visits: Visits that the numbers are for.
-        count: Numbers for each visit.
+        count: How many numbers each visit gets.
 
     Returns:
         Uniform in [0, 1), multiples of 2^-53, shape (visits, count).

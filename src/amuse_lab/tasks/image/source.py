@@ -53,7 +53,7 @@ class InMemory:
         held: Images and labels as they come out of the files.
         padding: Largest shift, in pixels; what is shifted in is reflected.
         flip: Whether half of them are flipped, left to right.
-        device: Where they are kept.
+        device: Device in whose memory all images are kept.
     """
 
     def __init__(self, held: Labelled, *, padding: int, flip: bool, device: torch.device) -> None:

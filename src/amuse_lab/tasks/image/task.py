@@ -159,7 +159,7 @@ class ImageTask:
 
     Args:
         config: Settings of the task.
-        dataset: What the images are of.
+        dataset: Data set of the images: their shape, classes, mean and std, and how many are held out.
         training: The training set, of which a part is held out for validation.
         test: The test set, if there is one.
         seed: Decides which images each step sees, and how.

@@ -18,7 +18,7 @@ class Bundled:
     """A text that a package carries.
 
     Attributes:
-        description: One line for people.
+        description: What the text is, in one line, for `amuse-lab list`.
         source: Reads it, or raises `DataError`.
         check: Raises `DataError` if the package is not installed; takes no time.
     """
@@ -58,7 +58,7 @@ def prepare_bundled(name: str, tokenizer: str, root: Path | None = None) -> Path
 
     Args:
         name: Name of the text, one of `BUNDLED`.
-        tokenizer: "bytes", "gpt2" or "bpe-N".
+        tokenizer: Name of the tokenizer: "bytes", "gpt2" or "bpe-N" with at most N tokens.
         root: The folder that holds it, under the name NAME-TOKENIZER; the data root by default.
 
     Returns:

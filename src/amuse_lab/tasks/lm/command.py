@@ -79,7 +79,7 @@ class TextJob:
     """A text to prepare.
 
     Attributes:
-        plan: Source, tokenizer and amount.
+        plan: What to prepare and how: the source, the tokenizer and how many tokens.
         folder: Folder that the shards are written to.
     """
 

@@ -27,7 +27,7 @@ def export_run(run: Path, out: Path, data: Path | None) -> str:
 
     Args:
         run: Path of the run folder.
-        out: The folder to create.
+        out: The folder to create; it must not exist yet.
         data: The folder of prepared text whose tokenizer goes with the model; None looks for the run's.
 
     Returns:
@@ -81,8 +81,8 @@ def export(weights: Path, config: ModelConfig, out: Path, tokenizer: BytePairTok
 
     Args:
         weights: The file of a `Llama`'s parameters.
-        config: Its size and shape.
-        out: The folder to create.
+        config: Size and shape of that `Llama`.
+        out: The folder to create; it must not exist yet.
         tokenizer: Whose files go with it; the model may have more tokens, never fewer.
 
     Raises:
@@ -134,7 +134,7 @@ def to_transformers(state: Mapping[str, Tensor], config: ModelConfig) -> dict[st
 
     Args:
         state: State dict of a `Llama`.
-        config: Its size and shape.
+        config: Size and shape of that `Llama`.
 
     Returns:
         The same numbers under the names of transformers, without a tied head.

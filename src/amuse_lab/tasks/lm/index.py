@@ -41,7 +41,7 @@ class Request:
 
     Attributes:
         source: What identifies the source and its split, in JSON's types.
-        tokenizer: Name of the tokenizer.
+        tokenizer: Name of the tokenizer: "bytes", "gpt2" or "bpe-N".
         tokens: Training tokens to stop after; None takes all there are.
         shard_tokens: Tokens after which a round of shards is written.
     """
@@ -57,7 +57,7 @@ class Index:
     """What a folder of prepared text holds.
 
     Attributes:
-        request: What was asked for.
+        request: What the folder is prepared from and how.
         sha256: Checksum of the tokenizer, hexadecimal.
         vocabulary: Number of different tokens of the tokenizer.
         complete: Whether the request is fulfilled.

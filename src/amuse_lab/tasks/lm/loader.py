@@ -47,7 +47,7 @@ def complete_index(folder: Path, options: str = "--from PATH") -> Index:
     """Read the index of a folder whose preparation is complete.
 
     Args:
-        folder: Folder of prepared text.
+        folder: Folder of prepared text, which holds index.json.
         options: Options of the command that would prepare it.
 
     Raises:
@@ -73,7 +73,7 @@ class TokenData:
     Args:
         folder: Folder of prepared text.
         split: Part of it, "train" or "validation".
-        index: Index of the folder.
+        index: Index of the folder, which names its shards and its tokenizer.
 
     Attributes:
         folder: Folder of prepared text.
@@ -138,7 +138,7 @@ class Windows:
 
     Attributes:
         tokens: Row of tokens that is cut.
-        context: Targets of each window.
+        context: Number of targets of each window, which has one token more.
     """
 
     tokens: TokenData

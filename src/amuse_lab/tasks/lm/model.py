@@ -70,7 +70,7 @@ def rope_table(length: int, width: int, base: float) -> Tensor:
     Args:
         length: Number of positions t.
         width: Width of a head; pair j is made of its components 2j and 2j + 1.
-        base: Base of the wavelengths.
+        base: Base of the power in this formula; a larger one turns all pairs but the first more slowly.
 
     Returns:
         Cosines and sines, shape (length, width / 2, 2), float32.

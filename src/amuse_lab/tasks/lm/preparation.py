@@ -41,7 +41,7 @@ class Plan:
 
     Attributes:
         source: Opens the source; gets the identity of the one an unfinished folder began with.
-        tokenizer: Tokenizer as asked for.
+        tokenizer: The tokenizer that is asked for, which is looked for or trained when it is needed.
         tokens: Training tokens to stop after, at the end of a document; None takes all there are.
         workers: Processes that tokenize; changes nothing in the result.
         shard_tokens: Tokens after which a round of shards is written.
@@ -66,7 +66,7 @@ def prepare(plan: Plan, folder: Path, *, wait: bool = False, report: Report = la
     """Prepare a folder, or go on where an earlier call was interrupted, or check what is complete.
 
     Args:
-        plan: Source, tokenizer and amount.
+        plan: What to prepare and how: the source, the tokenizer and how many tokens.
         folder: Folder that the shards are written to.
         wait: Whether to wait for another process that prepares the same folder.
         report: Is called after every chunk of documents.

@@ -49,8 +49,8 @@ class Round:
         """Add the documents of a chunk.
 
         Args:
-            chunk: Documents with their splits.
-            tokenized: Tokens of these documents.
+            chunk: Documents that follow each other in the source, each marked as training or validation.
+            tokenized: Tokens of these documents, with the token that ends each.
             room: Training tokens still wanted; None takes all.
             awaited: Validation documents that this round must have before reading may stop.
 
@@ -80,8 +80,8 @@ class Round:
         """Write to the disk what is not there yet, and then the note that says how much that is.
 
         Args:
-            folder: Folder that is prepared.
-            index: Of everything before this round.
+            folder: Folder that is prepared, where the tokens are kept until they become shards.
+            index: Index of everything before this round.
             tokenizer: Tokenizer that has made the tokens.
         """
         if not index.train and not index.validation:
@@ -126,7 +126,7 @@ class Round:
         """Write the shards, then the index with them in it, and return that.
 
         Args:
-            folder: Folder that is prepared.
+            folder: Folder that is prepared, which the shards and the index are written to.
             index: Index of everything before this round.
             tokenizer: Tokenizer that has made the tokens.
         """

@@ -217,7 +217,7 @@ class HubText:
         """Look up the newest commit, or the one that was used before.
 
         Args:
-            repository: Name on the hub.
+            repository: Name of the data set on the hub, such as "HuggingFaceFW/fineweb".
             subset: Name of a subset of the data set.
             split: Which documents are for validation.
             previous: Identity of the source that an unfinished folder was prepared from.

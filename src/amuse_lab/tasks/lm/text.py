@@ -26,7 +26,7 @@ class Text:
             "shakespeare-gpt2", which is prepared when it is first used; else a folder's name in the data root
             or a path.
         vocabulary: How many tokens the model has.
-        context: Targets of each window.
+        context: Number of targets of each window; that of a shorter validation text has fewer.
         batch: Windows of one training step.
         seed: Decides which windows each step sees.
 

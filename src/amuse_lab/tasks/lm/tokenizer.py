@@ -98,7 +98,7 @@ class BytePairTokenizer:
     """Byte-level byte pairs, cut into words as for GPT-2; computed by the package `tokenizers`.
 
     Attributes:
-        name: What `--tokenizer` calls it.
+        name: Name of the tokenizer, as `--tokenizer` takes it: "gpt2" or "bpe-N".
         vocab: The file of tokens and their numbers, JSON.
         merges: The file of pairs in the order they are merged, after one line of version.
     """
@@ -160,9 +160,9 @@ def train_byte_pairs(name: str, vocabulary: int, texts: Iterable[str]) -> BytePa
     """Train byte pairs on the beginning of a text, up to 2^26 characters.
 
     Args:
-        name: Name of the tokenizer.
+        name: Name that the tokenizer gets, such as "bpe-4096".
         vocabulary: Tokens, the end of a document among them; fewer where the text gives no more.
-        texts: Documents to train on.
+        texts: Documents to train on; reading stops after 2^26 characters.
 
     Raises:
         DataError: If the package `tokenizers` is missing.

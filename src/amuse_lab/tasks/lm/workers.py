@@ -59,8 +59,8 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenized:
     """Tokenize documents and end each.
 
     Args:
-        tokenizer: Tokenizer to use.
-        texts: At least one document.
+        tokenizer: Tokenizer that encodes the texts and has the token that ends them.
+        texts: Texts of the documents, at least one.
     """
     end = np.array([tokenizer.end_of_text], storage(tokenizer.vocabulary))
     encoded = tokenizer.encode(texts)

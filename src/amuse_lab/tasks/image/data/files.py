@@ -86,7 +86,7 @@ def read_folder(folder: Path, originals: Sequence[Original], hint: str) -> dict[
 
     Args:
         folder: Folder that the files are in.
-        originals: Published files to read.
+        originals: Names and checksums of the published files to read.
         hint: What to do about a missing one; ends the message.
 
     Returns:
@@ -129,8 +129,8 @@ def read_archive(path: Path, archive: Original, originals: Sequence[Original]) -
 
     Args:
         path: Path of the archive, a compressed tar file.
-        archive: What it must be.
-        originals: What to read out of it.
+        archive: The published archive, whose checksum the file must have.
+        originals: Names and checksums of the published files to read out of it.
 
     Returns:
         Their contents by name, in the order of `originals`.

@@ -34,8 +34,8 @@ def read_idx(images: bytes, labels: bytes, place: str) -> Labelled:
     """Read a pair of files.
 
     Args:
-        images: Content of the first.
-        labels: Content of the second.
+        images: Content of the file with the images, shape (images, 28, 28).
+        labels: Content of the file with their labels, shape (images,).
         place: What to call them in messages.
 
     Raises:

@@ -25,7 +25,7 @@ class Labelled:
 
         Args:
             shape: Channels, height and width that the images must have.
-            classes: How many there are.
+            classes: Number of classes; a label must be at least 0 and less than this.
             place: What to call the file in the message.
 
         Raises:

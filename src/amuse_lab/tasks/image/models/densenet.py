@@ -15,7 +15,7 @@ class DenseNetConfig(ImageModelConfig):
     """A densely connected network; each transition halves the channels and the resolution.
 
     Attributes:
-        depths: Layers of each block.
+        depths: Number of layers of each block, in order.
         growth: Channels that each layer adds; it computes them from 4 times as many.
     """
 
