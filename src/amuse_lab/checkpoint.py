@@ -182,7 +182,7 @@ def prune(root: Path, *, keep_last: int, keep_every: int | None) -> None:
     Args:
         root: The folder of all checkpoints.
         keep_last: How many of the newest stay.
-        keep_every: Those whose step is a multiple of this stay as well.
+        keep_every: Checkpoints whose step is a multiple of this stay as well.
     """
     remove_unfinished(root)
     for path in finished(root)[:-keep_last]:

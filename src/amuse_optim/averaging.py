@@ -74,7 +74,7 @@ def descend_(
         z: The fast sequence of each parameter, or of a piece of one; changed in place.
         x: The average that y was built with.
         update: d / scale; may have a lower precision.
-        scale: A factor of the update.
+        scale: The factor that `update` is divided by: d = scale * update.
         numbers: lr, weight_decay, decay_at and decode, which is the beta of y.
     """
     decay = numbers.lr * numbers.weight_decay

@@ -69,7 +69,7 @@ class Unit(NamedTuple):
         rows: Number of rows of the matrix.
         cols: Number of columns of the matrix.
         owner: The rank that orthogonalizes it.
-        routes: Of its entries, and of the direction's numbers for each of its rows.
+        routes: The ways that its entries take, and those of the direction's numbers for each of its rows.
     """
 
     rows: int

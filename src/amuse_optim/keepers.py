@@ -60,7 +60,8 @@ def leave_to_keepers(
         groups: The optimizer's parameter groups; the direction of each decides what is kept.
         states: The state of their parameters.
         division: Who keeps what from now on.
-        before: Who kept it so far, if anybody but all; every rank then calls this.
+        before: Who kept what so far; None if every rank kept all of it. If there is one, every rank has to
+            call this.
     """
     moves: dict[tuple[Members, torch.dtype, torch.device], tuple[list[Parcel], list[Parcel]]] = {}
     for kept in _of_directions(groups, states):

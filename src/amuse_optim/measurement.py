@@ -17,7 +17,8 @@ class Measurement:
 
     Attributes:
         divided: Errors of the matrices of this rank, where ranks divide such matrices among them.
-        sums: Of the errors of all these ranks and of their number, from `sum_over_ranks`.
+        sums: The sum of the errors over all these ranks and how many there are, a pair for each set of ranks,
+            from `sum_over_ranks`.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,7 @@ class Measurement:
         """Take in orthogonalized matrices.
 
         Args:
-            stacks: Of shape (n, rows, cols).
+            stacks: Orthogonalized matrices of one shape each, stacks of shape (n, rows, cols).
             members: The ranks that divide such matrices among them, none of which has to have any.
         """
         kept = self._errors if members is None else self.divided.setdefault(members, [])
@@ -69,7 +70,7 @@ def sum_over_ranks(measurements: Iterable[Measurement], device: torch.device) ->
     """Add up the errors of matrices that ranks divide among them, in one collective for each set of ranks.
 
     Args:
-        measurements: Of all groups; all of the ranks call this with theirs.
+        measurements: The measurements of all groups; every rank calls this with its own.
         device: What the collectives are done on.
     """
     shared: dict[Members, list[Measurement]] = {}

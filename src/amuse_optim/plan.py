@@ -55,7 +55,7 @@ def buckets_of(
         number: Its index in the optimizer.
         states: The optimizer's state by parameter; before a parameter's first step z and x are set to its
             weights.
-        gradients: Of the parameters that have one.
+        gradients: The gradient of each parameter that has one.
         measurement: Collects the step's measurements for `telemetry`; None if it has not been called.
         division: Who orthogonalizes what, where ranks share parameters.
 

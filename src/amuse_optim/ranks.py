@@ -138,7 +138,7 @@ class Division:
 
         Args:
             present: The parameters that have a gradient here.
-            numbers: Of any meaning, equally many on all ranks.
+            numbers: Numbers to add up over the ranks, whatever they mean; equally many on all ranks.
 
         Returns:
             For each parameter that several ranks share, the number of those that have its gradient; and the

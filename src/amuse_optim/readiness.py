@@ -20,7 +20,7 @@ class Look(NamedTuple):
 
     Args:
         active: The groups that take part.
-        gradients: Of the parameters that take part.
+        gradients: The gradient of each parameter that takes part.
         usable: False if the step is to be skipped.
         measuring: Whether telemetry is measured in this step, on this rank or any other.
     """

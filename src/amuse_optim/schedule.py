@@ -96,10 +96,10 @@ class PowerDecay(LinearWarmup):
 class PowerWeights:
     r"""w_t = t^r l_t^p after C steps; c_t = w_t / (w_{C+1} + ... + w_t), and 1 before.
 
-    With S_t the sum in units of t^r lr_max_t^p, and l_t <= lr_max_t the learning rate that weights,
+    With W_t the sum in units of t^r lr_max_t^p, and l_t <= lr_max_t the learning rate that weights,
 
-        S_t = ((t - 1) / t)^r (lr_max_{t-1} / lr_max_t)^p S_{t-1} + (l_t / lr_max_t)^p,
-        c_t = (l_t / lr_max_t)^p / S_t.
+        W_t = ((t - 1) / t)^r (lr_max_{t-1} / lr_max_t)^p W_{t-1} + (l_t / lr_max_t)^p,
+        c_t = (l_t / lr_max_t)^p / W_t.
 
     c_t is 1 while all weights were zero, so that x follows z.
 
@@ -120,7 +120,7 @@ class PowerWeights:
         return (lr_max == 0.0) & (self.p > 0.0)
 
     def __call__(self, clock: Clock, t: Number, lr: Number, lr_max: Number) -> tuple[Number, Number]:
-        """S_t and c_t."""
+        """W_t and c_t."""
         unit = _where(lr_max > 0, lr_max, 1.0)
         weight = ((lr if self.current_lr else lr_max) / unit) ** self.p
         before = ((t - 1) / t) ** self.r * (clock.lr_max / unit) ** self.p * clock.relative_weight_sum
@@ -209,7 +209,7 @@ class Schedule:
 
     Args:
         learning_rate: lr_t from the group's learning rate and t.
-        weights: S_t and c_t from the clock before the step, t, lr_t and lr_max_t.
+        weights: W_t and c_t from the clock before the step, t, lr_t and lr_max_t.
         beta: beta_t from t less the idle steps, the averaging window n_t and that at T0.
         t0_steps: T0, the number of steps for which beta_t stays at beta1, not counting the idle steps.
     """

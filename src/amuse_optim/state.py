@@ -174,8 +174,8 @@ def show_average(members: Iterable[tuple[Tensor, State]], kappa: float | None = 
 
     Args:
         members: Parameters that hold y, and their state.
-        kappa: Of an average that is kept for reading; x is then put into the state too, which the parameters
-            do not hold. None means x.
+        kappa: Which of the averages that are kept for reading; x, which the parameters do not hold then, is
+            put into the state too. None means x.
     """
     done = list(members)
     added = [state for _, state in done if kappa is not None and "x" not in state]
@@ -220,7 +220,7 @@ def averaged_value(parameter: Tensor, state: State, kappa: float | None = None) 
     Args:
         parameter: The parameter, which holds y.
         state: What the optimizer keeps of this parameter.
-        kappa: Of an average that is kept for reading; None means x.
+        kappa: Which of the averages that are kept for reading; None means x.
     """
     if not started(state):
         return parameter.detach().clone()

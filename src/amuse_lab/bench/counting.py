@@ -25,7 +25,7 @@ class OperationCounter(TorchDispatchMode):
 
     Attributes:
         operations: All of them, views and allocations included.
-        views: Those that only make another view of the same memory.
+        views: Operations that only make another view of the same memory.
         products: Matrix-by-matrix products in mm, bmm, addmm and baddbmm; a batch of n counts n.
         flops: Floating-point operations of these, 2 m k n for (m, k) by (k, n).
         elements: Elements moved: those of every tensor an operation reads, and again of every tensor it

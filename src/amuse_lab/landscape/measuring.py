@@ -92,8 +92,8 @@ class Measurement:
     Attributes:
         step: Training steps that were done when it was measured.
         loss: Training loss on the fixed batches at x, y and z.
-        spectra: Of the Hessian of all parameters at "x", and with averaging at "y" and "z"; of the block of
-            the hidden matrices at x under "matrices".
+        spectra: Spectrum of the Hessian of all parameters at "x", and with averaging at "y" and "z"; of the
+            block of the hidden matrices at x under "matrices".
         gradients: r_dom of the gradient at x, y and z in the dominant subspace at this point, mean over
             single batches, as training takes them; what has no subspace is left out.
         along: Positions on the segment from z (0) to x (1) with the same of the gradients there, all in the

@@ -40,7 +40,7 @@ def live(
         config: The run, made on one process.
         steps: Steps at which it is measured, ascending, each at least a window after the one before.
         settings: How much is measured at each of these steps.
-        river: How the river test is made.
+        river: Length, learning rates and number of the decays of the river test.
         name: What tables and figures call the run.
         setting: What they call what it is trained on.
         say: Called with a line now and then.
@@ -94,7 +94,7 @@ def of_folder(
         folder: The run folder, which is only read.
         most: Measured checkpoints at most, evenly spread.
         settings: How much is measured at each checkpoint.
-        river: How the river test is made.
+        river: Length, learning rates and number of the decays of the river test.
         say: Called with a line now and then.
 
     Raises:

@@ -93,7 +93,7 @@ class Snapshots:
         """Return the average with another kappa at the newest step.
 
         Args:
-            kappa: Of the average wanted, between those that were kept.
+            kappa: Kappa of the average wanted, between those that were kept.
             step: The newest step, at which the averages given to `take` last stand.
 
         Raises:

@@ -157,7 +157,7 @@ class Tuning:
 
     Attributes:
         trials: All runs that it has asked for so far.
-        wanted: Those of them that the records lack.
+        wanted: The runs among them that the records lack.
         choices: The best setting by horizon, where it is decided.
     """
 

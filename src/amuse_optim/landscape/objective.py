@@ -140,7 +140,8 @@ class Objective:
 
         Args:
             of: Function of a batch that returns a tensor, of one shape for all batches.
-            parameters: Those that the function uses; the random state of their devices is restored.
+            parameters: The tensors that the function uses, by name; the random state of their devices is
+                restored.
         """
         with unchanged_random_state(parameters), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             return self._mean(of)

@@ -86,7 +86,7 @@ def hold_out(labels: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], 
     has m count / n of those held out, rounded up or down.
 
     Args:
-        labels: Of all images, shape (n,).
+        labels: The class of every image, shape (n,).
         count: How many to hold out, fewer than n.
 
     Returns:

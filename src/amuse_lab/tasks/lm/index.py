@@ -64,7 +64,7 @@ class Index:
         position: Position at which reading continues; None at the beginning, and once complete.
         skipped: Entries that were passed over because they are not what they should be.
         train: The shards of the training text, in order.
-        validation: Those of the validation text.
+        validation: The shards of the validation text.
     """
 
     request: Request

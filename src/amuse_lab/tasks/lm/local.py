@@ -94,7 +94,8 @@ class LocalText:
 
         Args:
             path: A file or a folder.
-            fraction: Of the text that is for validation; None takes a tenth of up to 10 MB, else a hundredth.
+            fraction: Share of the text that is for validation; None takes a tenth of up to 10 MB, else a
+                hundredth.
             skip_bad: Whether entries that are not what they should be are passed over and counted.
 
         Raises:

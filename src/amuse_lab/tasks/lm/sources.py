@@ -73,7 +73,7 @@ class CountedSplit:
 
     Attributes:
         documents: Number of documents for validation.
-        one_in: Of so many documents one is taken, chosen by a hash of its number.
+        one_in: How many documents there are for each one that is taken; a hash of its number chooses it.
         seed: Another one chooses other documents.
     """
 

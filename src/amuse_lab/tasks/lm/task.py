@@ -34,7 +34,7 @@ class LanguageModelConfig(TaskConfig):
             over it and always the same; the final evaluation uses all of it.
         prompt: What the sample starts with.
         sample_length: Tokens to sample after it.
-        temperature: Of the sample; below 1 prefers likely tokens.
+        temperature: Divisor of the logits of the sample's tokens; below 1 likely ones are drawn more often.
     """
 
     name: ClassVar[str] = "lm"

@@ -57,7 +57,7 @@ def resized_crop(width: int, height: int, drawn: NDArray[np.float64]) -> Box:
     does, the largest part of an allowed shape in the middle.
 
     Args:
-        width: Of the image, in pixels.
+        width: Width of the image, in pixels.
         height: Height of the image, in pixels.
         drawn: 40 numbers in [0, 1): area, shape, left and top of each choice.
 
