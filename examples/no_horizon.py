@@ -18,7 +18,8 @@ def build() -> tuple[nn.Module, AMUSE]:
     """A new process would begin like this."""
     model = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 2))
     # The learning rate falls as 1 / sqrt(t) from six warm-ups on, without an end; there is no other length.
-    return model, AMUSE.anytime(param_groups(model), lr=0.02, warmup_steps=20)
+    groups = param_groups(model, matrices="normuon", decaying="matrices")
+    return model, AMUSE.anytime(groups, lr=0.02, warmup_steps=20, weight_decay=0.1)
 
 
 def go_on(steps: int) -> float:

@@ -210,11 +210,16 @@ class AMUSE(SharingOptimizer):
             x   <- (1 - c_t) x + c_t z,    c_t near 14 / t: the mean of the last steps, a tenth of all or so
 
         Args:
-            params: As for `AMUSE`.
+            params: As for `AMUSE`. What was measured is `param_groups(model, matrices="normuon",
+                decaying="matrices")`, with a weight decay; with the defaults of `param_groups` the matrices
+                move by Muon and everything decays.
             lr: Peak learning rate, which the warm-up leads to; `group["lr"]` is read at every step.
-            warmup_steps: Steps of linear learning-rate warm-up.
-            options: Any option of `AMUSE`. Those that differ from its defaults: `beta1=0`, `rho=0`, `r=13`,
-                `lr_decay=0.5`, `momentum=0.9`, `auxiliary_momentum=0.9`.
+            warmup_steps: Steps of linear learning-rate warm-up. The learning rate decays from
+                `lr_decay_from` on, 6 warm-ups unless it is given: four times the warm-up alone doubles the
+                learning rate of all later steps.
+            options: Any option of `AMUSE`; `rho` above 0 needs a `beta1` above 0. Those that differ from its
+                defaults: `beta1=0`, `rho=0`, `r=13`, `lr_decay=0.5`, `momentum=0.9`,
+                `auxiliary_momentum=0.9`.
 
         Raises:
             ValueError: As `AMUSE`.
@@ -224,7 +229,8 @@ class AMUSE(SharingOptimizer):
             >>> import torch
             >>> from amuse_optim import AMUSE, param_groups
             >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
-            >>> optimizer = AMUSE.anytime(param_groups(model), lr=0.01, warmup_steps=10)
+            >>> groups = param_groups(model, matrices="normuon", decaying="matrices")
+            >>> optimizer = AMUSE.anytime(groups, lr=0.008, warmup_steps=10, weight_decay=0.1)
         """
         return cls(params, lr=lr, warmup_steps=warmup_steps, **{**ANYTIME, **options})
 

@@ -166,7 +166,8 @@ def param_groups(
     if fused:
         made.notes += (
             f"{fused[0]!r} seems to hold queries, keys and values, which move as one matrix: an override "
-            "with split_rows=(rows of each) orthogonalizes them apart, which has helped (docs/anytime.md).",
+            "with split_rows=(rows of each), where they lie one after the other, orthogonalizes them apart, "
+            "which has helped (docs/anytime.md).",
         )
     return made
 

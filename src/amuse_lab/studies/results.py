@@ -72,13 +72,13 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
             continue
         picture = (pictures or {}).get(study.name)
         parts += [_picture(study, picture)] if picture else []
-        names = ", ".join(entry.name for entry in study.entries if entry.scheduled)
+        tuned = [e.name for e in study.entries if e.scheduled and found.reported[e.name].choices]
         parts.append(
             _wrapped(
-                f"**{study.name}.** {study.question} The opponent at each horizon is the best of {names}, "
-                f"tuned for that number of steps. Every optimizer got {study.trials} trials, those with a "
-                f"schedule at each horizon (at the longest their {study.reused} best of the one before), and "
-                "the [rule of the "
+                f"**{study.name}.** {study.question} The opponent at each horizon is the best of "
+                f"{_joined(tuned)}, tuned for that number of steps. Every optimizer here got {study.trials} "
+                f"trials, those with a schedule at each horizon (at the longest their {study.reused} best of "
+                "the one before), and the [rule of the "
                 f"verdicts](docs/results.md#{study.name}) stands in study.json, with every change of it. "
                 "Differences in "
                 f"{study.measure} (below 0 is better) are paired over seeds, with 95 % t-intervals. "

@@ -104,7 +104,7 @@ class AMUSEFactory:
 
     Pass it as `Trainer(optimizer_cls_and_kwargs=(AMUSEFactory, {...}))`, with `AMUSECallback` beside it. The
     dict holds what `param_groups` takes (matrices, auxiliary, overrides, decaying) and all options of
-    `AMUSE`; with `"anytime": True` those that are not given are those of `AMUSE.anytime`. Of
+    `AMUSE`; with `"anytime": True` what is not given is that of `AMUSE.anytime` and its groups. Of
     TrainingArguments only `warmup_steps` is read, if the dict has none; a warning says so where its
     `learning_rate` or `weight_decay` were set to other values than those that train.
 
@@ -121,10 +121,10 @@ class AMUSEFactory:
         model: nn.Module,
         arguments: TrainingArguments | None = None,
         *,
-        matrices: str = "muon",
+        matrices: str | None = None,
         auxiliary: str = "adamw",
         overrides: Sequence[Override] = (),
-        decaying: Decaying = "all",
+        decaying: Decaying | None = None,
         anytime: bool = False,
         **options: Any,
     ) -> TrainerAMUSE:
@@ -133,12 +133,14 @@ class AMUSEFactory:
         Args:
             model: The model to be trained.
             arguments: Not read; axolotl gives those of its trainer to every factory.
-            matrices: Direction of the hidden matrices, as in `param_groups`.
+            matrices: Direction of the hidden matrices, as in `param_groups`; None means "muon", with
+                `anytime` "normuon".
             auxiliary: Direction of all other parameters, as in `param_groups`.
             overrides: Pairs (pattern of names, direction or options) that change this, as in `param_groups`.
-            decaying: What weight decay acts on, as in `param_groups`.
+            decaying: What weight decay acts on, as in `param_groups`; None means "all", with `anytime`
+                "matrices".
             anytime: Whether options that are not given are those of `AMUSE.anytime` instead of the published
-                ones. The groups stay those of the arguments above.
+                ones.
             options: Those of `AMUSE`. Lengths may be fractions of the Trainer's number of steps.
 
         Raises:
@@ -146,7 +148,11 @@ class AMUSEFactory:
             TypeError: As `AMUSE`.
         """
         groups = param_groups(
-            model, matrices=matrices, auxiliary=auxiliary, overrides=overrides, decaying=decaying
+            model,
+            matrices=matrices or ("normuon" if anytime else "muon"),
+            auxiliary=auxiliary,
+            overrides=overrides,
+            decaying=decaying or ("matrices" if anytime else "all"),
         )
         return TrainerAMUSE(groups, **{**(ANYTIME if anytime else {}), **options})
 

@@ -56,18 +56,23 @@ def test_lengths_are_fractions_of_the_trainers_steps(
         assert (group["warmup_steps"], group["t0_steps"]) == lengths
 
 
-@pytest.mark.requirement("A14")
 def test_the_factory_makes_the_anytime_preset(tmp_path: Path) -> None:
-    """Its lengths come from the Trainer; what is given beside `anytime` wins."""
-    moved = {"matrices": "normuon", "decaying": "matrices"}
-    options = tiny.OPTIONS | moved | {"anytime": True, "warmup_steps": 0.25, "r": 5.0}
+    """Its learning rate decays from step 6 of 12 on; what is given beside `anytime` wins."""
+    options = tiny.OPTIONS | {"anytime": True, "warmup_steps": 1 / 12, "r": 5.0}
     trainer = tiny.trainer(tmp_path, options=options)
     trainer.train()
     averages, _, _ = tiny.plain_loop(
         make=lambda network: AMUSE.anytime(
-            param_groups(network, **moved), lr=0.02, warmup_steps=3, weight_decay=0.1, r=5.0
+            param_groups(network, matrices="normuon", decaying="matrices"),
+            lr=0.02,
+            warmup_steps=1,
+            weight_decay=0.1,
+            r=5.0,
         )
     )
+    assert {group["lr_decay_from"] for group in trainer.optimizer.param_groups} == {6}
+    trainer = tiny.trainer(tmp_path / "muon", options=options | {"matrices": "muon", "decaying": "all"})
+    assert {g["direction"] for g in trainer.create_optimizer().param_groups} == {"muon", "adamw"}
     assert tiny.same(tiny.saved(tmp_path / "checkpoint-12"), averages[12])
 
 
