@@ -19,29 +19,14 @@ from typing import Any
 
 import torch
 
-from amuse_lab.optimizers import Amuse, DMuon, NorMuon
+from amuse_lab.optimizers import Amuse, Anytime, DMuon, NorMuon
 from amuse_lab.studies.catalogue import find
 from benchmarks.gpu.tables import table
 from benchmarks.single_changes import losses
 
 RECORD = Path(__file__).parents[1] / "records" / "robustness.jsonl"
 STEPS, SEEDS = 1600, (0, 1)
-PRESET = Amuse(
-    lr=0.007766,
-    lr_rest=0.006731,
-    weight_decay=0.1281,
-    lr_decay=0.488,
-    lr_decay_from=360,
-    matrices="normuon",
-    split_qkv=True,
-    decaying="matrices",
-    warmup_steps=60,
-    beta1=0.0,
-    rho=0.0,
-    r=13.0,
-    momentum=0.9,
-    auxiliary_momentum=0.9,
-)
+PRESET = Anytime(lr=0.007766, lr_rest=0.006731, weight_decay=0.1281, lr_decay=0.488, warmup_steps=60)
 COSINE = NorMuon(
     lr=0.01005,
     lr_rest=0.005916,

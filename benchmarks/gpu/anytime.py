@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from amuse_lab.config import RunConfig
-from amuse_lab.optimizers import AdamW, Amuse, DMuon
+from amuse_lab.optimizers import AdamW, Amuse, Anytime, DMuon
 from amuse_lab.studies import measuring
 from amuse_lab.studies import records as files
 from amuse_lab.studies.study import Entry, Record, Records, Request, Scale, Study
@@ -53,16 +53,7 @@ def entries(warmup: int) -> tuple[Entry, ...]:
     """Return the optimizers, three settings of each tuned, with so many steps of warm-up for all."""
     rates = {"lr": _MATRICES, "lr_rest": _REST}
     amuse = Amuse(lr=0.01, warmup_steps=warmup, auxiliary_momentum=0.9, weight_decay=0.1)
-    preset = replace(
-        amuse,
-        matrices="normuon",
-        split_qkv=True,
-        decaying="matrices",
-        beta1=0.0,
-        rho=0.0,
-        momentum=0.9,
-        r=13.0,
-    )
+    preset = Anytime(lr=0.01, warmup_steps=warmup, weight_decay=0.1)
     return (
         Entry("amuse", amuse, rates | {"t0_steps": Scale(125, 1000, whole=True)}, _AVERAGED),
         Entry(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from amuse_lab.optimizers import SGD, AdamW, Amuse, MuonSGD, ScheduleFreeSGD
+from amuse_lab.optimizers import SGD, AdamW, Amuse, Anytime, MuonSGD, ScheduleFreeSGD
 from amuse_lab.recipes.image import mnist_resnet8
 from amuse_lab.studies.study import Entry, Scale, Study
 
@@ -50,15 +50,8 @@ def mnist_anytime() -> Study:
             ),
             Entry(
                 "anytime",
-                replace(
-                    amuse,
-                    matrices="normuon",
-                    decaying="matrices",
-                    beta1=0.0,
-                    rho=0.0,
-                    momentum=0.9,
-                    r=13.0,
-                    lr_decay_from=6 * _WARMUP,
+                Anytime(
+                    lr=0.1, warmup_steps=_WARMUP, split_qkv=False, auxiliary="sgd", auxiliary_momentum=0.0
                 ),
                 rates | {"weight_decay": _MUON_DECAY, "lr_decay": Scale(0.4, 0.9)},
             ),

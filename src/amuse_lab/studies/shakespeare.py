@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from amuse_lab.optimizers import AdamW, Amuse, DMuon, NorMuon, ScheduleFreeAdamW
+from amuse_lab.optimizers import AdamW, Amuse, Anytime, DMuon, NorMuon, ScheduleFreeAdamW
 from amuse_lab.recipes.lm import shakespeare
 from amuse_lab.studies.study import Entry, Scale, Study
 from amuse_lab.tasks.lm.task import LanguageModelConfig
@@ -89,15 +89,7 @@ def shakespeare_anytime() -> Study:
             ),
             Entry(
                 "anytime",
-                replace(
-                    plain,
-                    matrices="normuon",
-                    split_qkv=True,
-                    decaying="matrices",
-                    momentum=0.9,
-                    r=13.0,
-                    lr_decay_from=6 * _WARMUP,
-                ),
+                Anytime(lr=0.008, warmup_steps=_WARMUP),
                 {
                     "lr": Scale(0.004, 0.008),
                     "lr_rest": Scale(0.006, 0.014),
