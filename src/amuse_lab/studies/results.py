@@ -73,10 +73,11 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
         picture = (pictures or {}).get(study.name)
         parts += [_picture(study, picture)] if picture else []
         tuned = [e.name for e in study.entries if e.scheduled and found.reported[e.name].choices]
+        opponent = f"the best of {_joined(tuned)}" if len(tuned) > 1 else tuned[0]
         parts.append(
             _wrapped(
-                f"**{study.name}.** {study.question} The opponent at each horizon is the best of "
-                f"{_joined(tuned)}, tuned for that number of steps. Every optimizer here got {study.trials} "
+                f"**{study.name}.** {study.question} The opponent at each horizon is {opponent}, "
+                "tuned for that number of steps. Every optimizer here got {study.trials} "
                 f"trials, those with a schedule at each horizon (at the longest their {study.reused} best of "
                 "the one before), and the [rule of the "
                 f"verdicts](docs/results.md#{study.name}) stands in study.json, with every change of it. "
