@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from amuse_lab.config import OptimizerConfig, RunConfig
 from amuse_lab.errors import ConfigError, unknown
-from amuse_lab.optimizers import SGD, AdamW, Amuse, MuonSGD, ScheduleFreeSGD
+from amuse_lab.optimizers import SGD, AdamW, Amuse, Anytime, MuonSGD, ScheduleFreeSGD
 from amuse_lab.tasks.image.models import (
     DenseNetConfig,
     ImageModelConfig,
@@ -180,6 +180,15 @@ _MNIST_RESNET8: Mapping[str, OptimizerConfig] = {
     config.name: config
     for config in (
         Amuse(auxiliary="sgd", lr=0.1, weight_decay=0.01, warmup_steps=60, t0_steps=240),
+        Anytime(
+            auxiliary="sgd",
+            auxiliary_momentum=0.0,
+            split_qkv=False,
+            lr=0.15,
+            lr_rest=0.2,
+            weight_decay=0.0013,
+            warmup_steps=30,
+        ),
         MuonSGD(lr=0.05, lr_rest=0.01, weight_decay=0.01, warmup_steps=60),
         ScheduleFreeSGD(lr=5.0, weight_decay=1e-4, warmup_steps=60),
         SGD(lr=0.2, weight_decay=1e-4, warmup_steps=60),
@@ -202,7 +211,8 @@ def mnist_resnet8(optimizer: str = "amuse") -> RunConfig:
     `--task.model.depths 3 3 3` makes it a ResNet-20.
 
     Args:
-        optimizer: One of those it has settings for, `records/mnist`.
+        optimizer: One of those it has settings for, `records/mnist`; those of "anytime" are from the study
+            `mnist-anytime`.
 
     Raises:
         ConfigError: If there are none for this optimizer.

@@ -66,9 +66,9 @@ SETTINGS = {
 }
 
 ON_BOARD = {
-    "mnist-resnet8": ("amuse", "muon-sgd", "sf-sgd", "sgd", "adamw"),
+    "mnist-resnet8": ("amuse", "anytime", "muon-sgd", "sf-sgd", "sgd", "adamw"),
     "mnist-vit": ("amuse", "adamw"),
-    "resnet20": ("amuse", "muon-sgd", "sf-sgd", "sgd", "adamw"),
+    "resnet20": ("amuse", "anytime", "muon-sgd", "sf-sgd", "sgd", "adamw"),
 }
 """The recipes on MNIST, and the optimizers that they have settings for."""
 
