@@ -77,7 +77,7 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
         parts.append(
             _wrapped(
                 f"**{study.name}.** {study.question} The opponent at each horizon is {opponent}, "
-                "tuned for that number of steps. Every optimizer here got {study.trials} "
+                f"tuned for that number of steps. Every optimizer here got {study.trials} "
                 f"trials, those with a schedule at each horizon (at the longest their {study.reused} best of "
                 "the one before), and the [rule of the "
                 f"verdicts](docs/results.md#{study.name}) stands in study.json, with every change of it. "
