@@ -10,7 +10,7 @@ _SHAKESPEARE_OPTIMIZERS = {
     config.name: config
     for config in (
         Amuse(lr=0.005, warmup_steps=160, t0_steps=640, auxiliary_momentum=0.9),
-        Anytime(lr=0.01, warmup_steps=60, weight_decay=0.13),
+        Anytime(lr=0.005, warmup_steps=60, weight_decay=0.13),
         ScheduleFreeAdamW(lr=0.01, warmup_steps=160, beta1=0.9),
         Muon(lr=0.01, lr_rest=0.008, warmup_steps=160),
         AdamW(lr=0.002, warmup_steps=160, weight_decay=0.1),
