@@ -9,8 +9,8 @@ ON_TWO := -n 2 --dist loadfile
 .PHONY: demo test test-all report setup lint pytest fuzz gpu clean
 .DELETE_ON_ERROR:
 
-demo: .venv/.lab  ## train a small Llama on Shakespeare with AMUSE, about 90 seconds
-	$(BIN)/amuse-lab train shakespeare
+demo: .venv/.lab  ## train a small Llama on Shakespeare with AMUSE.anytime, about 90 seconds
+	$(BIN)/amuse-lab train shakespeare --optimizer anytime
 
 test: export OMP_NUM_THREADS = 1
 test: lint pytest  ## everything the gate checks
