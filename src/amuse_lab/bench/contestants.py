@@ -54,6 +54,11 @@ class Contestant:
         return importlib.metadata.version(self.requirement)
 
 
+def _anytime(model: nn.Module) -> Optimizers:
+    groups = param_groups(model, matrices="normuon", decaying="matrices")
+    return [AMUSE.anytime(groups, lr=LR, warmup_steps=_WARMUP_STEPS, weight_decay=WEIGHT_DECAY)]
+
+
 def _routed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The hidden matrices and the rest, as AMUSE tells them apart: the same for every Muon."""
     named = [(group["direction"] == "muon", group["params"]) for group in param_groups(model)]
@@ -156,6 +161,12 @@ CONTESTANTS: Mapping[str, Contestant] = {
             "amuse-lean",
             "AMUSE with its state in bfloat16",
             lambda model: _amuse(model, state_precision="lean"),
+            usual=False,
+        ),
+        Contestant(
+            "amuse-anytime",
+            "AMUSE.anytime, with NorMuon's direction for the matrices",
+            _anytime,
             usual=False,
         ),
         Contestant(
