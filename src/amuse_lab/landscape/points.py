@@ -90,7 +90,7 @@ def _without_checkpointing(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in with_it:
-            module.checkpointing = True  # type: ignore[assignment]
+            module.checkpointing = True  # type: ignore[assignment]  # as above
 
 
 def objective(trainer: Trainer, batches: int) -> Objective:
