@@ -113,6 +113,7 @@ class Study:
     beside: str | None = None
     margin: float = 0.005
     reasons: tuple[str, ...] = ()
+    _keys: dict[Any, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         ascending = list(self.horizons) == sorted(set(self.horizons)) and len(self.horizons) > 1
@@ -188,6 +189,13 @@ class Request:
         It covers all that decides a training step, and how many steps there are where the optimizer is told
         so: of an optimizer without a horizon, a short run is the beginning of a long one.
         """
+        steps = self.steps if study.entry(self.entry).scheduled else None
+        run = (self.entry, tuple(self.point.items()), self.seed, steps)
+        if run not in study._keys:  # tuning asks for each of them many times
+            study._keys[run] = self._hashed(study, steps)
+        return study._keys[run]
+
+    def _hashed(self, study: Study, steps: int | None) -> str:
         content = to_json(self.config(study))
         optimizer: dict[str, Any] = content["optimizer"]
         task = {name: value for name, value in content["task"].items() if name not in study.run.task.free}
@@ -197,7 +205,7 @@ class Request:
             "seed": self.seed,
             "clip": content["clip"],
             "precision": content["precision"],
-            "steps": self.steps if study.entry(self.entry).scheduled else None,
+            "steps": steps,
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
