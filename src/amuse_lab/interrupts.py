@@ -22,11 +22,6 @@ class Interrupt:
         self.signal = 0
         self._patient = patient
 
-    @property
-    def requested(self) -> bool:
-        """True once a signal has arrived."""
-        return self.signal != 0
-
     def _request(self, number: int, _frame: FrameType | None) -> None:
         self.signal = self.signal or number
         if not self._patient:

@@ -79,17 +79,6 @@ def outlook(study: Study, records: Records) -> list[Request]:
     return left
 
 
-def steps_of(study: Study, requests: Sequence[Request], records: Records) -> int:
-    """Return the steps of these runs, one after the other; of a run that goes on, those from there."""
-    done = {key: record.steps for key, record in records.items()}
-    total = 0
-    for request in requests:
-        key = request.key(study)
-        total += request.steps - done.get(key, 0)
-        done[key] = request.steps
-    return total
-
-
 def _foreseen(study: Study, request: Request) -> Record:
     values = {readout: {study.measure: _WORST} for readout in request.readouts}
     return Record(
@@ -111,14 +100,17 @@ def run(study: Study, options: CompareOptions) -> int:
     """
     folder = options.records or Path("records") / study.name
     known, environments = files.read(folder), files.read_environments(folder)
-    if options.plan:
-        print(_forecast(study, known, options.workers))
-        return 0
-    study.run.task.check(study.longest)
     work = options.runs / "studies" / study.name
     place = options.storage or work / "journal.log"
+    if options.plan and options.storage is None and not Path(place).exists():
+        print(_forecast(study, known, options.workers))
+        return 0
     store = Store(study, open_storage(place))
     store.add(known, environments)
+    if options.plan:
+        print(_forecast(study, store.records(), options.workers))
+        return 0
+    study.run.task.check(study.longest)
     context = multiprocessing.get_context("spawn")
     workers = [
         context.Process(target=_worker, args=(study, place, work, number))
@@ -143,7 +135,7 @@ def run(study: Study, options: CompareOptions) -> int:
 def _forecast(study: Study, records: Records, workers: int) -> str:
     """How much is left, in runs, steps and, once something has been run, in hours."""
     left = outlook(study, records)
-    steps = steps_of(study, left, records)
+    steps = sum(request.steps for request in left)
     done = sum(record.steps for record in records.values())
     seconds = sum(record.seconds for record in records.values())
     text = f"{study.name}: {len(records)} runs done, about {len(left)} runs ({steps:,} steps) left"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from amuse_lab.files import replacing
 from amuse_lab.studies import drawing, series
 from amuse_lab.studies.looks import BAND, GREY, MARKERS, SHADES
-from amuse_lab.studies.study import Records, Study
+from amuse_lab.studies.study import Entry, Point, Records, Study
 from amuse_lab.studies.verdicts import Findings, findings
 
 
@@ -156,17 +156,21 @@ def learning_rate(found: Findings, records: Records) -> Figure | None:
 def settings(found: Findings, records: Records) -> Figure | None:
     """Draw the trials of optimizers without a horizon: own setting and learning rate, shaded by loss.
 
-    The loss is the mean over the horizons. An optimizer's own setting is the last one that is tuned.
+    The loss is the mean over the horizons, at the best readout of each. An optimizer's own setting is the
+    last one that is tuned. Star: what tuning chose, which counts the horizons by their spreads.
     """
     study = found.study
     points: dict[str, list[tuple[float, float, float]]] = {}
+    stars: dict[str, tuple[float, float]] = {}
     for entry in (entry for entry in study.entries if not entry.scheduled):
-        name = list(entry.tuned)[-1]
         for record in series.trials(study, entry, records):
             values = [series.best_readout(study, entry, record, horizon) for horizon in study.horizons]
             if np.isfinite(sum(values)):
-                own = 1 - record.point[name] if entry.tuned[name].complement else record.point[name]
-                points.setdefault(entry.name, []).append((record.point["lr"], own, sum(values) / len(values)))
+                place = _place(entry, record.point)
+                points.setdefault(entry.name, []).append((*place, sum(values) / len(values)))
+        choice = found.reported[entry.name].choices.get(study.longest)
+        if choice is not None:
+            stars[entry.name] = _place(entry, choice.point)
     if not points:
         return None
     figure, panels = drawing.panels(len(points), 2.4)
@@ -175,8 +179,7 @@ def settings(found: Findings, records: Records) -> Figure | None:
         rates, owns, losses = np.array(rows).T
         behind = losses - losses.min()
         shades = panel.scatter(rates, owns, c=behind, cmap="viridis_r", norm=norm, s=80, edgecolors="black")
-        best = int(behind.argmin())
-        panel.plot(rates[best], owns[best], "k*", markersize=6)
+        panel.plot(*stars.get(name, ((), ())), "k*", markersize=6)
         drawing.logarithmic(panel, "x", list(rates))
         drawing.logarithmic(panel, "y", list(owns))
         panel.margins(0.12)
@@ -185,8 +188,14 @@ def settings(found: Findings, records: Records) -> Figure | None:
         panel.set_xlabel("learning rate", fontsize=9)
         panel.set_title(name, loc="left", fontsize=10)
     bar = figure.colorbar(shades, ax=panels, location="bottom", extend="max", aspect=40)
-    bar.set_label(f"mean {study.measure} behind the best trial (star)", fontsize=9)
+    bar.set_label(f"mean {study.measure} behind the best trial; star: chosen", fontsize=9)
     return figure
+
+
+def _place(entry: Entry, point: Point) -> tuple[float, float]:
+    """Where a trial stands: learning rate and own setting, or what that lacks to 1."""
+    own, scale = list(entry.tuned.items())[-1]
+    return point["lr"], 1 - point[own] if scale.complement else point[own]
 
 
 def readouts(found: Findings, records: Records) -> Figure | None:

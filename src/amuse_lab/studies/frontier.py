@@ -1,11 +1,11 @@
 """The frontier of a study, the envelope's loss over its horizons, and losses translated into steps."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from amuse_lab.studies.reported import Values
-from amuse_lab.studies.statistics import Crossing, Interval, crossing, mean_curve
+from amuse_lab.studies.statistics import Crossing, Interval, crossing, interval, mean_curve
 from amuse_lab.studies.verdicts import Findings, Verdict
 
 
@@ -83,24 +83,21 @@ def _common(values: Values, targets: dict[int, float], horizon: int) -> Iterator
                 yield seeds
 
 
-def slope(findings: Findings, horizon: int) -> float | None:
+FIRST_ORDER = 0.3
+"""The largest share of the steps for which the slope of the frontier stands in for its curve."""
+
+
+def slope(findings: Findings, horizon: int) -> Interval:
     """Return the slope of the frontier at a horizon: of the loss over the logarithm of the steps.
 
-    It is the difference between the neighbouring horizons, or to the only one at an end, over the seeds that
-    both have.
-
-    Returns:
-        None where a neighbour is missing.
+    It is the difference between the neighbouring horizons, or to the only one at an end, paired over the
+    seeds that both have; not a number where a neighbour is missing.
     """
     values, horizons = frontier(findings), findings.study.horizons
     place = horizons.index(horizon)
     first, last = horizons[max(place - 1, 0)], horizons[min(place + 1, len(horizons) - 1)]
     begins, ends = values.get(first, {}), values.get(last, {})
-    seeds: Sequence[int] = [seed for seed in begins if seed in ends]
-    if not seeds:
-        return None
-    fall = math.fsum(ends[seed] - begins[seed] for seed in seeds) / len(seeds)
-    return fall / math.log(last / first) if math.isfinite(fall) else None
+    return interval([(ends[seed] - begins[seed]) / math.log(last / first) for seed in begins if seed in ends])
 
 
 def extra_steps(findings: Findings, verdict: Verdict) -> Interval | None:
@@ -110,13 +107,13 @@ def extra_steps(findings: Findings, verdict: Verdict) -> Interval | None:
 
         extra steps / steps = - difference / (d loss / d ln steps)
 
-    to first order, so for small differences; positive where the optimizer needs more steps.
+    to first order; positive where the optimizer needs more steps. The slope counts as exact.
 
     Returns:
-        None where the frontier has no slope or does not fall.
+        None where it would mean nothing: where the interval of the slope is not below 0, or the share is
+        beyond `FIRST_ORDER`.
     """
-    falls = slope(findings, verdict.horizon)
-    if falls is None or falls >= 0:
+    falls, found = slope(findings, verdict.horizon), verdict.difference
+    if not falls.high < 0 or not abs(found.mean / falls.mean) <= FIRST_ORDER:
         return None
-    found = verdict.difference
-    return Interval(found.n, -found.mean / falls, -found.sd / falls, -found.half / falls)
+    return Interval(found.n, *(-value / falls.mean for value in (found.mean, found.sd, found.half)))

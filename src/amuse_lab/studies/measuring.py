@@ -4,7 +4,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from amuse_lab import checkpoint
 from amuse_lab.config import RunConfig
 from amuse_lab.environment import describe
 from amuse_lab.errors import TrainingError
+from amuse_lab.interrupts import Interrupt
 from amuse_lab.parallel import ALONE, usable
 from amuse_lab.studies.readouts import Readouts
 from amuse_lab.studies.study import Record, Request, Study
@@ -49,8 +50,7 @@ def measure(
     Args:
         study: Study that the run is of; it says what is trained, and when it is evaluated.
         request: The run to make: optimizer, settings, seed, number of steps and readouts.
-        folder: Where a trial of an optimizer without a horizon is saved at its end, so that a request for
-            more steps goes on from there.
+        folder: Where the run is saved when Ctrl-C or SIGTERM interrupts it, and goes on from the next time.
         environment: Hash of the environment, for the record.
         alive: Called after each training step, to tell other workers that this one still runs.
         build: Makes the trainer, at its beginning, on one process. Who makes many runs of one model can so
@@ -61,40 +61,39 @@ def measure(
 
     Raises:
         RequestError: If the data is missing or the device cannot be used.
+        KeyboardInterrupt: After a Ctrl-C or SIGTERM, once the step under way is done and the run is saved.
     """
     config = request.config(study)
     config.task.check(config.steps)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     trainer = build(config)
-    entry = study.entry(request.entry)
     readouts = Readouts(trainer, request.readouts, study.kept)
     root = folder / request.key(study)
     run = _Run(trainer, readouts)
-    if not entry.scheduled:
-        run.restore(root)
     failure = None
     points = request.wanted_at(study)
-    try:
-        while trainer.step < request.steps:
-            run.advance()
-            if trainer.step in points:
-                run.evaluate()
-            alive()
-    except TrainingError as error:
-        failure = str(error)
-    if not entry.scheduled and not request.reported:
-        if failure is None and request.steps < study.longest:
-            run.save(root)
-        else:
-            shutil.rmtree(root, ignore_errors=True)
+    run.restore(root, points)
+    with Interrupt(patient=True) as interrupt:
+        try:
+            while trainer.step < request.steps:
+                run.advance()
+                if trainer.step in points:
+                    run.evaluate()
+                alive()
+                if interrupt.signal and trainer.step < request.steps:
+                    run.save(root)
+                    raise KeyboardInterrupt
+        except TrainingError as error:
+            failure = str(error)
+    shutil.rmtree(root, ignore_errors=True)
     return Record(
         key=request.key(study),
         entry=request.entry,
         point=dict(request.point),
         seed=request.seed,
         steps=trainer.step,
-        scheduled=entry.scheduled,
+        scheduled=study.entry(request.entry).scheduled,
         readings=run.readings,
         training=_thinned(run.losses),
         seconds=round(run.seconds, 2),
@@ -141,21 +140,28 @@ class _Run:
         state = {
             "trainer": self.trainer.state_dict(),
             "readouts": self.readouts.state_dict(),
-            "run": {"readings": readings, "losses": self.losses, "seconds": self.seconds},
+            "run": {
+                "step": self.trainer.step,
+                "readings": readings,
+                "losses": self.losses,
+                "seconds": self.seconds,
+            },
         }
         checkpoint.save(root, self.trainer.step, state, ALONE)
         checkpoint.prune(root, keep_last=1, keep_every=None)
 
-    def restore(self, root: Path) -> None:
-        """Go on from the newest intact checkpoint, if there is one that has the averages wanted."""
+    def restore(self, root: Path, points: Collection[int]) -> None:
+        """Go on from the newest intact checkpoint, if there is one with the averages and readings wanted."""
         with contextlib.suppress(StopIteration):
             path = next(checkpoint.intact(root, lambda _: None))
             state: Mapping[str, Any] = checkpoint.load(path, ALONE, device=self.trainer.device)
-            if not self.readouts.fits(state["readouts"]):
+            readings = dict(state["run"]["readings"])
+            due = {point for point in points if point <= state["run"]["step"]}
+            if not self.readouts.fits(state["readouts"], readings, due):
                 return
             self.trainer.load_state_dict(state["trainer"])
             self.readouts.load_state_dict(state["readouts"])
-            self.readings = dict(state["run"]["readings"])
+            self.readings = readings
             self.losses = list(state["run"]["losses"])
             self.seconds = state["run"]["seconds"]
 

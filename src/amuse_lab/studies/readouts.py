@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -143,11 +143,20 @@ class Readouts:
         assert self._snapshots is not None, "they are kept if a power is not"
         return self._snapshots.rebuild(value, self._trainer.step)
 
-    def fits(self, state: Mapping[str, Any]) -> bool:
-        """Whether a `state_dict()` is that of the same averages."""
+    def fits(
+        self, state: Mapping[str, Any], readings: Mapping[int, Collection[str]], due: Collection[int]
+    ) -> bool:
+        """Whether a run that was saved can go on as one with these readouts.
+
+        Args:
+            state: `state_dict()` of the readouts of the run that was saved.
+            readings: The readouts at which it was evaluated, by step.
+            due: Steps at which it should have been by then.
+        """
         kappas = [kappa for kappa, _ in state["averages"]["averages"]]
         alike = (state["snapshots"] is None) == (self._snapshots is None)
-        return alike and kappas == [*self._averages.averages]
+        evaluated = all(self._readouts.keys() <= set(readings.get(step, ())) for step in due)
+        return alike and kappas == [*self._averages.averages] and evaluated
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that later evaluations depend on."""

@@ -71,7 +71,8 @@ def study_to_json(study: Study) -> dict[str, Any]:
                 "tuning_seeds",
                 "confirmed",
             ),
-            *("reporting_seeds", "seeds_at_longest", "kept", "measure", "beside", "margin", "reasons"),
+            *("reporting_seeds", "seeds_at_longest", "kept", "measure", "beside", "margin"),
+            *("caveats", "reasons"),
         )
     }
     content: dict[str, Any] = json.loads(
@@ -95,7 +96,7 @@ def read(folder: Path) -> dict[str, Record]:
     found: dict[str, Record] = {}
     if not path.exists():
         return found
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         try:
             record = record_from_json(json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -105,10 +106,30 @@ def read(folder: Path) -> dict[str, Record]:
 
 
 def read_environments(folder: Path) -> dict[str, Any]:
-    """Read the environments of a folder by their hashes."""
-    path = folder / ENVIRONMENTS
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Read the environments of a folder by their hashes; none if it has none.
+
+    Raises:
+        RecordError: If the file is damaged.
+    """
+    return _content(folder / ENVIRONMENTS)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(_text(path))
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: {error}; restore it from your backup or remove it") from error
     return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is damaged: {error}; restore it from your backup or remove it") from error
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,14 +152,20 @@ def write(folder: Path, study: Study, records: Records, environments: Mapping[st
     """Write all files of a study, each whole or not at all, sorted by optimizer, steps, seed and key.
 
     Where the study was defined otherwise when study.json was written before, that file keeps what it said
-    under "changes": a study is fixed before its runs, and what was not is to be seen. Runs of optimizers that
-    the study does not have any more are kept, behind the others.
+    under "changes": a study is fixed before its runs, and what was not is to be seen. Runs that the folder
+    has and `records` have not are kept; those of optimizers that the study does not have any more stand
+    behind the others.
+
+    Raises:
+        RecordError: If what the folder has is damaged; nothing is written then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    order = [entry.name for entry in study.entries]
-    gone = {key: record for key, record in read(folder).items() if record.entry not in order}
-    every = {**gone, **records}
+    every = read(folder)
+    every |= {key: new for key, new in records.items() if key not in every or new.replaces(every[key])}
     environments = {**read_environments(folder), **environments}
+    content, path = study_to_json(study), folder / STUDY
+    before = _content(path) or content
+    order = [entry.name for entry in study.entries]
     order += sorted({record.entry for record in every.values()}.difference(order))
     known = sorted(
         every.values(),
@@ -150,8 +177,6 @@ def write(folder: Path, study: Study, records: Records, environments: Mapping[st
         partial.write_text("".join(json.dumps(record_to_json(record)) + "\n" for record in known), "utf-8")
     with replacing(folder / ENVIRONMENTS) as partial:
         partial.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-    content, path = study_to_json(study), folder / STUDY
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else content
     changes = [*before.get(CHANGES, []), *filter(None, [changed(before, content)])]
     with replacing(path) as partial:
         kept_changes = {CHANGES: changes} if changes else {}

@@ -1,9 +1,11 @@
 """The results of studies as Markdown, from their records only, byte for byte the same each time."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from amuse_lab.errors import RecordError
+from amuse_lab.studies.frontier import FIRST_ORDER
 from amuse_lab.studies.published import FIGURES, OTHERS, PAPER
 from amuse_lab.studies.study import Entry, Records, Study
 from amuse_lab.studies.tables import (
@@ -25,6 +27,14 @@ BEGINS = "<!-- results -->"
 ENDS = "<!-- /results -->"
 
 NOTHING_YET = "Nothing can be said yet: no seed has runs of both sides."
+STEPS_TO_REACH = (
+    "First, how many steps the optimizer needs for the loss that the envelope has at the horizon; second, "
+    "how many steps the envelope needs, tuned for just so many, for the loss that the optimizer has there; "
+    "third, the difference in loss as a share of the steps by the slope of the envelope between the "
+    "neighbouring horizons, positive where more steps are needed. One stopping step for all seeds: the first "
+    "at which their mean is there. The third is to first order and takes the slope for exact: it is left out "
+    f"beyond {100 * FIRST_ORDER:.0f} %, and where the interval of the slope is not below 0."
+)
 
 _WIDTH = 118
 
@@ -66,27 +76,26 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
     parts: list[str] = []
     for study, records in studies:
         found = findings(study, records)
-        if not _compared(found):
-            told = f"**{study.name}.** {study.question} {NOTHING_YET} {_progress(study, records)}"
+        if not compared(found):
+            told = f"**{study.name}.** {study.question} {NOTHING_YET} {progress(study, records)}"
             parts.append(_wrapped(told))
             continue
         picture = (pictures or {}).get(study.name)
         parts += [_picture(study, picture)] if picture else []
-        tuned = [e.name for e in study.entries if e.scheduled and found.reported[e.name].choices]
-        opponent = f"the best of {_joined(tuned)}" if len(tuned) > 1 else tuned[0]
         parts.append(
             _wrapped(
-                f"**{study.name}.** {study.question} The opponent at each horizon is {opponent}, "
-                f"tuned for that number of steps. Every optimizer here got {study.trials} "
-                f"trials, those with a schedule at each horizon (at the longest their {study.reused} best of "
-                "the one before), and the [rule of the "
+                f"**{study.name}.** {study.question} The opponent is the scheduled optimizer that tuning "
+                f"preferred for that number of steps: {_opponent(found)}. Each optimizer has {study.trials} "
+                "trials in ranges of its own and some more beyond an edge, one with a schedule at each "
+                f"horizon (at the longest its {study.reused} best of the one before). The [rule of the "
                 f"verdicts](docs/results.md#{study.name}) stands in study.json, with every change of it. "
                 "Differences in "
                 f"{study.measure} (below 0 is better) are paired over seeds, with 95 % t-intervals. "
-                + _progress(study, records)
+                + progress(study, records)
             )
         )
-        parts.append(answers(found))
+        parts.append(_list(sentence(found, entry) for entry in compared(found)))
+        parts += ["What to hold against it:", _list(study.caveats)] if study.caveats else []
     paper = f"**Apart from that, the paper.** {PAPER}"
     parts += [_wrapped(paper), *_paper_list()]
     return "\n\n".join(parts) + "\n"
@@ -117,13 +126,8 @@ def without_horizon(study: Study) -> list[Entry]:
     return [entry for entry in study.entries if not entry.scheduled]
 
 
-def answers(found: Findings) -> str:
-    """Return a list of sentences on the optimizers that have been compared, or a line that there are none."""
-    compared = _compared(found)
-    return "\n".join(_item(sentence(found, entry)) for entry in compared) if compared else NOTHING_YET
-
-
-def _compared(found: Findings) -> list[Entry]:
+def compared(found: Findings) -> list[Entry]:
+    """Return the optimizers without a horizon that have a verdict somewhere."""
     return [entry for entry in without_horizon(found.study) if found.verdicts(entry.name)]
 
 
@@ -149,6 +153,16 @@ def _with_difference(verdict: Verdict) -> str:
     return f"{verdict.horizon:,} ({signed(verdict.difference)}, {seeds}{margin})"
 
 
+def _opponent(found: Findings) -> str:
+    """Name the envelope: one optimizer, or which one at which horizons."""
+    horizons: dict[str, list[str]] = {}
+    for horizon, name in found.envelope.items():
+        horizons.setdefault(name, []).append(f"{horizon:,}")
+    if len(horizons) == 1 and len(found.envelope) == len(found.study.horizons):
+        return f"{next(iter(horizons))} at every horizon"
+    return _joined([f"{name} at {_joined(steps)} steps" for name, steps in horizons.items()])
+
+
 def _joined(parts: Sequence[str]) -> str:
     *most, last = parts
     return f"{', '.join(most)} and {last}" if most else last
@@ -163,8 +177,9 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
     parts += [
         _wrapped(_setting(study)),
         _wrapped(f"The rule; study.json has every change of it since the first runs. {rule(study)}"),
-        _wrapped(_progress(study, records)),
-        answers(found),
+        _wrapped(progress(study, records)),
+        _list(sentence(found, entry) for entry in compared(found)) or NOTHING_YET,
+        *(["What to hold against it:", _list(study.caveats)] if study.caveats else []),
         f"### {study.measure.capitalize()} at each horizon",
         "In bold the envelope. Each optimizer is read where its tuning chose.",
         loss_table(found, names),
@@ -180,13 +195,7 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
         "Over all horizons:",
         overall_table(found, free),
         "### Steps to reach",
-        _wrapped(
-            "First, how many steps the optimizer needs for the loss that the envelope has at the horizon; "
-            "second, how many steps the envelope needs, tuned for just so many, for the loss that the "
-            "optimizer has there; third, to first order, the difference in loss as a share of the steps by "
-            "the slope of the envelope between the neighbouring horizons, positive where more steps are "
-            "needed. One stopping step for all seeds: the first at which their mean is there."
-        ),
+        _wrapped(STEPS_TO_REACH),
         steps_table(found, free),
         "### What the pairing of seeds buys",
         _wrapped(
@@ -200,6 +209,7 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
         counts_table(found, records),
         "### Failures",
         failures_list(study, records),
+        *(["### Changed after the first runs", _list(study.reasons)] if study.reasons else []),
     ]
     return [part for part in parts if part]
 
@@ -214,11 +224,12 @@ def budget(study: Study) -> str:
         else ""
     )
     return (
-        f"Tuning: {study.trials} trials fixed beforehand for each optimizer, with seed {first}: at each "
-        f"horizon for those that are told where to end (at the longest one the {study.reused} best of the "
-        "horizon before), once for all horizons otherwise; more where the best learning rate is at an edge."
-        f"{confirmed} The readout, that is the weights at which the model is evaluated, is chosen with the "
-        f"settings. Reported: {len(study.reporting_seeds)} other seeds, {study.seeds_at_longest} of them at "
+        f"Tuning: {study.trials} trials fixed beforehand for each optimizer, in ranges of its own, with seed "
+        f"{first}: at each horizon for those that are told where to end (at the longest one the "
+        f"{study.reused} best of the horizon before), once for all horizons otherwise; more where the best "
+        f"learning rate is at an edge, but not for the longest horizon of the former.{confirmed} The "
+        "readout, that is the weights at which the model is evaluated, is chosen with the settings. "
+        f"Reported: {len(study.reporting_seeds)} other seeds, {study.seeds_at_longest} of them at "
         f"{study.longest:,} steps."
     )
 
@@ -232,7 +243,19 @@ def _setting(study: Study) -> str:
     )
 
 
-def _progress(study: Study, records: Records) -> str:
+def progress(study: Study, records: Records) -> str:
+    """Say how far the study is, and which runs are kept of optimizers that it does not have any more."""
+    return " ".join(filter(None, (_left(study, records), _kept_apart(study, records))))
+
+
+def _kept_apart(study: Study, records: Records) -> str:
+    names = [entry.name for entry in study.entries]
+    counts = Counter(record.entry for record in records.values() if record.entry not in names)
+    runs = [f"{count} runs of {name}" for name, count in sorted(counts.items())]
+    return f"Kept in runs.jsonl and not compared: {_joined(runs)}." if runs else ""
+
+
+def _left(study: Study, records: Records) -> str:
     count = len(wanted(study, records))
     if count == 0:
         return "All runs of the study have been made."
@@ -246,14 +269,17 @@ def _picture(study: Study, path: str) -> str:
 
 
 def _paper_list() -> list[str]:
-    return ["\n".join(_item(line) for line in FIGURES), _wrapped(OTHERS)]
+    return [_list(FIGURES), _wrapped(OTHERS)]
 
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(text.strip(), _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
-def _item(text: str) -> str:
-    return textwrap.fill(
-        f"* {text}", _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(
+        textwrap.fill(
+            f"* {line}", _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        for line in lines
     )

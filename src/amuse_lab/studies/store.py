@@ -45,7 +45,7 @@ def open_storage(place: str | Path) -> BaseStorage:
             as sqlite:///study.db and postgresql+psycopg://user@host/name.
 
     Raises:
-        RecordError: If it cannot be opened.
+        RecordError: If it cannot be opened, as a journal whose end was lost with the power.
     """
     for left in reversed(range(_ATTEMPTS)):
         try:
@@ -55,6 +55,8 @@ def open_storage(place: str | Path) -> BaseStorage:
             return JournalStorage(JournalFileBackend(str(place)))
         except Exception as error:  # a driver's own
             reason = str(error).split("\n")[0]
+            if isinstance(error, json.JSONDecodeError):
+                reason += "; the file is damaged. Remove it: the records have all runs that were finished"
             if not left or isinstance(error, ValueError | ImportError | ArgumentError):
                 raise RecordError(f"cannot open the storage {place}: {reason}") from error
             time.sleep(1.0)  # another one may have been making the tables
@@ -97,15 +99,12 @@ class Store:
         return self._optuna.get_trials(deepcopy=False, states=tuple(states))
 
     def records(self) -> dict[str, Record]:
-        """Return what has been found, by key; of several records of a run a failure, else the longest.
-
-        The newer one of two that are equally long has the readouts that were asked for last.
-        """
+        """Return what has been found, by key; of several records of a run the one that counts."""
         found: dict[str, Record] = {}
         for trial in self._trials((TrialState.COMPLETE,)):
             record = files.record_from_json(json.loads(trial.user_attrs["record"]))
             known = found.get(record.key)
-            if known is None or _rank(known) <= _rank(record):
+            if known is None or record.replaces(known):
                 found[record.key] = record
         return found
 
@@ -264,10 +263,6 @@ class Store:
         if worker["host"] == self._worker["host"] and not _is_process(worker["process"]):
             return True
         return bool(time.time() - worker["seen"] > _SILENT_SECONDS)
-
-
-def _rank(record: Record) -> tuple[bool, int]:
-    return record.failure is not None, record.steps
 
 
 def _is_process(number: int) -> bool:

@@ -94,6 +94,7 @@ class Study:
         beside: What is reported beside it; None if nothing is.
         margin: Difference in `measure` below which two optimizers are level, see `verdicts.rule`.
         reasons: Why the study was changed after its first runs, in the order of the changes.
+        caveats: What to hold against its verdicts, sentences that stand beside them.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Study:
     beside: str | None = None
     margin: float = 0.005
     reasons: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
     _keys: dict[Any, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -243,6 +245,13 @@ class Record:
     def value(self, step: int, readout: str, name: str) -> float:
         """Return a reading; infinite where there is none, as after a failure."""
         return self.readings.get(step, {}).get(readout, {}).get(name, math.inf)
+
+    def replaces(self, other: "Record") -> bool:
+        """Whether this one counts, of two of one run: a failure does, else the longer, else the newer one.
+
+        The newer of two that are equally long has the readouts that were asked for last.
+        """
+        return (other.failure is not None, other.steps) <= (self.failure is not None, self.steps)
 
     def satisfies(self, request: Request, study: Study) -> bool:
         """Whether the request needs no run any more; what has failed once is not tried again."""

@@ -182,17 +182,19 @@ class Findings:
         weights = log_weights(study.horizons)
         area = interval([self._area(entry, seed, weights) for seed in seeds])
         worst = max(verdicts.values(), key=lambda verdict: _sortable(verdict.difference.mean))
+        judged = verdicts.values()
+        lost = any(each.word == BEHIND and math.isnan(each.difference.mean) for each in judged)
         low = max(verdict.simultaneous.low for verdict in verdicts.values())
         high = max(verdict.simultaneous.high for verdict in verdicts.values())
         return Overall(
             entry=entry,
             area=area,
-            area_word=word(area.low, area.high, study.margin),
+            area_word=BEHIND if lost else word(area.low, area.high, study.margin),
             worst_horizon=worst.horizon,
             worst=worst.difference.mean,
             worst_low=low,
             worst_high=high,
-            worst_word=word(low, high, study.margin),
+            worst_word=BEHIND if lost else word(low, high, study.margin),
         )
 
     def _area(self, entry: str, seed: int, weights: list[float]) -> float:

@@ -17,7 +17,7 @@ from amuse_lab import cli
 from amuse_lab.errors import ConfigError
 from amuse_lab.studies import compare, measuring
 from amuse_lab.studies import records as files
-from amuse_lab.studies.compare import CompareOptions, outlook, parse, steps_of, work
+from amuse_lab.studies.compare import CompareOptions, outlook, parse, work
 from amuse_lab.studies.store import Store, open_storage
 from amuse_lab.studies.study import Record
 from amuse_lab.studies.tuning import wanted
@@ -209,7 +209,6 @@ def test_what_is_left_is_foreseen() -> None:
     budget = sum(request.steps for request in left)
     assert budget == pytest.approx(sum(record.steps for record in made.values()), rel=0.5)
     assert outlook(study, made) == []
-    assert steps_of(study, left, {}) <= budget  # what goes on begins where it was
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
@@ -268,7 +267,7 @@ def test_records_outlive_the_optimizer_that_a_study_no_longer_has(
     files.write(tmp_path, fewer, {}, {})
     gone = {key: record for key, record in undisturbed.items() if record.entry == study.entries[0].name}
     assert 0 < len(gone) < len(undisturbed)
-    assert timeless(tmp_path) == gone
+    assert timeless(tmp_path) == undisturbed
     assert files.read_environments(tmp_path) == {environment: {"cores": 2}}
     store = Store(fewer, open_storage(tmp_path / "journal.log"))
     store.add(undisturbed, {})

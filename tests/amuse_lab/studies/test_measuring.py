@@ -1,5 +1,8 @@
+import itertools
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +10,12 @@ import pytest
 import torch
 
 from amuse_lab.config import RunConfig
+from amuse_lab.errors import RecordError
 from amuse_lab.parallel import ALONE
 from amuse_lab.studies.measuring import measure
 from amuse_lab.studies.records import STUDY as STUDY_FILE
 from amuse_lab.studies.records import environment_hash, read, record_from_json, record_to_json, write
-from amuse_lab.studies.study import Request
+from amuse_lab.studies.study import Request, Study
 from amuse_lab.studies.tuning import first_round, trial
 from amuse_lab.trainer import Trainer
 from tests.amuse_lab.studies import invented, small
@@ -55,25 +59,46 @@ def test_a_run_whose_losses_are_seen_late_has_the_same_record(tmp_path: Path) ->
     assert replace(late, seconds=0.0) == replace(measure(STUDY, request("amuse", 16), tmp_path), seconds=0.0)
 
 
+def interrupted(study: Study, wanted: Request, folder: Path, *, after: int) -> None:
+    """Begin a run and send SIGTERM after a step."""
+    steps = itertools.count(1)
+
+    def alive() -> None:
+        if next(steps) == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(study, wanted, folder, alive=alive)
+
+
+@pytest.mark.parametrize("name", ["amuse", "muon-cosine"])
 @pytest.mark.parametrize("kept", [(5.0, 10.0), (5.0, 20.0)])
-def test_a_trial_that_goes_on_ends_as_one_that_was_never_stopped(
-    tmp_path: Path, kept: tuple[float, ...]
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
+    tmp_path: Path, kept: tuple[float, ...], name: str
 ) -> None:
     study = replace(STUDY, kept=kept)  # the average with kappa 10 is kept, or rebuilt from snapshots
-    whole = measure(study, request("amuse", 16), tmp_path / "whole")
-    first = measure(study, request("amuse", 4), tmp_path / "parts")
-    assert (tmp_path / "parts" / first.key).exists()
-    parts = measure(study, request("amuse", 16), tmp_path / "parts")
+    wanted = request(name, 16)
+    whole = measure(study, wanted, tmp_path / "whole")
+    interrupted(study, wanted, tmp_path / "parts", after=5)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [whole.key]
+    steps: list[None] = []
+    parts = measure(study, wanted, tmp_path / "parts", alive=lambda: steps.append(None))
+    assert len(steps) == 11
     assert replace(parts, seconds=0.0) == replace(whole, seconds=0.0)
-    assert not (tmp_path / "parts" / first.key).exists()  # nobody needs the checkpoint any more
+    assert list((tmp_path / "parts").iterdir()) == []  # nobody needs the checkpoint any more
 
 
-def test_a_checkpoint_without_the_averages_wanted_is_not_gone_on_from(tmp_path: Path) -> None:
-    without = replace(STUDY, kept=(5.0,))
-    measure(without, replace(request("amuse", 4), readouts=("x", "power 5")), tmp_path)
-    found = measure(STUDY, request("amuse", 16), tmp_path)
-    whole = measure(STUDY, request("amuse", 16), tmp_path / "whole")
+@pytest.mark.parametrize("before", [("x", "power 5"), ("x", "power 10")])
+def test_a_checkpoint_without_what_is_wanted_is_not_gone_on_from(
+    tmp_path: Path, before: tuple[str, ...]
+) -> None:
+    """Without the average with kappa 10, or without an evaluation at y."""
+    wanted = replace(request("amuse", 16), readouts=("x", "y", "power 10"))
+    interrupted(STUDY, replace(wanted, readouts=before), tmp_path, after=5)
+    found = measure(STUDY, wanted, tmp_path)
+    whole = measure(STUDY, wanted, tmp_path / "whole")
     assert replace(found, seconds=0.0) == replace(whole, seconds=0.0)
+    assert found.satisfies(wanted, STUDY)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -107,3 +132,31 @@ def test_records_are_written_and_read_as_they_were(tmp_path: Path) -> None:
     backwards = dict(reversed(records.items()))
     write(tmp_path, study, backwards, {name: invented.ENVIRONMENT})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+def test_records_that_another_one_has_written_are_kept(tmp_path: Path) -> None:
+    study = invented.study()
+    records = invented.records(study)
+    some = dict([*records.items()][::2])
+    write(tmp_path, study, {key: record for key, record in records.items() if key not in some}, {})
+    write(tmp_path, study, some, {})
+    assert read(tmp_path) == records
+    key = next(key for key, record in records.items() if not record.scheduled)
+    shorter = replace(records[key], steps=1)
+    write(tmp_path, study, {key: shorter}, {})
+    assert read(tmp_path)[key] == records[key]
+    failed = replace(shorter, failure="the loss is nan at step 2")
+    write(tmp_path, study, {key: failed}, {})
+    assert read(tmp_path)[key] == failed
+
+
+@pytest.mark.parametrize("name", [STUDY_FILE, "environments.json", "runs.jsonl"])
+@pytest.mark.parametrize("damage", [b'{"a": ', b"\xff"])
+def test_damaged_files_are_named_and_nothing_is_written(tmp_path: Path, name: str, damage: bytes) -> None:
+    study = invented.study()
+    write(tmp_path, study, {}, {})
+    (tmp_path / name).write_bytes(damage)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RecordError, match=name):
+        write(tmp_path, study, invented.records(study), {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

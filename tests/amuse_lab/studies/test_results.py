@@ -147,7 +147,8 @@ def test_what_stands_beside_is_shown(study: Study, records: Found) -> None:
 def test_pictures_stand_first_and_the_paper_apart(study: Study, records: Found) -> None:
     block = readme_block([(study, records)], {"invented": "docs/invented.svg"})
     assert "{" not in block
-    assert f"Every optimizer here got {study.trials} trials" in " ".join(block.split())
+    assert f"Each optimizer has {study.trials} trials" in unwrapped(block)
+    assert "number of steps: muon-cosine at every horizon." in unwrapped(block)
     assert block.startswith("![invented")
     assert "](docs/invented.svg)" in block.splitlines()[0]
     assert block.index("**amuse** is ahead") < block.index("none of it was measured here")

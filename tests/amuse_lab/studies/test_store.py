@@ -37,6 +37,17 @@ def test_two_workers_take_each_run_once_and_see_each_others_records(place: str) 
     assert stores[1].environments() == {"invented": invented.ENVIRONMENT}
 
 
+def test_a_journal_with_a_torn_line_is_named_with_the_remedy(tmp_path: Path) -> None:
+    """As after a loss of power, and what was written then."""
+    place = tmp_path / "journal.log"
+    store = Store(invented.study(), open_storage(place))
+    store.add(invented.records(invented.study()), {})
+    whole = place.read_bytes()
+    place.write_bytes(whole[:-9] + 2 * whole.splitlines(keepends=True)[-1])
+    with pytest.raises(RecordError, match=r"journal\.log: .*Remove it: the records have all runs"):
+        open_storage(place)
+
+
 def test_of_two_trials_of_one_run_the_later_is_dropped(place: str) -> None:
     """Both workers look before either has made its trial."""
     study = invented.study()

@@ -8,13 +8,14 @@ from typing import Any
 from amuse_lab.files import replacing
 from amuse_lab.studies import tables
 from amuse_lab.studies.page import charts, frame, sections
-from amuse_lab.studies.results import without_horizon
+from amuse_lab.studies.results import STEPS_TO_REACH, progress, without_horizon
 from amuse_lab.studies.study import Records, Study
 from amuse_lab.studies.verdicts import Findings, findings, rule
 
 _CAPTIONS = {
     "anytime": "Lines: optimizers without a horizon, each with one setting for all steps, mean over its "
-    "seeds; bands reach from the best to the worst seed. Hollow marks: where runs ended that were told to. "
+    "seeds, beyond the second-longest horizon over those that go on; bands reach from the best to the worst "
+    "seed. Hollow marks: where runs ended that were told to. "
     "Black: the envelope, the scheduled optimizer that tuning preferred at each horizon.",
     "difference": "Below zero is better than the envelope. Bars: 95 % intervals over paired seeds. Grey: the "
     "margin. The vertical axis is linear around zero and logarithmic farther away, unless it is switched.",
@@ -50,8 +51,8 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
         "study.html",
         name=escape(study.name),
         question=escape(study.question),
-        progress=sections.progress(study, records),
-        answer=sections.answer(found),
+        progress=escape(progress(study, records)),
+        answer=sections.answer(found) + sections.caveats(study),
         pictures=pictures or "<p>There is nothing to draw yet.</p>",
         measure=escape(study.measure),
         difference=shown(tables.difference_table(found, names)),
@@ -59,8 +60,10 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
         shipped=shown(tables.loss_table(found, names, readout="x")),
         beside=_beside(found, names),
         overall=shown(tables.overall_table(found, free)),
+        steps_to_reach=escape(STEPS_TO_REACH),
         steps=shown(tables.steps_table(found, free)),
         rule=escape(rule(study)),
+        changes=sections.changes(study),
         budgets=sections.budgets(study),
         tuned=shown(tables.settings_table(found)),
         counts=shown(tables.counts_table(found, records)),

@@ -8,10 +8,9 @@ from html import escape
 from typing import Any
 
 from amuse_lab.studies.records import study_to_json
-from amuse_lab.studies.results import NOTHING_YET, budget, without_horizon
+from amuse_lab.studies.results import NOTHING_YET, budget, compared, sentence
 from amuse_lab.studies.study import Entry, Record, Records, Study
-from amuse_lab.studies.tuning import wanted
-from amuse_lab.studies.verdicts import WORDS, Findings
+from amuse_lab.studies.verdicts import Findings
 
 
 def inline(markdown: str) -> str:
@@ -53,30 +52,28 @@ def as_json(content: Any) -> str:
     return f"<pre>{escape(json.dumps(content, indent=1, ensure_ascii=False), quote=False)}</pre>"
 
 
-def progress(study: Study, records: Records) -> str:
-    """Say how far the study is."""
-    missing = len(wanted(study, records))
-    runs = f"{len(records):,} runs"
-    if not missing:
-        return f"{runs}, all that it asks for."
-    return f"{runs} so far. <strong>It is not finished</strong>: at least {missing:,} more are to be made."
+def listed(lines: Iterable[str]) -> str:
+    """Return lines of the results' Markdown as a list."""
+    return f"<ul>{''.join(f'<li>{inline(line)}</li>' for line in lines)}</ul>"
 
 
 def answer(found: Findings) -> str:
     """Say at which horizons each optimizer without a horizon is ahead, level and behind."""
-    lines = []
-    for entry in without_horizon(found.study):
-        verdicts = found.verdicts(entry.name).values()
-        parts = []
-        for word in WORDS:
-            horizons = ", ".join(f"{each.horizon:,}" for each in verdicts if each.word == word)
-            parts += [f"{word} at {horizons}"] if horizons else []
-        lines += (
-            [f"<li><strong>{escape(entry.name)}</strong>: {'; '.join(parts)} steps.</li>"] if parts else []
-        )
+    lines = [sentence(found, entry) for entry in compared(found)]
     if not lines:
         return f"<p>{NOTHING_YET}</p>"
-    return f"<p>Against the best scheduled optimizer at each number of steps:</p><ul>{''.join(lines)}</ul>"
+    title = "Against the scheduled optimizer that tuning preferred at each number of steps:"
+    return f"<p>{title}</p>{listed(lines)}"
+
+
+def caveats(study: Study) -> str:
+    """Return what to hold against the verdicts, if anything is said of it."""
+    return f"<p>What to hold against it:</p>{listed(study.caveats)}" if study.caveats else ""
+
+
+def changes(study: Study) -> str:
+    """Return why the study was changed after its first runs, if it was."""
+    return details("Changed after the first runs", listed(study.reasons)) if study.reasons else ""
 
 
 def budgets(study: Study) -> str:
@@ -87,22 +84,23 @@ def budgets(study: Study) -> str:
 def setting(study: Study) -> str:
     """Return what every run has in common, and the settings of the optimizers."""
     content = study_to_json(study)
+    del content["reasons"], content["caveats"]  # which the page has elsewhere
     parts = [details("Model, data, precision", as_json(content.pop("run")))]
     parts += [
         details(f"Settings of {escape(entry['name'])}, and ranges of what is tuned", as_json(entry))
         for entry in content.pop("entries")
     ]
-    return "\n".join([*parts, details("The rest that was fixed before the runs", as_json(content))])
+    return "\n".join([*parts, details("The rest", as_json(content))])
 
 
 def command(study: Study) -> str:
     """Return the command that makes the runs again."""
     return (
         f"<p>This command makes all these runs; every number of this page follows from them:</p>"
-        f"<pre>amuse-lab compare {escape(study.name)} --records FOLDER</pre>"
-        f'<p class="note">It makes what FOLDER lacks: all of it where FOLDER is new. A run is recognised by '
-        f"its key, a hash of its settings; where its line is taken out of a copy of <code>runs.jsonl</code>, "
-        f"that run alone is made again.</p>"
+        f"<pre>amuse-lab compare {escape(study.name)} --records FOLDER --runs RUNS</pre>"
+        f'<p class="note">It makes what FOLDER and the journal in RUNS lack: all of it where both are new. A '
+        f"run is recognised by its key, a hash of its settings; where FOLDER has a copy of "
+        f"<code>runs.jsonl</code> without its line and RUNS is new, that run alone is made again.</p>"
     )
 
 
