@@ -33,7 +33,6 @@ CHUNK_ENTRIES_ON_CPU = 2**16
 CHUNK_ENTRIES = 2**24
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-DENSE = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 def dense_order(tensors: Sequence[Tensor], *, channels_last: bool = True) -> tuple[int, ...] | None:
@@ -101,8 +100,11 @@ class Slot:
         if is_sharded(param):
             tensors, gradient = [local(tensor) for tensor in tensors], local(gradient)
         order = None
-        if type(tensors[0]) in DENSE:
-            order = dense_order(tensors, channels_last=not (group["stacked"] or group.get("transposed")))
+        if type(tensors[0]) in kernels.PLAIN:
+            whole = [
+                tensor for tensor in tensors if tensor.numel()
+            ] or tensors  # others may be on other ranks
+            order = dense_order(whole, channels_last=not (group["stacked"] or group.get("transposed")))
         buffers = [flat(tensor, order or ()) for tensor in tensors]
         copies: list[tuple[Tensor, Tensor]] = []
         if order is None:

@@ -114,8 +114,8 @@ def kappas(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a tuple of numbers, such as (10.0,), got {value!r}")
     for kappa in value:
         at_least_1(name, kappa)
-    if len(set(value)) < len(value):
-        raise ValueError(f"{name} must be different numbers, got {value!r}")
+    if len({f"{kappa:g}" for kappa in value}) < len(value):  # as the state calls them
+        raise ValueError(f"{name} must be numbers that differ in their first six digits, got {value!r}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

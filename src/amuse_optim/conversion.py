@@ -85,7 +85,8 @@ def from_schedulefree(state_dict: Mapping[str, Any], optimizer: torch.optim.Opti
         _check_direction(ours, "adamw" if adamw else "sgd")
         beta1 = theirs["betas"][0] if adamw else theirs["momentum"]
         if beta1 == 0.0:
-            raise ValueError("betas[0] must be > 0, got 0: this state does not hold the average x")
+            name = "betas[0]" if adamw else "momentum"
+            raise ValueError(f"{name} must be > 0, got 0: this state does not hold the average x")
         lr_max, k = max(theirs["lr_max"], 0.0), theirs["k"]
         weight = k ** theirs["r"] * lr_max ** theirs["weight_lr_power"]
         options: dict[str, Any] = {
@@ -130,9 +131,10 @@ def from_published(
         `group["weight_decay_at"] = "y"` and `group["weight_decay"]` after loading.
 
     Raises:
-        ValueError: For state of another optimizer, other groups, a group of another direction, or averaging
-            that does not follow from the optimizer's `beta1`, `rho`, `r` and `weight_lr_power`. What else
-            does not fit, such as a parameter's shape, is refused when it is loaded.
+        ValueError: For state of another optimizer, other groups, a group of another direction, averaging that
+            does not follow from the optimizer's `beta1`, `rho`, `r` and `weight_lr_power`, or state that was
+            saved after a step with a learning rate of 0. What else does not fit, such as a parameter's shape,
+            is refused when it is loaded.
 
     Example:
         >>> import torch
@@ -167,6 +169,11 @@ def from_published(
         group["reference_window"] = averaging_window(reference, 0.0)
         if k > 0:
             _check_averaging({**ours, **group})
+            if lr == 0.0 and theirs["weight_sum"] > 0 and ours["weight_lr_power"] > 0:
+                raise ValueError(
+                    "state_dict was saved after a step with a learning rate of 0, and the largest one so "
+                    "far, which the averaging goes on from, is not in it: convert one saved before that"
+                )
         groups.append(group)
         ids = theirs["params"]
         if theirs["update_type"] == "muon":  # whose parameters the released code sorts by shape

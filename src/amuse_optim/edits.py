@@ -51,7 +51,7 @@ def accept_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
             value = parameter.detach().clone()
             for average in averages_of(state):
                 average.copy_(value)
-            store_sequences(parameter, state, value, value, amuse.mode)
+            store_sequences(parameter, state, value, value, amuse.mode, amuse.readout)
     gather_anew(chosen)
     amuse.versions = amuse.versions.accepted(chosen)
 
@@ -77,7 +77,8 @@ def project(
 
     Raises:
         ValueError: For a parameter that the optimizer does not have, or a function that returns another
-            tensor instead of changing the one it is given.
+            tensor instead of changing the one it is given. What this or `function` raises for one parameter
+            leaves that one as it was; those before it have been changed.
 
     Example:
         >>> import torch
@@ -91,19 +92,33 @@ def project(
     """
     amuse = unwrapped(optimizer)
     chosen = _chosen(amuse, parameters)
-    for _, parameter, state in amuse.members():
-        if parameter in chosen:
-            z, x, _ = (tensor.clone() for tensor in sequences(parameter, state, amuse.mode))
-            for tensor in (z, x, *averages_of(state)):
-                returned = function(tensor)
-                if isinstance(returned, Tensor) and returned is not tensor:
-                    raise ValueError(
-                        "function must change the tensor in place, it returned another one: use mul_ for a "
-                        "mask, clamp_ for a bound, copy_ for anything else"
-                    )
-            store_sequences(parameter, state, z, x, amuse.mode)
-    gather_anew(chosen)
-    amuse.versions = amuse.versions.accepted(chosen)
+    try:
+        for _, parameter, state in amuse.members():
+            if parameter in chosen:
+                z, x, _ = sequences(parameter, state, amuse.mode)
+                averages = averages_of(state)
+                new_z, new_x, *others = (_changed(tensor.clone(), function) for tensor in (z, x, *averages))
+                for average, other in zip(averages, others, strict=True):
+                    average.copy_(other)
+                store_sequences(parameter, state, new_z, new_x, amuse.mode, amuse.readout)
+    finally:
+        gather_anew(chosen)
+        amuse.versions = amuse.versions.accepted(chosen)
+
+
+def _changed(tensor: Tensor, function: Callable[[Tensor], object]) -> Tensor:
+    """The tensor, after the function has changed it.
+
+    Raises:
+        ValueError: If the function returns another one.
+    """
+    returned = function(tensor)
+    if isinstance(returned, Tensor) and returned is not tensor:
+        raise ValueError(
+            "function must change the tensor in place, it returned another one: use mul_ for a mask, clamp_ "
+            "for a bound, copy_ for anything else"
+        )
+    return tensor
 
 
 def _chosen(optimizer: AMUSE, parameters: Iterable[Tensor] | None) -> set[Tensor]:

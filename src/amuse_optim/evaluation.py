@@ -136,10 +136,11 @@ def refresh_batch_norm(
     """Recompute BatchNorm's running statistics at the current parameters.
 
     Running statistics gathered in training belong to y; call this inside `averaged(optimizer)` before
-    evaluating x. The new statistics are the plain mean over the batches. Only the BatchNorm layers that are
-    refreshed are in training mode meanwhile; their momentum and training flags and the random state are
-    restored afterwards. Layers that `forward` does not reach keep their statistics, and all layers do if
-    anything raises.
+    evaluating x. The new statistics are the plain mean over the batches. Of the BatchNorm layers only those
+    that are refreshed are in training mode meanwhile; their momentum and training flags and the random state
+    are restored afterwards. All other modules stay in their mode: call `model.eval()` before for statistics
+    without Dropout. Layers that `forward` does not reach keep their statistics, and all layers do if anything
+    raises.
 
     Frozen layers keep their statistics: those whose parameters all have `requires_grad=False`, and those in
     eval mode while the model, or another BatchNorm layer, is in training mode.

@@ -13,7 +13,7 @@ from .buckets import Group, State
 from .directions import DIRECTIONS
 from .members import Members, Parcel
 from .ranks import Division
-from .state import emptied, follow_parameter, is_emptied, kept_tensors, started
+from .state import emptied, follow_parameter, fresh, is_emptied, kept_tensors, started
 
 
 class _Kept(NamedTuple):
@@ -32,9 +32,7 @@ class _Kept(NamedTuple):
 
     def made(self) -> Tensor:
         """A whole one of zeros, which lies in memory as the parameter does."""
-        if self.shape == self.parameter.shape:
-            return torch.zeros_like(self.parameter.detach(), dtype=self.dtype)
-        return torch.zeros(self.shape, dtype=self.dtype, device=self.parameter.device)
+        return fresh(self.parameter, self.shape, self.dtype)
 
 
 def _of_directions(groups: Sequence[Group], states: Mapping[Tensor, State]) -> Iterator[_Kept]:

@@ -22,24 +22,22 @@ class Measurement:
     """
 
     def __init__(self) -> None:
-        self._squares: list[Tensor] = []
-        self._entries = 0.0
+        self._updates: list[tuple[Tensor, Tensor, int]] = []
         self._errors: list[Tensor] = []
         self.divided: dict[Members, list[Tensor]] = {}
         self.sums: list[Tensor] = []
 
-    def add_update(self, update: Sequence[Tensor], scale: Number, copies: int = 1) -> None:
+    def add_update(self, parameter: Tensor, update: Sequence[Tensor], scale: Number) -> None:
         """Take in updates d / scale and their scale.
 
         Args:
+            parameter: A parameter that lies on the ranks as those do whose updates these are.
             update: The updates divided by their scale, d / scale, one tensor for each piece of a chunk.
             scale: The common factor that turns these tensors into the updates d.
-            copies: The number of ranks that have the same ones.
         """
         for tensor in update:
             square = torch.linalg.vector_norm(working(tensor)).mul(scale).square()
-            self._squares.append(square / copies if copies > 1 else square)
-            self._entries += tensor.numel() / copies
+            self._updates.append((parameter, square, tensor.numel()))
 
     def add_polar_factors(self, *stacks: Tensor, members: Members | None = None) -> None:
         """Take in orthogonalized matrices.
@@ -54,13 +52,12 @@ class Measurement:
     def values(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         """The root mean squares over all of it, and over the ranks that the parameters are divided over."""
         like = working(local(parameters[0]))
-        squares = torch.stack([like.new_zeros(()), *(square.to(like) for square in self._squares)]).sum()
-        sums = torch.stack([squares, torch.full_like(squares, self._entries)])
-        total, entries = summed(sums, parameters)
+        parts = [(p, torch.stack([s, torch.full_like(s, n)])) for p, s, n in self._updates]
+        total, entries = summed(parts, parameters, like.new_zeros(2))
         found = {"update_rms": (total / entries).sqrt()}
         if self._errors or self.sums:
             errors = torch.cat([like.new_empty(0), *(errors.to(like) for errors in self._errors)])
-            own = torch.stack([errors.sum(), torch.full_like(squares, len(errors))])
+            own = torch.stack([errors.sum(), torch.full_like(errors.sum(), len(errors))])
             error, count = torch.stack([own, *(sums.to(own) for sums in self.sums)]).sum(dim=0)
             found["orthogonality_error"] = (error / count).sqrt()
         return found

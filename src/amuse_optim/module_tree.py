@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 # What wrappers call the one module that they hold.
-_INSIDE = frozenset(
+WRAPPERS = frozenset(
     {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module"}
 )
 
@@ -21,7 +21,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """What is inside all wrappers of a module: the module itself where there are none."""
     while True:
         children = [(name, child) for name, child in module.named_children() if child is not None]
-        if len(children) != 1 or children[0][0] not in _INSIDE or module._parameters:
+        if len(children) != 1 or children[0][0] not in WRAPPERS or module._parameters:
             return module
         module = children[0][1]
 

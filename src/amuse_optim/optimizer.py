@@ -18,7 +18,6 @@ from .plan import buckets_of, updates_of
 from .precision import StatePrecision
 from .ranks import check_process_group
 from .schedule import BetaClock, DecayAt, Parity
-from .sharding import copies
 from .sharing import SharingOptimizer
 
 
@@ -286,7 +285,7 @@ class AMUSE(SharingOptimizer):
             numbers = bucket.numbers(now)
             for chunk, update, scale in updates:
                 if bucket.measurement is not None:
-                    bucket.measurement.add_update(update, scale, copies(bucket.slots[0].param))
+                    bucket.measurement.add_update(bucket.slots[0].param, update, scale)
                 chunk.advance_(update, scale, numbers)
         for bucket in buckets:  # which may share a step and a beta on the device
             bucket.finish(schedules[id(bucket.group)][1])

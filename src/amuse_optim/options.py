@@ -101,8 +101,9 @@ def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
     if isinstance(group["params"], (set, frozenset)):
         raise TypeError(UNORDERED)
 
-    complete = {key: python_number(value) for key, value in {**defaults, **group}.items()}
-    tensors, names = _named(complete["params"])
+    given = {**defaults, **group}
+    complete = {key: _plain(value) if key in OPTIONS else value for key, value in given.items()}
+    tensors, names = _named(group["params"])
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         raise ValueError("a parameter group must not hold a parameter twice: it would be updated twice")
     complete["params"] = tensors
@@ -126,6 +127,13 @@ def complete_group(group: Group, defaults: Mapping[str, Any]) -> Group:
     check_options(complete)
     _check_parameters(complete)
     return complete
+
+
+def _plain(value: Any) -> Any:
+    """A value that every checkpoint can hold: Python's numbers, and a tuple of them in place of a list."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(python_number, value))
+    return python_number(value)
 
 
 @contextmanager

@@ -217,12 +217,15 @@ def report(groups: Sequence[Group]) -> str:
     lines.append(f"{sum(count.values()):,} parameters: {totals}")
     kept = sorted({kappa for group in groups for kappa in group.get("averages", ())})
     if kept:
-        entry_bytes = 8 if any(p.dtype == torch.float64 for g in groups for _, p in _members(g)) else 4
-        named = ", ".join(f"{kappa:g}" for kappa in kept)
-        lines.append(
-            f"averages for reading: kappa {named}, "
-            f"{entry_bytes * len(kept) * sum(count.values()):,} bytes of state"
+        held = sum(
+            len(group.get("averages", ()))
+            * parameter.numel()
+            * (8 if parameter.dtype == torch.float64 else 4)
+            for group in groups
+            for _, parameter in _members(group)
         )
+        named = ", ".join(f"{kappa:g}" for kappa in kept)
+        lines.append(f"averages for reading: kappa {named}, {held:,} bytes of state")
     return "\n".join([*lines, *getattr(groups, "notes", ())])
 
 

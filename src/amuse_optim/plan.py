@@ -62,27 +62,29 @@ def buckets_of(
     Raises:
         ValueError: With `capturable=True`, for a parameter that cannot be captured.
     """
-    for parameter in group["params"]:
-        if parameter in gradients or group["capturable"]:
-            follow_parameter(parameter, states[parameter], group)
-    if group["capturable"]:
-        place_on_device(group, states)
-    alike: dict[object, list[Slot]] = {}
+    slots = []
     names_of = kept_names_in(group)
     for index, parameter in enumerate(group["params"]):
-        if parameter not in gradients:
-            continue
-        state, gradient = states[parameter], gradients[parameter]
-        _, names = names_of(parameter)
-        slot = Slot.of(group, index, state, names, gradient)
+        if parameter in gradients or group["capturable"]:
+            follow_parameter(parameter, states[parameter], group)
+        if parameter in gradients:
+            _, names = names_of(parameter)
+            slots.append(Slot.of(group, index, states[parameter], names, gradients[parameter]))
+    if group["capturable"]:
+        for slot in slots:
+            _check_capturable(group, slot, division)
+        place_on_device(group, states)
+    alike: dict[object, list[Slot]] = {}
+    for slot in slots:
+        held: Any = slot.param
+        state, names = slot.state, tuple(slot.row)[1:-1]
         step, beta = state["step"], state["beta"]
         if group["capturable"]:  # on the device: alike where they are the same tensors
             step, beta = id(step), id(beta)
-            _check_capturable(group, slot, division)
-        dtypes = parameter.dtype, gradient.dtype, state[names[0]].dtype
-        kind = (parameter.device_mesh, parameter.placements) if is_sharded(parameter) else type(parameter)
-        key: object = (parameter.device, kind, dtypes, names, step, beta)
-        alike.setdefault(index if group["foreach"] is False else key, []).append(slot)
+        dtypes = held.dtype, gradients[held].dtype, state[names[0]].dtype
+        kind = (held.device_mesh, held.placements) if is_sharded(held) else type(held)
+        key: object = (held.device, kind, dtypes, names, step, beta)
+        alike.setdefault(slot.index if group["foreach"] is False else key, []).append(slot)
     return [Bucket(group, number, slots, measurement, division) for slots in alike.values()]
 
 
@@ -114,7 +116,8 @@ def updates_of(buckets: list[Bucket]) -> list[tuple[Bucket, Iterable[Update]]]:
         for bucket in fallible:
             found[id(bucket)] = list(DIRECTIONS[bucket.group["direction"]].updates(bucket))
     for bucket in buckets:
-        found.setdefault(id(bucket), DIRECTIONS[bucket.group["direction"]].updates(bucket))
+        if id(bucket) not in found:
+            found[id(bucket)] = DIRECTIONS[bucket.group["direction"]].updates(bucket)
     return [(bucket, found[id(bucket)]) for bucket in buckets]
 
 

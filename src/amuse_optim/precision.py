@@ -16,8 +16,17 @@ _RANDOM_BITS = 16  # what float32 has more than bfloat16
 
 
 def state_dtype(parameter_dtype: torch.dtype, precision: StatePrecision) -> torch.dtype:
-    """The dtype of z, x and the momenta of a parameter."""
+    """The dtype of z, x and the momenta of a parameter.
+
+    Raises:
+        ValueError: For float64 parameters with lean state.
+    """
     if precision == "lean":
+        if parameter_dtype == torch.float64:
+            raise ValueError(
+                "state_precision='lean' keeps state in bfloat16 and is for parameters in float32 and below, "
+                "got torch.float64: use 'full' from the first step on"
+            )
         return torch.bfloat16
     return parameter_dtype if torch.finfo(parameter_dtype).bits >= 32 else torch.float32
 

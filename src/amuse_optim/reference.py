@@ -197,7 +197,7 @@ def muon(g: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> Tensor:
     if group["stacked"]:  # leading dimensions count matrices
         matrices = list(u.reshape(-1, *u.shape[-2:]))
     else:  # a kernel (out, in, *k) is the matrix (out, in * prod(k))
-        projections = u.reshape(len(u), -1).split(list(group["split_rows"] or [len(u)]))
+        projections = u.flatten(1).split(list(group["split_rows"] or [len(u)]))
         parts = group["conv_groups"] * (group["num_heads"] or 1)
         matrices = [matrix for rows in projections for matrix in rows.chunk(parts)]
     names = {"method": "orthogonalize", "steps": "orthogonalize_steps", "dtype": "orthogonalize_dtype"}
@@ -211,7 +211,7 @@ def _transposed(u: Tensor, group: Mapping[str, Any]) -> Tensor:
     """Every matrix of a stack, or of the groups of a convolution, as its transpose."""
     if group["stacked"]:
         return u.mT
-    return torch.cat([part.T for part in u.reshape(len(u), -1).chunk(group["conv_groups"])])
+    return torch.cat([part.T for part in u.flatten(1).chunk(group["conv_groups"])])
 
 
 def _scale(matrix: Tensor, kind: str) -> float:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .checks import Option, choice, kappas, not_negative, number, steps
+from .checks import Option, choice, fraction, kappas, not_negative, steps
 
 BetaClock = Literal["window", "steps"]
 Parity = Literal["exact", "published"]
@@ -256,7 +256,7 @@ OPTIONS = {
     "lr_decay_from": Option(None, steps),
     "t0_steps": Option(None, steps),
     "c_warmup_steps": Option(0, steps),
-    "beta1": Option(0.6, number("in [0, 1)", lambda value: 0 <= value < 1)),
+    "beta1": Option(0.6, fraction),
     "rho": Option(0.8, not_negative),
     "beta_clock": Option("window", choice("window", "steps")),
     "r": Option(0.0, not_negative),

@@ -162,16 +162,26 @@ def placed_like(gradient: Tensor, parameter: Tensor) -> Tensor:
     return placed
 
 
-def summed(value: Tensor, like: Sequence[Tensor]) -> Tensor:
-    """All-reduce a sum over local shards, among the ranks that share the first sharded tensor of `like`.
+def summed(parts: Iterable[tuple[Tensor, Tensor]], parameters: Sequence[Tensor], zero: Tensor) -> Tensor:
+    """The sum, over the entries of all parameters, of what every rank has added up over those that it holds.
 
-    What a rank adds for a tensor has to be divided by the tensor's `copies`.
+    Entries of plain parameters, which every rank has whole, count once, and those of sharded ones once for
+    each replica of none: every rank of their meshes calls this.
+
+    Args:
+        parts: Pairs of a parameter and a sum over what this rank holds of it.
+        parameters: All that may be among them, in the same order on all ranks.
+        zero: What a sum begins with; it gives shape, dtype and device.
     """
-    sharded = next((tensor for tensor in like if is_sharded(tensor)), None)
-    if sharded is None:
-        return value
-    assert isinstance(sharded, DTensor)
-    value = value.clone()
-    for group in sharded.device_mesh.get_all_groups():
-        torch.distributed.all_reduce(value, group=group)
-    return value
+    by_mesh: dict[Any, Tensor] = {_mesh(parameter): zero.clone() for parameter in parameters}
+    for parameter, part in parts:
+        by_mesh[_mesh(parameter)] += part.to(zero) / copies(parameter)
+    for mesh, total in by_mesh.items():
+        for group in () if mesh is None else mesh.get_all_groups():
+            torch.distributed.all_reduce(total, group=group)
+    return sum(by_mesh.values(), start=zero)
+
+
+def _mesh(tensor: Tensor) -> Any:
+    """The device mesh of a sharded tensor; None for a plain one."""
+    return getattr(tensor, "device_mesh", None)

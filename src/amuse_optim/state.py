@@ -9,6 +9,7 @@ from torch import Tensor
 from . import averaging
 from .buckets import Group, State
 from .directions import DIRECTIONS
+from .kernels import PLAIN
 from .options import describe
 from .precision import state_dtype, working
 from .schedule import AVERAGE, PowerAverage
@@ -16,6 +17,7 @@ from .sharding import zeros
 from .warn import warn
 
 _TAKEN = frozenset({"y", "z", "x", "gradient", "step", "beta"})
+_UNROUNDED = (torch.float32, torch.float64)
 
 
 def is_point(name: str) -> bool:
@@ -43,10 +45,11 @@ def kept_tensors(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Kept]
     if rounded or beta == 0:  # with beta = 0 no y makes up for what an average in bfloat16 loses
         kept["x"] = Kept(shape, own if beta > 0 else full)
     found = DIRECTIONS[group["direction"]].state_shapes(group, shape)
-    if not _TAKEN.isdisjoint(found):
+    taken = [name for name in found if name in _TAKEN or name.startswith(AVERAGE)]
+    if taken:
         raise ValueError(
-            f"state_shapes of direction {group['direction']!r} must not name "
-            f"{', '.join(_TAKEN & found.keys())}: these are the optimizer's own"
+            f"state_shapes of direction {group['direction']!r} must not name {', '.join(taken)}: these are "
+            "the optimizer's own"
         )
     kept |= {name: Kept(each, own if each == shape else full) for name, each in found.items()}
     # Last: random bits depend on the places of the others.
@@ -77,19 +80,26 @@ def initial_state(parameter: Tensor, group: Group) -> State:
     for name, (shape, dtype) in kept_tensors(parameter, group).items():
         if is_point(name):
             state[name] = parameter.detach().to(dtype, copy=True)
-        elif shape == parameter.shape:
-            state[name] = torch.zeros_like(parameter.detach(), dtype=dtype)
         else:
-            state[name] = zeros(shape, dtype, parameter)
+            state[name] = fresh(parameter, shape, dtype)
     if group["mode"] == "eval":
         state["y"] = parameter.detach().clone()
     return state
+
+
+def fresh(parameter: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros for the state of a parameter; of its shape, they lie in memory as it does."""
+    if shape == parameter.shape:
+        return torch.zeros_like(parameter.detach(), dtype=dtype)
+    return zeros(shape, dtype, parameter)
 
 
 def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State]) -> None:
     """Make state for parameters that have none, and drop that of parameters which are in no group any more.
 
     Frameworks exchange the parameters in the groups after construction, and users empty `optimizer.state`.
+    A parameter that was converted to float32 or float64, or for which state of one in lower precision was
+    loaded, has one point too many: z and x stay exact, and it is made to hold the y that follows from them.
     Warns where a parameter took the place of one of its shape that had taken steps.
 
     Raises:
@@ -98,9 +108,11 @@ def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State])
     lacking = []
     for group in groups:
         for index, parameter in enumerate(group["params"]):
-            state = states.get(parameter, ())
+            state = states.get(parameter, {})
             if "step" not in state or "beta" not in state:
                 lacking.append((group, index, parameter))
+            elif "x" in state and "z" in state and parameter.dtype in _UNROUNDED and group["mode"] == "train":
+                _hold_exactly(parameter, state, needless="x" if group["beta1"] > 0 else "z")
     if not lacking and len(states) == sum(len(group["params"]) for group in groups):
         return
     present = {parameter for group in groups for parameter in group["params"]}
@@ -116,14 +128,26 @@ def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State])
     moved = [key.shape for key in gone if "step" in states[key] and started(states[key])]
     for key in gone:
         del states[key]
+    replacing = []
     for group, index, parameter in lacking:
         states[parameter] = initial_state(parameter, group)
         if parameter.shape in moved:
             moved.remove(parameter.shape)
-            warn(
-                f"{describe(group, index)} took the place of one that has taken steps: its z, x and momenta "
-                "begin anew from the weights as they stand",
-            )
+            replacing.append(describe(group, index))
+    for name in replacing:
+        warn(
+            f"{name} took the place of one that has taken steps: its z, x and momenta begin anew from the "
+            "weights as they stand"
+        )
+
+
+@torch.no_grad()
+def _hold_exactly(parameter: Tensor, state: State, *, needless: str) -> None:
+    """Make a parameter in train mode hold y unrounded, which stands for z or x from now on."""
+    if started(state):
+        y = averaging.interpolate([working(state["z"])], [working(state["x"])], state["beta"])[0]
+        parameter.data.copy_(y)  # .data, since this is no edit of the user's
+        del state[needless]
 
 
 def started(state: State) -> bool:
@@ -149,14 +173,16 @@ def follow_parameter(parameter: Tensor, state: State, group: Group) -> None:
     if started(state):
         return
     kept = kept_tensors(parameter, group)
+    strides = torch.empty_like(parameter, device="meta").stride() if type(parameter) in PLAIN else None
     elsewhere = [name for name in kept if name in state and is_emptied(state[name], kept[name].shape)]
-    fits = all(
-        name in state
-        and (state[name].device, state[name].dtype) == (parameter.device, dtype)
-        and (state[name].shape == shape or name in elsewhere)
-        for name, (shape, dtype) in kept.items()
-    )
-    if not fits:
+
+    def fits(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        if name not in state or (state[name].device, state[name].dtype) != (parameter.device, dtype):
+            return False
+        placed = strides in (None, state[name].stride()) or shape != parameter.shape
+        return name in elsewhere or (state[name].shape == shape and placed)
+
+    if not all(fits(name, *each) for name, each in kept.items()):
         state.clear()
         state.update(initial_state(parameter, group))
         state.update({name: emptied(state[name]) for name in elsewhere})
@@ -202,7 +228,7 @@ def show_gradient_point(members: Iterable[tuple[Tensor, State]]) -> None:
     """
     moving = [(parameter, state) for parameter, state in members if started(state)]
     for parameter, state in moving:
-        if "y" not in state:
+        if "y" not in state or state["y"].dtype != parameter.dtype:  # not read, or converted since
             state["y"] = interpolated_value(parameter, state).to(parameter.dtype)
     for parameter, state in moving:
         parameter.copy_(state["y"])
@@ -266,8 +292,19 @@ def averages_of(state: State) -> list[Tensor]:
     return [value for name, value in state.items() if name.startswith(AVERAGE)]
 
 
-def store_sequences(parameter: Tensor, state: State, z: Tensor, x: Tensor, mode: str) -> None:
-    """Set z and x of a parameter, and y to what follows from what can be stored of them."""
+def store_sequences(
+    parameter: Tensor, state: State, z: Tensor, x: Tensor, mode: str, readout: float | None
+) -> None:
+    """Set z and x of a parameter, and y to what follows from what can be stored of them.
+
+    Args:
+        parameter: It holds y in train mode; in eval mode x, or the average that `readout` says.
+        state: Its state, with the averages as they are to be.
+        z: The new z.
+        x: The new x.
+        mode: The optimizer's mode.
+        readout: In eval mode the kappa of the average that the parameter holds; None for x.
+    """
     if "z" in state:
         z = working(state["z"].copy_(z))
     if "x" in state:
@@ -276,5 +313,5 @@ def store_sequences(parameter: Tensor, state: State, z: Tensor, x: Tensor, mode:
     if mode == "train":
         parameter.copy_(y)
     else:
-        parameter.copy_(x)
+        parameter.copy_(x if readout is None else state[PowerAverage(readout).name])
         state["y"] = y.to(parameter.dtype)

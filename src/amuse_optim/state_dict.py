@@ -9,16 +9,17 @@ from torch import Tensor
 
 from .buckets import Group
 from .clock import on_host
+from .kernels import PLAIN
+from .module_tree import WRAPPERS
 from .options import OPTIONS, check_options, describe
 from .schedule import averaging_window
+from .sharding import is_sharded
 from .state import kept_tensors
 from .warn import warn
 
 # The form of state dicts, kept in every group as "format"; docs/state_dicts.md says what changed when.
 FORMAT = 2
 _FUNCTION = "function "
-# What DDP, torch.compile, FSDP1 and activation checkpointing call the module inside them.
-_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 def portable(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,8 +53,7 @@ def taking_over(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         for saved, group in zip(taken["param_groups"], optimizer.param_groups, strict=True):
             for i, parameter in zip(saved["params"], group["params"], strict=True):
                 for key, value in taken["state"][i].items():
-                    kept = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-                    optimizer.state[parameter][key] = kept
+                    optimizer.state[parameter][key] = _copied(value, parameter)
 
     handles = [
         optimizer.register_load_state_dict_pre_hook(check),
@@ -66,6 +66,15 @@ def taking_over(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             handle.remove()
 
 
+def _copied(value: Any, parameter: Tensor) -> Any:
+    """A value of a state dict for a parameter; of its shape, it lies in memory as the parameter does."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape == parameter.shape and type(parameter) in PLAIN and not is_sharded(value):
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value.to(parameter.device, copy=True)
+
+
 def _found(states: Mapping[Any, Any], i: Any) -> dict[str, Any]:
     """The state of a parameter in a state dict, its step and beta as Python's numbers.
 
@@ -76,9 +85,9 @@ def _found(states: Mapping[Any, Any], i: Any) -> dict[str, Any]:
 
 
 def _labelled(value: object) -> object:
-    """An option as a state dict holds it: a function by its name."""
+    """An option as a state dict holds it: a function by its name; as a tuple where older ones had a list."""
     if not callable(value):
-        return value
+        return tuple(value) if isinstance(value, list) else value
     return _FUNCTION + str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
@@ -146,19 +155,33 @@ def _check_fits(saved_groups: list[Group], states: Mapping[int, Any], groups: li
         for index, (i, parameter) in enumerate(zip(saved["params"], group["params"], strict=True)):
             state = states[i]
             shapes = {name: kept.shape for name, kept in kept_tensors(parameter, saved).items()}
-            if saved["mode"] == "eval" and "z" not in shapes:
-                shapes["y"] = tuple(parameter.shape)
+            if saved["mode"] == "eval":  # what the saved weights are not
+                points = () if saved["readout"] is None else ("y", "x")
+                shapes |= dict.fromkeys(points if "z" in shapes else ("y", *points), tuple(parameter.shape))
             for name in ("step", "beta", *shapes):
                 if state.get(name) is None:
                     raise ValueError(
-                        f"state_dict holds no {name} for {describe(group, index)} ({parameter.dtype}); state "
-                        "of float32 parameters has no x and cannot be loaded for a lower precision"
+                        f"state_dict holds no {name} for {describe(group, index)} ({parameter.dtype})"
+                        f"{_reason(name, saved, parameter)}"
                     )
             for name, shape in shapes.items():
                 value = state[name]
                 if not isinstance(value, Tensor) or value.shape != shape:
                     found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
                     raise ValueError(f"state_dict holds a {name} {found} for {describe(group, index)}")
+
+
+def _reason(name: str, saved: Group, parameter: Tensor) -> str:
+    """Why a state dict may lack a point, and what to do."""
+    if saved["mode"] == "eval" and name in ("x", "y") and (name == "y" or saved["readout"] is not None):
+        kappa = "" if saved["readout"] is None else f"kappa={saved['readout']:g}"
+        return (
+            f": it was saved in eval mode and read in train mode; call optimizer.eval({kappa}) before "
+            "reading it, so that this is read as well"
+        )
+    if name == "x" and torch.finfo(parameter.dtype).bits < 32:
+        return "; state of float32 parameters has no x and cannot be loaded for a lower precision"
+    return ""
 
 
 def _check_order(saved_groups: list[Group], groups: list[Group]) -> None:
@@ -181,7 +204,7 @@ def _check_order(saved_groups: list[Group], groups: list[Group]) -> None:
 
 def _plain_name(name: str) -> str:
     """A parameter's name without what wrappers of modules put into it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _check_function(orthogonalize: object) -> None:
@@ -198,10 +221,10 @@ def _warn_of_differences(saved_groups: list[Group], groups: list[Group]) -> None
     different = sorted(
         {
             name
-            for saved, group in zip(saved_groups, groups, strict=True)
+            for saved, group in zip(({"averages": ()} | s for s in saved_groups), groups, strict=True)
             for name in OPTIONS
-            if (name not in ("lr", "lr_rest") and name in saved and saved[name] != _labelled(group[name]))
-            or (name == "averages" and tuple(saved.get(name, ())) != tuple(group[name]))
+            if name not in ("lr", "lr_rest") and name in saved
+            if _labelled(saved[name]) != _labelled(group[name])
         }
     )
     if different:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .directions import DIRECTIONS
 from .optimizer import unwrapped
 from .schedule import averaging_window
-from .sharding import copies, local, summed
+from .sharding import local, summed
 from .state import sequences
 
 
@@ -56,18 +56,20 @@ def telemetry(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     report: dict[str, Tensor] = {}
     states = {parameter: state for _, parameter, state in amuse.members()}
     for index, group in enumerate(amuse.param_groups):
-        differences_xz, differences_yx = [], []
+        squares = []
         for parameter in group["params"]:
             z, x, y = sequences(parameter, states[parameter], amuse.mode)
-            differences_xz.append(local(x - z))
-            differences_yx.append(local(y - x))
+            norms = [torch.linalg.vector_norm(local(difference)) for difference in (x - z, y - x)]
+            squares.append((parameter, torch.stack(norms).square()))
+        zero = squares[0][1].new_zeros(2) if squares else torch.zeros(2, device="cpu")
+        distance_xz, distance_yx = summed(squares, group["params"], zero).sqrt()
         measured: dict[str, Any] = {
             "lr": group["lr_t"],
             "beta": group["beta_t"],
             "c": group["c_t"],
             "window": averaging_window(group["c_t"], float("inf")),
-            "distance_xz": _total_norm(differences_xz, group["params"]),
-            "distance_yx": _total_norm(differences_yx, group["params"]),
+            "distance_xz": distance_xz,
+            "distance_yx": distance_yx,
             "update_rms": float("nan"),
         }
         if DIRECTIONS[group["direction"]].for_matrices:
@@ -79,15 +81,3 @@ def telemetry(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
                 value = torch.tensor(value, device="cpu")
             report[f"{index}_{group['direction']}/{name}"] = value.clone()
     return report
-
-
-def _total_norm(differences: list[Tensor], parameters: list[Tensor]) -> Tensor:
-    """Euclidean norm over all entries, of which this rank has these."""
-    if not differences:
-        return torch.tensor(0.0, device="cpu")
-    norms = torch._foreach_norm(differences)
-    squares = torch.stack([norm.to(norms[0].device) for norm in norms]).square()
-    held = [copies(parameter) for parameter in parameters]
-    if max(held) > 1:
-        squares /= torch.tensor(held, device=squares.device)
-    return summed(squares.sum(), parameters).sqrt()

@@ -1,12 +1,16 @@
 """Warnings that point to the user's own line."""
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
 
 import torch
 
-_INSIDE = tuple(f"{Path(file).parent}{sep}" for file in (torch.__file__, __file__) for sep in ("/", "\\"))
+_INSIDE = (
+    *(f"{Path(file).parent}{sep}" for file in (torch.__file__, __file__) for sep in ("/", "\\")),
+    contextlib.__file__,  # between a `with averaged(...)` and what it calls
+)
 
 
 def warn(message: str) -> None:

@@ -1,9 +1,12 @@
 """Averages of z that are kept for reading, beside the average x."""
 
 import copy
+import io
 import math
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -152,7 +155,8 @@ def test_one_average_at_a_time_and_only_what_is_kept() -> None:
     [
         (10.0, TypeError, "averages must be a tuple of numbers"),
         ((0.5,), ValueError, "averages must be finite and >= 1, got 0.5"),
-        ((10.0, 10), ValueError, "averages must be different numbers"),
+        ((10.0, 10), ValueError, "averages must be numbers that differ in their first six digits"),
+        ((1.0, 1.0000001), ValueError, "averages must be numbers that differ in their first six digits"),
         (("a",), TypeError, "averages must be a Python number, got 'a'"),
     ],
 )
@@ -271,6 +275,13 @@ def test_the_report_says_what_the_averages_cost() -> None:
     line = report(optimizer.param_groups).splitlines()[-1]
     assert line == f"averages for reading: kappa 5, 10, {8 * entries:,} bytes of state"
     assert "averages" not in report(build()[1].param_groups)
+    groups: list[dict[str, Any]] = [
+        {"params": [nn.Parameter(torch.ones(10))], "averages": (5.0,)},
+        {"params": [nn.Parameter(torch.ones(1000))]},
+        {"params": [nn.Parameter(torch.ones(3, dtype=torch.float64))], "averages": (5.0, 7.0)},
+    ]
+    kept = AMUSE(groups, direction="sgd", warmup_steps=2).param_groups
+    assert report(kept).splitlines()[-1] == "averages for reading: kappa 5, 7, 88 bytes of state"
 
 
 def test_a_larger_kappa_is_nearer_to_the_end_of_a_straight_way() -> None:
@@ -294,3 +305,35 @@ def test_averages_of_a_trained_model_read_alike_under_a_wrapper() -> None:
     with averaged(Wrapper(optimizer), kappa=10):
         shown = [p.detach().clone() for p in model.parameters()]
     assert same(shown, [*averaged_state_dict(model, optimizer, kappa=10).values()])
+
+
+@pytest.mark.requirement("B4")
+@pytest.mark.parametrize("missing", ["x", "y"])
+def test_state_saved_while_an_average_is_shown_is_read_with_x_and_y(missing: str) -> None:
+    """`torch.distributed.checkpoint` leaves out what the optimizer that reads does not have."""
+    model, optimizer = build(averages=(3.0,))
+    train(model, optimizer, 5)
+    with averaged(optimizer, kappa=3.0):
+        saved = optimizer.state_dict()
+    _, other = build(averages=(3.0,))
+    other.load_state_dict(saved)
+    for state in saved["state"].values():
+        del state[missing]
+    with pytest.raises(ValueError, match=rf"holds no {missing} for .*call optimizer.eval\(kappa=3\) before"):
+        other.load_state_dict(saved)
+
+
+def test_averages_are_kept_as_a_tuple_of_pythons_numbers() -> None:
+    """Which `torch.load(weights_only=True)` reads, and which is the same when the run is resumed twice."""
+    given = [np.array([3.0])[0], 10]
+    _, optimizer = build(averages=given)
+    assert all(group["averages"] == (3.0, 10) for group in optimizer.param_groups)
+    assert all(type(kappa) in (int, float) for group in optimizer.param_groups for kappa in group["averages"])
+    for _ in range(2):
+        buffer = io.BytesIO()
+        torch.save(optimizer.state_dict(), buffer)
+        buffer.seek(0)
+        _, optimizer = build(averages=given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.load_state_dict(torch.load(buffer, weights_only=True))

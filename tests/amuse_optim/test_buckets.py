@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from amuse_optim import AMUSE, buckets, precision
 from amuse_optim.buckets import Bucket, Slot, dense_order, flat
+from amuse_optim.state import emptied
 from tests.amuse_optim.training import take_steps
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -114,3 +115,19 @@ def test_every_tensor_of_a_parameter_is_rounded_with_bits_of_its_own(monkeypatch
     weight = nn.Parameter(torch.randn(4, 4))
     take_steps(AMUSE([weight], direction="muon", lr=0.1, warmup_steps=2, state_precision="lean"), range(1))
     assert len(keys) == len(set(keys)) >= 2
+
+
+def test_tensors_that_another_rank_keeps_do_not_decide_the_order() -> None:
+    """Ranks round with random bits that depend on it, and have to round alike."""
+    parameter = nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    parameter.grad = torch.ones_like(parameter)
+    group = {"params": [parameter], "stacked": False}
+    whole = {"z": parameter.detach().clone(), "momentum_buffer": torch.zeros_like(parameter.detach())}
+    orders = []
+    for momentum in (whole["momentum_buffer"], emptied(whole["momentum_buffer"])):
+        state = whole | {"momentum_buffer": momentum, "step": 1, "beta": 0.5}
+        slot = Slot.of(group, 0, state, ["z", "momentum_buffer"])
+        orders.append(slot.order)
+        assert slot.copies == []
+        assert slot.row["momentum_buffer"].numel() == momentum.numel()
+    assert orders == [(0, 2, 3, 1)] * 2

@@ -158,3 +158,22 @@ def test_refuses_state_of_the_release_that_does_not_fit() -> None:
         with pytest.raises(ValueError, match=re.escape(message)):
             optimizer.load_state_dict(from_published(edited(saved, change), optimizer, mode="train"))
     assert snapshot(optimizer) == before
+
+
+def test_state_after_a_learning_rate_of_0_is_refused() -> None:
+    """The released groups hold the last learning rate alone, and averaging goes on from the largest."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = AMUSE([weight], lr=0.5, direction="sgd", warmup_steps=2, parity="published")
+    group = {
+        "params": [0],
+        "k": 5,
+        "weight_sum": 0.6,
+        "base_lr": 0.5,
+        "lr": 0.0,
+        "ckp1": 0.0,
+        "c_warmup": 0.5,
+    }
+    group |= {"beta1": 0.6, "update_type": "sgd", "warmup_steps": 2, "weight_decay": 0.0}
+    saved = {"state": {0: {"z": torch.zeros(3)}}, "param_groups": [group]}
+    with pytest.raises(ValueError, match="a learning rate of 0, and the largest one so far"):
+        from_published(saved, optimizer, mode="train")

@@ -284,3 +284,52 @@ def test_edits_through_data_go_unseen_and_do_no_harm() -> None:
     train_list(model, optimizer, range(3, 5))
     accept_weights(optimizer)
     assert torch.equal(averaged_state_dict(model, optimizer)["1"], model[1])
+
+
+@pytest.mark.requirement("B17")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_projecting_while_an_average_is_shown_keeps_it_shown(dtype: torch.dtype) -> None:
+    model, optimizer = build_list(2, dtype, averages=(3.0,))
+    train_list(model, optimizer, range(6))
+    y = [parameter.detach().clone() for parameter in model]
+    with averaged(optimizer, kappa=3.0):
+        shown = [parameter.detach().clone() for parameter in model]
+        project(optimizer, lambda tensor: tensor.mul_(1.0))
+        assert all(map(torch.equal, shown, model))
+        project(optimizer, lambda tensor: tensor.mul_(2.0))
+        for before, now in zip(shown, model, strict=True):
+            torch.testing.assert_close(2.0 * before, now.detach())
+        accept_weights(optimizer, [model[0]])
+        assert torch.equal(model[0], optimizer.state[model[0]]["average_3"].to(dtype))
+    torch.testing.assert_close(
+        2.0 * y[1], model[1].detach(), rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6
+    )
+    assert torch.equal(model[0], averaged_state_dict(model, optimizer)["0"])
+
+
+@pytest.mark.requirement("B17")
+@pytest.mark.parametrize("another", [False, True], ids=["raises", "returns another"])
+def test_a_function_that_fails_leaves_its_parameter_as_it_was(another: bool) -> None:
+    model, optimizer = build_list(2, averages=(3.0,))
+    train_list(model, optimizer, range(4))
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    weights = [parameter.detach().clone() for parameter in model]
+    calls: list[Tensor] = []
+
+    def halve(tensor: Tensor) -> Tensor:
+        calls.append(tensor)
+        if len(calls) == 6:  # the last of the second parameter's z, x and average
+            if another:
+                return tensor.clone()
+            raise RuntimeError("no")
+        return tensor.mul_(0.5)
+
+    with pytest.raises(ValueError if another else RuntimeError, match=r"place|no"):
+        project(optimizer, halve)
+    now = optimizer.state_dict()["state"]
+    assert not torch.equal(weights[0], model[0])
+    assert torch.equal(weights[1], model[1])
+    assert all(torch.equal(now[1][name], before[1][name]) for name in ("z", "average_3"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what was changed is the optimizer's own doing
+        train_list(model, optimizer, range(4, 5))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from amuse_optim import AMUSE, averaged, telemetry
 from tests.amuse_optim.test_equalities import CASES, SHAPES, difference, gradients, learning_rate, start
+from tests.amuse_optim.training import build_list, train_list
 from tests.oracle.exact import ExactOracle
 from tests.oracle.published import PublishedOracle
 
@@ -190,3 +191,61 @@ def test_gradients_more_precise_than_the_parameter_keep_their_bits() -> None:
     optimizer = AMUSE([parameter], direction="sgd", lr=1.0, warmup_steps=0, rho=0.0)
     optimizer.step()
     assert torch.equal(optimizer.state[parameter]["z"], -gradient)
+
+
+@pytest.mark.requirement("A9")
+@pytest.mark.parametrize("how", ["loaded", "loaded from eval mode", "converted", "converted in eval mode"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"beta1": 0.0, "rho": 0.0}, {"state_precision": "lean"}])
+def test_a_run_in_low_precision_goes_on_exactly_in_float32(
+    how: str, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    """As one that had float32 parameters, and the z and x that were kept, from there on."""
+    model, optimizer = build_list(2, dtype, **options)
+    train_list(model, optimizer, range(6))
+    kept = [tuple(optimizer.state[p][name].float().clone() for name in ("z", "x")) for p in model]
+    if "eval" in how:
+        optimizer.eval()
+    if "loaded" in how:
+        other, before = build_list(2, torch.float32, **options)
+        other.load_state_dict(model.state_dict())
+        before.load_state_dict(optimizer.state_dict())
+        model, optimizer = other, before
+    else:
+        model.float()
+    optimizer.train()
+    twin, expected = build_list(2, torch.float32, **options)
+    expected.load_state_dict(optimizer.state_dict())
+    needless = "z" if options.get("beta1") == 0.0 else "x"
+    for ours, (z, x) in zip(twin, kept, strict=True):
+        beta = expected.state[ours]["beta"]
+        expected.state[ours].pop(needless, None)
+        with torch.no_grad():
+            ours.copy_((1.0 - beta) * z + beta * x)
+    for first, last in ((6, 6), (6, 11)):  # at once, and after five steps
+        train_list(twin, expected, range(first, last))
+        train_list(model, optimizer, range(first, last))
+        with averaged(expected), averaged(optimizer):
+            for parameter, theirs in zip(model, twin, strict=True):
+                torch.testing.assert_close(parameter, theirs, rtol=2e-6, atol=2e-6)
+        assert all(needless not in optimizer.state[parameter] for parameter in model)
+    moving = "x" if needless == "z" else "z"
+    for parameter, (z, x) in zip(model, kept, strict=True):
+        assert not torch.equal(optimizer.state[parameter][moving].float(), x if moving == "x" else z)
+
+
+@pytest.mark.requirement("A9")
+@pytest.mark.parametrize("how", ["loaded", "converted"])
+def test_lean_state_cannot_go_on_in_float64(how: str) -> None:
+    model, optimizer = build_list(2, torch.float32, direction="sgd", state_precision="lean")
+    train_list(model, optimizer, range(3))
+    if how == "loaded":
+        _, other = build_list(2, torch.float64, direction="sgd")
+        with pytest.raises(ValueError, match=r"lean.* got torch\.float64"):
+            other.load_state_dict(optimizer.state_dict())
+        return
+    model.double()
+    before = [parameter.detach().clone() for parameter in model]
+    with pytest.raises(ValueError, match=r"lean.* got torch\.float64"):
+        train_list(model, optimizer, range(3, 4))
+    assert all(map(torch.equal, before, model))

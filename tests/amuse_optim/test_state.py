@@ -1,5 +1,6 @@
 """The state of a parameter: made, followed, shown, and checked before a step."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -181,3 +182,44 @@ def test_what_was_interrupted_on_its_way_back_to_y_can_be_repeated(monkeypatch: 
     assert optimizer.mode == "eval"
     optimizer.train()
     assert all(torch.equal(now, then) for now, then in zip(parameters, y, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"capturable": True, "nonfinite": "ignore"}])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_state_lies_in_memory_as_the_weights_do(options: dict[str, Any], loaded: bool) -> None:
+    """Also where the model became channels-last after the optimizer was made, or before state was loaded."""
+
+    def made() -> tuple[nn.Conv2d, AMUSE]:
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 3, bias=False)
+        return layer, AMUSE(layer.parameters(), direction="adamw", lr=0.1, warmup_steps=2, **options)
+
+    usual, expected = made()
+    take_steps(expected, range(3))
+    layer, optimizer = made()
+    layer.to(memory_format=torch.channels_last)
+    if loaded:
+        layer.load_state_dict(usual.state_dict())
+        optimizer.load_state_dict(expected.state_dict())
+    else:
+        take_steps(optimizer, range(3))
+    take_steps(optimizer, range(3, 5))
+    take_steps(expected, range(3, 5))
+    for name in ("z", "exp_avg_sq"):
+        kept, theirs = optimizer.state[layer.weight][name], expected.state[usual.weight][name]
+        assert kept.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(kept, theirs)
+
+
+def test_a_warning_that_is_an_error_leaves_state_that_is_whole() -> None:
+    model, optimizer = build()
+    train(model, optimizer, 3)
+    groups = optimizer.param_groups
+    for group in groups:
+        group["params"] = [nn.Parameter(parameter.detach().clone()) for parameter in group["params"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="took the place of one that has taken steps"):
+            optimizer.eval()
+    assert all("z" in optimizer.state[p] for group in groups for p in group["params"])
+    optimizer.eval()

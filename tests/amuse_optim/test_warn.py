@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from amuse_optim import AMUSE
+from amuse_optim import AMUSE, averaged
 
 
 def stepped(**options: float) -> AMUSE:
@@ -33,11 +33,17 @@ def loads(optimizer: AMUSE) -> None:
     optimizer.load_state_dict(stepped(momentum=0.5).state_dict())
 
 
+def reads(optimizer: AMUSE) -> None:
+    with averaged(optimizer):
+        pass
+
+
 @pytest.mark.parametrize(
     ("does", "line", "match"),
     [
         (steps, "optimizer.step()", "weights were changed"),
         (changes_mode, "optimizer.eval()", "weights were changed"),
+        (reads, "with averaged(optimizer):", "weights were changed"),
         (loads, "optimizer.load_state_dict(", "other values than this optimizer for momentum"),
     ],
 )

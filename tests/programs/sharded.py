@@ -23,6 +23,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"columns": True},
     {"columns": True, "matrices": "normuon"},
     {"equal_splits": True, "matrices": "normuon"},
+    {"plain": True, "auxiliary_momentum": 0.9},
 ]
 
 
@@ -56,11 +57,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def compare(options: dict[str, Any]) -> None:
+    options = dict(options)
+    plain = options.pop("plain", False)  # biases and norms, which every rank has whole
     expected = model()
     usual = build(expected, options)
     sharded = model()
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-    fully_shard(sharded, mesh=mesh)
+    fully_shard(sharded, mesh=mesh, ignored_params={p for p in sharded.parameters() if plain and p.ndim == 1})
     optimizer = build(sharded, options)
     for each in (usual, optimizer):
         telemetry(each)
@@ -68,7 +71,10 @@ def compare(options: dict[str, Any]) -> None:
         for parameter, gradient in zip(expected.parameters(), gradients(step, expected), strict=True):
             parameter.grad = gradient
         for parameter, gradient in zip(sharded.parameters(), gradients(step, expected), strict=True):
-            parameter.grad = distributed.tensor.distribute_tensor(gradient, mesh, parameter.placements)
+            places = getattr(parameter, "placements", None)
+            parameter.grad = (
+                gradient if places is None else distributed.tensor.distribute_tensor(gradient, mesh, places)
+            )
         usual.step()
         optimizer.step()
     equal(expected, sharded)

@@ -37,7 +37,7 @@ class Direction(ABC):
     def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
         """Names and shapes of the tensors that a parameter has in its state; they begin as zeros.
 
-        The names y, z, x, gradient, step and beta are taken.
+        The names y, z, x, gradient, step and beta are taken, and those that begin with average_.
 
         A tensor of the parameter's shape is kept in the precision of the state and cut into chunks with it.
         Any other shape must begin with the parameter's leading dimensions; it is kept in at least float32.

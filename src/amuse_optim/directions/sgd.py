@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from amuse_optim.averaging import Tensors
-from amuse_optim.buckets import DENSE, Chunk
+from amuse_optim.buckets import Chunk
+from amuse_optim.kernels import PLAIN
 from amuse_optim.schedule import Number
 
 from .base import ElementwiseDirection, Shape
@@ -29,6 +30,6 @@ class SGD(ElementwiseDirection):
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are in one memory; buffers of tensors without storage are copies."""
-    if type(one) not in DENSE or type(other) not in DENSE:
+    if type(one) not in PLAIN or type(other) not in PLAIN:
         return False
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

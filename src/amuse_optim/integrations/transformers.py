@@ -37,9 +37,15 @@ class TrainerAMUSE(AMUSE):
     open_lengths: tuple[dict[str, Any], ...] = ()
 
     def __init__(self, groups: Sequence[dict[str, Any]], **options: Any) -> None:
+        if options.get("shard_state"):
+            raise ValueError(
+                "shard_state=True cannot be used with the Trainer, which asks one rank alone for the state "
+                "dict: leave it out, process_group= alone divides the work too"
+            )
         defaults = {name: OPTIONS[name].default for name in LENGTHS} | {"warmup_steps": None} | options
         lengths = tuple({name: group.get(name, defaults[name]) for name in LENGTHS} for group in groups)
-        if options.get("total_steps") is None and any(map(_is_open, lengths)):
+        whole = options.get("total_steps")
+        if any(each["warmup_steps"] is None or (whole is None and _has_fraction(each)) for each in lengths):
             super().__init__(
                 [_without_lengths(group) for group in groups], warmup_steps=2, **_without_lengths(options)
             )
@@ -70,33 +76,36 @@ class TrainerAMUSE(AMUSE):
                         "warmup_steps must be given, as steps or as a fraction of them all: "
                         '(AMUSEFactory, {"warmup_steps": 0.05}) or TrainingArguments(warmup_steps=0.05)'
                     )
-            options = {name: group[name] for name in OPTIONS} | lengths | {"total_steps": max_steps}
+            whole = group["total_steps"] or max_steps
+            options = {name: group[name] for name in OPTIONS} | lengths | {"total_steps": whole}
             try:
                 complete = complete_group({"params": group["params"], **options}, {})
             except ValueError as error:
-                raise ValueError(f"{error}. Fractions are of the Trainer's {max_steps} steps") from None
+                named = f"the Trainer's {max_steps} steps" if group["total_steps"] is None else "total_steps"
+                raise ValueError(f"{error}. Fractions are of {named}") from None
             group.update({name: complete[name] for name in (*LENGTHS, "total_steps")})
         self.waits = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore state, options and mode; open lengths become the loaded ones, without a word."""
+        names = (*LENGTHS, "total_steps") if self.open_lengths else ()
+        before = [{name: group[name] for name in names} for group in self.param_groups]
         for saved, group in zip(state_dict.get("param_groups", ()), self.param_groups, strict=False):
-            if self.open_lengths:
-                group.update({name: saved[name] for name in (*LENGTHS, "total_steps") if name in saved})
-        super().load_state_dict(state_dict)
+            group.update({name: saved[name] for name in names if name in saved})
+        try:
+            super().load_state_dict(state_dict)
+        except BaseException:
+            for group, lengths in zip(self.param_groups, before, strict=True):
+                group.update(lengths)
+            raise
 
-    def step(self, closure: Any = None) -> Any:
-        """Take one step, as `AMUSE` does.
-
-        Raises:
-            RuntimeError: If `AMUSECallback` has not been there.
-        """
+    def _require_train_mode(self) -> None:
         if self.waits:
             raise RuntimeError(
                 "AMUSEFactory needs AMUSECallback, without which the Trainer would save y, not the average "
                 "x: give it callbacks=[AMUSECallback()]"
             )
-        return super().step(closure)
+        super()._require_train_mode()
 
 
 class AMUSEFactory:
@@ -251,9 +260,8 @@ def _warn_of_what_is_not_read(arguments: TrainingArguments, groups: Sequence[dic
             )
 
 
-def _is_open(lengths: dict[str, Any]) -> bool:
-    """Whether lengths of a group cannot be told before the number of steps is known."""
-    return lengths["warmup_steps"] is None or any(isinstance(length, float) for length in lengths.values())
+def _has_fraction(lengths: dict[str, Any]) -> bool:
+    return any(isinstance(length, float) for length in lengths.values())
 
 
 def _without_lengths(options: dict[str, Any]) -> dict[str, Any]:

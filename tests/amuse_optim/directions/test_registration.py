@@ -1,6 +1,7 @@
 """What is asked of directions, and the example of the documentation."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from amuse_optim import AMUSE
 from amuse_optim.averaging import Tensors
-from amuse_optim.buckets import Chunk
+from amuse_optim.buckets import Bucket, Chunk
 from amuse_optim.checks import Option, choice, fraction
 from amuse_optim.directions import DIRECTIONS, ElementwiseDirection
-from amuse_optim.directions.base import Direction, Shape, by_name
+from amuse_optim.directions.base import Direction, Shape, Update, by_name
 from amuse_optim.options import OPTIONS
 
 PAGE = Path(__file__).parents[3] / "docs" / "architecture.md"
@@ -51,13 +52,32 @@ def test_an_option_of_one_name_is_declared_alike(option: Option) -> None:
         by_name(*DIRECTIONS.values(), Other())
 
 
-@pytest.mark.parametrize("name", ["y", "z", "x", "gradient", "step", "beta"])
+@pytest.mark.parametrize("name", ["y", "z", "x", "gradient", "step", "beta", "average_of_squares"])
 def test_names_of_the_optimizer_s_own_state_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     direction = Plain()
     monkeypatch.setattr(Plain, "tensor", name)
     register(direction, monkeypatch)
     with pytest.raises(ValueError, match=f"must not name {name}: "):
         AMUSE([nn.Parameter(torch.ones(2))], direction="plain", warmup_steps=2)
+
+
+def test_updates_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a direction that may raise, whose updates are computed before the others'."""
+    asked = []
+
+    class Careful(Plain):
+        def may_raise(self, group: Any) -> bool:  # noqa: ARG002
+            return True
+
+        def updates(self, bucket: Bucket) -> Iterator[Update]:
+            asked.append(bucket)
+            return super().updates(bucket)
+
+    register(Careful(), monkeypatch)
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    AMUSE([weight], direction="plain", warmup_steps=2).step()
+    assert len(asked) == 1
 
 
 def register(direction: Direction, monkeypatch: pytest.MonkeyPatch) -> None:

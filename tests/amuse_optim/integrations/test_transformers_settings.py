@@ -42,6 +42,7 @@ def test_a_run_that_is_extended_keeps_its_warm_up(plain: Any, tmp_path: Path) ->
         ({"warmup_steps": 0.25}, 5, (3, 3)),
         ({"warmup_steps": 2, "t0_steps": 7}, 5, (2, 7)),
         ({"warmup_steps": 0.25, "total_steps": 40}, 0, (10, 10)),
+        ({"total_steps": 40, "t0_steps": 0.5}, 5, (5, 20)),
         ({"overrides": [("*", {"t0_steps": 0.75})]}, 0.25, (3, 9)),
     ],
 )
@@ -170,3 +171,33 @@ def test_checkpoints_on_sigterm_are_said_to_hold_y(tmp_path: Path) -> None:
             trainer.train()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_what_cannot_work_is_refused_or_undone() -> None:
+    """State of one rank's own, which the Trainer does not gather; a state dict that does not fit."""
+    with pytest.raises(ValueError, match="shard_state=True cannot be used with the Trainer"):
+        AMUSEFactory()(tiny.model(), **tiny.OPTIONS, shard_state=True)
+    optimizer = AMUSEFactory()(tiny.model(), **tiny.OPTIONS | {"warmup_steps": 0.5})
+    saved = AMUSEFactory()(tiny.model(), **tiny.OPTIONS | {"warmup_steps": 7}).state_dict()
+    before = [dict(group) for group in optimizer.param_groups]
+    del saved["state"][0]["z"]
+    with pytest.raises(ValueError, match="holds no z"):
+        optimizer.load_state_dict(saved)
+    for group, was in zip(optimizer.param_groups, before, strict=True):
+        assert all(group[name] == was[name] for name in ("warmup_steps", "t0_steps", "total_steps"))
+
+
+def test_hooks_of_steps_run_once() -> None:
+    """Also after an `AMUSE` has been built, whose `step` torch has wrapped then."""
+    plain = torch.nn.Parameter(torch.ones(2))
+    AMUSE([plain], direction="sgd", warmup_steps=2)
+    model = torch.nn.Linear(4, 2)
+    optimizer = AMUSEFactory()(model, lr=0.1, warmup_steps=2)
+    optimizer.waits = False
+    optimizer.train()
+    calls: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    model(torch.ones(4)).sum().backward()
+    optimizer.step()
+    assert calls == ["before", "after"]
