@@ -177,7 +177,7 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
     parts += [
         _wrapped(_setting(study)),
         _wrapped(f"The rule; study.json has every change of it since the first runs. {rule(study)}"),
-        _wrapped(progress(study, records)),
+        _wrapped(f"{progress(study, records)} {kept_apart(study, records)}"),
         _list(sentence(found, entry) for entry in compared(found)) or NOTHING_YET,
         *(["What to hold against it:", _list(study.caveats)] if study.caveats else []),
         f"### {study.measure.capitalize()} at each horizon",
@@ -244,24 +244,21 @@ def _setting(study: Study) -> str:
 
 
 def progress(study: Study, records: Records) -> str:
-    """Say how far the study is, and which runs are kept of optimizers that it does not have any more."""
-    return " ".join(filter(None, (_left(study, records), _kept_apart(study, records))))
-
-
-def _kept_apart(study: Study, records: Records) -> str:
-    names = [entry.name for entry in study.entries]
-    counts = Counter(record.entry for record in records.values() if record.entry not in names)
-    runs = [f"{count} runs of {name}" for name, count in sorted(counts.items())]
-    return f"Kept in runs.jsonl and not compared: {_joined(runs)}." if runs else ""
-
-
-def _left(study: Study, records: Records) -> str:
+    """Say how far the study is."""
     count = len(wanted(study, records))
     if count == 0:
         return "All runs of the study have been made."
     open_ones = [entry.name for entry in study.entries if not tuning(study, entry, records).decided]
     tuned = f" Not tuned yet: {', '.join(open_ones)}." if open_ones else ""
     return f"The study is not finished: at least {count} more runs are to be made, all may change.{tuned}"
+
+
+def kept_apart(study: Study, records: Records) -> str:
+    """Say which runs are kept of optimizers that the study does not have any more, if there are any."""
+    names = [entry.name for entry in study.entries]
+    counts = Counter(record.entry for record in records.values() if record.entry not in names)
+    runs = [f"{count} runs of {name}" for name, count in sorted(counts.items())]
+    return f"Kept in runs.jsonl and not compared: {_joined(runs)}." if runs else ""
 
 
 def _picture(study: Study, path: str) -> str:
