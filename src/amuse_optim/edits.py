@@ -92,6 +92,7 @@ def project(
     """
     amuse = unwrapped(optimizer)
     chosen = _chosen(amuse, parameters)
+    done = set()
     try:
         for _, parameter, state in amuse.members():
             if parameter in chosen:
@@ -101,9 +102,10 @@ def project(
                 for average, other in zip(averages, others, strict=True):
                     average.copy_(other)
                 store_sequences(parameter, state, new_z, new_x, amuse.mode, amuse.readout)
+                done.add(parameter)
     finally:
-        gather_anew(chosen)
-        amuse.versions = amuse.versions.accepted(chosen)
+        gather_anew(done)
+        amuse.versions = amuse.versions.accepted(done)
 
 
 def _changed(tensor: Tensor, function: Callable[[Tensor], object]) -> Tensor:

@@ -1,6 +1,7 @@
 """What `telemetry` asks to be measured within a step, because it needs the updates."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from .members import Members
 from .orthogonalize import orthogonality_errors
 from .precision import working
 from .schedule import Number
-from .sharding import local, summed
+from .sharding import copies, local, mesh_of, summed
 
 
 class Measurement:
@@ -22,7 +23,7 @@ class Measurement:
     """
 
     def __init__(self) -> None:
-        self._updates: list[tuple[Tensor, Tensor, int]] = []
+        self._updates: list[tuple[Any, Tensor, float]] = []
         self._errors: list[Tensor] = []
         self.divided: dict[Members, list[Tensor]] = {}
         self.sums: list[Tensor] = []
@@ -37,7 +38,8 @@ class Measurement:
         """
         for tensor in update:
             square = torch.linalg.vector_norm(working(tensor)).mul(scale).square()
-            self._updates.append((parameter, square, tensor.numel()))
+            share = copies(parameter)
+            self._updates.append((mesh_of(parameter), square / share, tensor.numel() / share))
 
     def add_polar_factors(self, *stacks: Tensor, members: Members | None = None) -> None:
         """Take in orthogonalized matrices.
@@ -52,8 +54,8 @@ class Measurement:
     def values(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         """The root mean squares over all of it, and over the ranks that the parameters are divided over."""
         like = working(local(parameters[0]))
-        parts = [(p, torch.stack([s, torch.full_like(s, n)])) for p, s, n in self._updates]
-        total, entries = summed(parts, parameters, like.new_zeros(2))
+        parts = [(mesh, torch.stack([s, torch.full_like(s, n)])) for mesh, s, n in self._updates]
+        total, entries = summed(parts, parameters, 2)
         found = {"update_rms": (total / entries).sqrt()}
         if self._errors or self.sums:
             errors = torch.cat([like.new_empty(0), *(errors.to(like) for errors in self._errors)])

@@ -124,14 +124,19 @@ class AveragedOptimizer(torch.optim.Optimizer):
             inner.train()
         elif self.mode == "eval":
             members = list(self.members())
+            lent = [
+                state
+                for group, parameter, state in members
+                if self.readout is not None and "x" not in kept_tensors(parameter, group)
+            ]
             self.notice_edits()
             with self._recorded():
                 show_gradient_point((parameter, state) for _, parameter, state in members)
             self._set_mode("train")
-            for group, parameter, state in members:
+            for _, _, state in members:
                 state.pop("y", None)
-                if "x" in state and "x" not in kept_tensors(parameter, group):
-                    del state["x"]
+            for state in lent:
+                state.pop("x", None)
 
     def _inner(self) -> "AveragedOptimizer":
         """The optimizer itself, where this is Lightning's wrapper, which has borrowed its methods alone."""

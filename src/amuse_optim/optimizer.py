@@ -1,6 +1,6 @@
 """The optimizer: its options and the step. The equations live in the modules it calls."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, overload
 
 import torch
@@ -9,7 +9,6 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable that import
 from torch.optim.optimizer import ParamsT
 
 from . import clock, options
-from .buckets import Bucket, Group
 from .matrices import Scale
 from .measurement import Measurement
 from .options import ANYTIME
@@ -274,34 +273,26 @@ class AMUSE(SharingOptimizer):
 
         active, gradients, usable, measuring = self._looked_at()
         if not usable:
-            for group in active:
+            for group in active.values():
                 group["skipped_steps"] += 1
             return loss
-        measurements = {id(group): Measurement() for group in active} if measuring else {}
-        buckets = [bucket for group in active for bucket in self._buckets(group, gradients, measurements)]
-        schedules = {id(group): clock.advanced(group) for group in active}
+        measurements = {number: Measurement() for number in active} if measuring else {}
+        buckets = buckets_of(active, self.state, gradients, measurements, self.division)
+        schedules = {number: clock.advanced(group) for number, group in active.items()}
         for bucket, updates in updates_of(buckets):
-            _, now = schedules[id(bucket.group)]
+            _, now = schedules[bucket.number]
             numbers = bucket.numbers(now)
             for chunk, update, scale in updates:
                 if bucket.measurement is not None:
                     bucket.measurement.add_update(bucket.slots[0].param, update, scale)
                 chunk.advance_(update, scale, numbers)
         for bucket in buckets:  # which may share a step and a beta on the device
-            bucket.finish(schedules[id(bucket.group)][1])
+            bucket.finish(schedules[bucket.number][1])
         self._keep(measurements)
-        for group in active:
-            clock.record(group, *schedules[id(group)])
+        for number, group in active.items():
+            clock.record(group, *schedules[number])
         self.versions = self.versions.recorded(self.param_groups)
         return loss
-
-    def _buckets(
-        self, group: Group, gradients: Mapping[Tensor, Tensor], measurements: Mapping[int, Measurement]
-    ) -> list[Bucket]:
-        """The parameters of a group that have a gradient, in buckets that can be updated together."""
-        number = next(i for i, other in enumerate(self.param_groups) if other is group)
-        measurement = measurements.get(id(group))
-        return buckets_of(group, number, self.state, gradients, measurement, self.division)
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> AMUSE:

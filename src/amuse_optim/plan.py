@@ -15,7 +15,7 @@ from .measurement import Measurement
 from .options import describe
 from .ranks import Division
 from .sharding import is_sharded
-from .state import follow_parameter, is_point, kept_names_in
+from .state import follow_parameter, hold_exactly, is_point, kept_names_in
 
 # The directions that divide their matrices over ranks, and what they keep for each row.
 _ROW_STATE = {name: each.row_state for name, each in DIRECTIONS.items() if isinstance(each, Muon)}
@@ -41,51 +41,70 @@ def division_of(
 
 
 def buckets_of(
-    group: Group,
-    number: int,
+    groups: Mapping[int, Group],
     states: Mapping[Tensor, State],
     gradients: Mapping[Tensor, Tensor],
-    measurement: Measurement | None,
+    measurements: Mapping[int, Measurement],
     division: Division | None,
 ) -> list[Bucket]:
-    """The parameters of a group that have a gradient, those together that are alike.
+    """The parameters that have a gradient, those of a group together that are alike.
 
     Args:
-        group: The parameter group, with its options.
-        number: Its index in the optimizer.
+        groups: The groups that take part, by their index in the optimizer.
         states: The optimizer's state by parameter; before a parameter's first step z and x are set to its
             weights.
         gradients: The gradient of each parameter that has one.
-        measurement: Collects the step's measurements for `telemetry`; None if it has not been called.
+        measurements: What collects the step's measurements for `telemetry`, by index of the group, where that
+            is wanted.
         division: Who orthogonalizes what, where ranks share parameters.
 
     Raises:
-        ValueError: With `capturable=True`, for a parameter that cannot be captured.
+        ValueError: With `capturable=True`, for a parameter that cannot be captured; the step counts and
+            clocks of all groups are as they were.
     """
+    slots = {number: _slots(group, states, gradients) for number, group in groups.items()}
+    captured = {number: group for number, group in groups.items() if group["capturable"]}
+    for number, group in captured.items():
+        for slot in slots[number]:
+            _check_capturable(group, slot, division)
+    for group in captured.values():
+        place_on_device(group, states)
+    return [
+        Bucket(group, number, alike, measurements.get(number), division)
+        for number, group in groups.items()
+        for alike in _alike(group, slots[number])
+    ]
+
+
+def _slots(group: Group, states: Mapping[Tensor, State], gradients: Mapping[Tensor, Tensor]) -> list[Slot]:
+    """The parameters of a group that have a gradient."""
     slots = []
     names_of = kept_names_in(group)
     for index, parameter in enumerate(group["params"]):
+        state = states[parameter]
         if parameter in gradients or group["capturable"]:
-            follow_parameter(parameter, states[parameter], group)
+            follow_parameter(parameter, state, group)
         if parameter in gradients:
+            hold_exactly(parameter, state, group)
             _, names = names_of(parameter)
-            slots.append(Slot.of(group, index, states[parameter], names, gradients[parameter]))
-    if group["capturable"]:
-        for slot in slots:
-            _check_capturable(group, slot, division)
-        place_on_device(group, states)
-    alike: dict[object, list[Slot]] = {}
+            slots.append(Slot.of(group, index, state, names, gradients[parameter]))
+    return slots
+
+
+def _alike(group: Group, slots: Iterable[Slot]) -> Iterable[list[Slot]]:
+    """Those together that one bucket can hold."""
+    found: dict[object, list[Slot]] = {}
     for slot in slots:
-        held: Any = slot.param
-        state, names = slot.state, tuple(slot.row)[1:-1]
-        step, beta = state["step"], state["beta"]
+        parameter: Any = slot.param
+        step, beta = slot.state["step"], slot.state["beta"]
         if group["capturable"]:  # on the device: alike where they are the same tensors
             step, beta = id(step), id(beta)
-        dtypes = held.dtype, gradients[held].dtype, state[names[0]].dtype
-        kind = (held.device_mesh, held.placements) if is_sharded(held) else type(held)
-        key: object = (held.device, kind, dtypes, names, step, beta)
-        alike.setdefault(slot.index if group["foreach"] is False else key, []).append(slot)
-    return [Bucket(group, number, slots, measurement, division) for slots in alike.values()]
+        names, dtypes = tuple(slot.row), tuple(buffer.dtype for buffer in slot.row.values())
+        sharded = is_sharded(parameter)
+        kind = (parameter.device_mesh, parameter.placements) if sharded else type(parameter)
+        key: object = (parameter.device, kind, names, dtypes, step, beta)
+        found.setdefault(slot.index if group["foreach"] is False else key, []).append(slot)
+    return found.values()
 
 
 def _check_capturable(group: Group, slot: Slot, division: Division | None) -> None:

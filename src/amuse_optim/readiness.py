@@ -19,13 +19,13 @@ class Look(NamedTuple):
     """What was found before a step.
 
     Args:
-        active: The groups that take part.
+        active: The groups that take part, by their index in the optimizer.
         gradients: The gradient of each parameter that takes part.
         usable: False if the step is to be skipped.
         measuring: Whether telemetry is measured in this step, on this rank or any other.
     """
 
-    active: list[Group]
+    active: dict[int, Group]
     gradients: Gradients
     usable: bool
     measuring: bool
@@ -86,7 +86,7 @@ def looked_at(
     if division is not None:
         _complete(gradients, groups, having, division)
         gradients = {parameter: placed_like(gradients[parameter], parameter) for parameter in gradients}
-    active = [group for group in groups if any(p in gradients for p in group["params"])]
+    active = {n: group for n, group in enumerate(groups) if any(p in gradients for p in group["params"])}
     usable = [_usable(group, names, total) for group, names, total in zip(groups, bad, totals, strict=True)]
     return Look(active, gradients, all(usable), measuring)
 

@@ -162,26 +162,29 @@ def placed_like(gradient: Tensor, parameter: Tensor) -> Tensor:
     return placed
 
 
-def summed(parts: Iterable[tuple[Tensor, Tensor]], parameters: Sequence[Tensor], zero: Tensor) -> Tensor:
-    """The sum, over the entries of all parameters, of what every rank has added up over those that it holds.
+def summed(parts: Iterable[tuple[Any, Tensor]], parameters: Sequence[Tensor], size: int) -> Tensor:
+    """Sums over all entries of parameters, from those over the entries that this rank has.
 
-    Entries of plain parameters, which every rank has whole, count once, and those of sharded ones once for
-    each replica of none: every rank of their meshes calls this.
+    Where parameters are sharded, every rank of their meshes calls this. An entry counts once, however many
+    ranks have a copy of it.
 
     Args:
-        parts: Pairs of a parameter and a sum over what this rank holds of it.
-        parameters: All that may be among them, in the same order on all ranks.
-        zero: What a sum begins with; it gives shape, dtype and device.
+        parts: Pairs of a mesh, from `mesh_of`, and sums over entries of parameters on it, shape (size,),
+            divided by their `copies`.
+        parameters: The parameters, in the same order on all ranks.
+        size: How many sums there are.
     """
-    by_mesh: dict[Any, Tensor] = {_mesh(parameter): zero.clone() for parameter in parameters}
-    for parameter, part in parts:
-        by_mesh[_mesh(parameter)] += part.to(zero) / copies(parameter)
+    like = next((p for p in parameters if is_sharded(p)), parameters[0])
+    zero = local(like.detach()).new_zeros(size, dtype=torch.promote_types(like.dtype, torch.float32))
+    by_mesh = {mesh_of(parameter): zero.clone() for parameter in parameters}
+    for mesh, part in parts:
+        by_mesh[mesh] = by_mesh.get(mesh, zero) + part.to(zero)
     for mesh, total in by_mesh.items():
         for group in () if mesh is None else mesh.get_all_groups():
             torch.distributed.all_reduce(total, group=group)
-    return sum(by_mesh.values(), start=zero)
+    return torch.stack([*by_mesh.values()]).sum(dim=0)
 
 
-def _mesh(tensor: Tensor) -> Any:
-    """The device mesh of a sharded tensor; None for a plain one."""
+def mesh_of(tensor: Tensor) -> Any:
+    """The device mesh of a sharded tensor; None for a plain one, which every rank has whole."""
     return getattr(tensor, "device_mesh", None)

@@ -77,9 +77,7 @@ class SharingOptimizer(AveragedOptimizer):
             first = next(parameter for group in self.param_groups for parameter in group["params"])
             sum_over_ranks(measurements.values(), local(first).device)
         if self.measurements is not None:
-            for number, group in enumerate(self.param_groups):
-                if id(group) in measurements:
-                    self.measurements[number] = measurements[id(group)]
+            self.measurements |= measurements
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue a run: sequences, momenta, schedule, mode and options of every group.

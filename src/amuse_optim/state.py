@@ -17,7 +17,6 @@ from .sharding import zeros
 from .warn import warn
 
 _TAKEN = frozenset({"y", "z", "x", "gradient", "step", "beta"})
-_UNROUNDED = (torch.float32, torch.float64)
 
 
 def is_point(name: str) -> bool:
@@ -40,7 +39,7 @@ def kept_tensors(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Kept]
     """
     shape, beta = tuple(parameter.shape), group["beta1"]
     full, own = (state_dtype(parameter.dtype, kind) for kind in ("full", group["state_precision"]))
-    rounded = torch.finfo(parameter.dtype).bits < 32
+    rounded = _is_rounded(parameter)
     kept = {"z": Kept(shape, own)} if rounded or beta > 0 else {}
     if rounded or beta == 0:  # with beta = 0 no y makes up for what an average in bfloat16 loses
         kept["x"] = Kept(shape, own if beta > 0 else full)
@@ -84,6 +83,8 @@ def initial_state(parameter: Tensor, group: Group) -> State:
             state[name] = fresh(parameter, shape, dtype)
     if group["mode"] == "eval":
         state["y"] = parameter.detach().clone()
+        if group.get("readout") is not None:
+            state.setdefault("x", parameter.detach().clone())
     return state
 
 
@@ -98,8 +99,6 @@ def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State])
     """Make state for parameters that have none, and drop that of parameters which are in no group any more.
 
     Frameworks exchange the parameters in the groups after construction, and users empty `optimizer.state`.
-    A parameter that was converted to float32 or float64, or for which state of one in lower precision was
-    loaded, has one point too many: z and x stay exact, and it is made to hold the y that follows from them.
     Warns where a parameter took the place of one of its shape that had taken steps.
 
     Raises:
@@ -108,11 +107,9 @@ def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State])
     lacking = []
     for group in groups:
         for index, parameter in enumerate(group["params"]):
-            state = states.get(parameter, {})
+            state = states.get(parameter, ())
             if "step" not in state or "beta" not in state:
                 lacking.append((group, index, parameter))
-            elif "x" in state and "z" in state and parameter.dtype in _UNROUNDED and group["mode"] == "train":
-                _hold_exactly(parameter, state, needless="x" if group["beta1"] > 0 else "z")
     if not lacking and len(states) == sum(len(group["params"]) for group in groups):
         return
     present = {parameter for group in groups for parameter in group["params"]}
@@ -141,13 +138,16 @@ def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State])
         )
 
 
-@torch.no_grad()
-def _hold_exactly(parameter: Tensor, state: State, *, needless: str) -> None:
-    """Make a parameter in train mode hold y unrounded, which stands for z or x from now on."""
-    if started(state):
+def hold_exactly(parameter: Tensor, state: State, group: Group) -> None:
+    """Make a parameter that holds a rounded y hold the exact one, where it can: in float32 and float64.
+
+    It was converted, or state of one in lower precision was loaded for it, since its last step. With the
+    exact y its state needs z or x alone.
+    """
+    if "x" in state and "z" in state and parameter.dtype in (torch.float32, torch.float64):
         y = averaging.interpolate([working(state["z"])], [working(state["x"])], state["beta"])[0]
-        parameter.data.copy_(y)  # .data, since this is no edit of the user's
-        del state[needless]
+        parameter.copy_(y)
+        del state["x" if group["beta1"] > 0 else "z"]
 
 
 def started(state: State) -> bool:
@@ -208,8 +208,8 @@ def show_average(members: Iterable[tuple[Tensor, State]], kappa: float | None = 
     try:
         for parameter, state in done:
             state["y"] = parameter.detach().clone()
-            if kappa is not None:
-                state.setdefault("x", averaged_value(parameter, state))
+            if kappa is not None and "x" not in state:
+                state["x"] = averaged_value(parameter, state)
             parameter.copy_(averaged_value(parameter, state, kappa))
     except BaseException:  # out of memory, say
         for parameter, state in done:
@@ -228,10 +228,14 @@ def show_gradient_point(members: Iterable[tuple[Tensor, State]]) -> None:
     """
     moving = [(parameter, state) for parameter, state in members if started(state)]
     for parameter, state in moving:
-        if "y" not in state or state["y"].dtype != parameter.dtype:  # not read, or converted since
+        if "y" not in state or (_is_rounded(state["y"]) and not _is_rounded(parameter)):
             state["y"] = interpolated_value(parameter, state).to(parameter.dtype)
     for parameter, state in moving:
         parameter.copy_(state["y"])
+
+
+def _is_rounded(tensor: Tensor) -> bool:
+    return torch.finfo(tensor.dtype).bits < 32
 
 
 def fast_value(parameter: Tensor, state: State) -> Tensor:

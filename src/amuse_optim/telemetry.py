@@ -8,7 +8,7 @@ from torch import Tensor
 from .directions import DIRECTIONS
 from .optimizer import unwrapped
 from .schedule import averaging_window
-from .sharding import local, summed
+from .sharding import copies, local, mesh_of, summed
 from .state import sequences
 
 
@@ -60,9 +60,9 @@ def telemetry(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for parameter in group["params"]:
             z, x, y = sequences(parameter, states[parameter], amuse.mode)
             norms = [torch.linalg.vector_norm(local(difference)) for difference in (x - z, y - x)]
-            squares.append((parameter, torch.stack(norms).square()))
-        zero = squares[0][1].new_zeros(2) if squares else torch.zeros(2, device="cpu")
-        distance_xz, distance_yx = summed(squares, group["params"], zero).sqrt()
+            squares.append((mesh_of(parameter), torch.stack(norms).square() / copies(parameter)))
+        found = summed(squares, group["params"], 2) if squares else torch.zeros(2, device="cpu")
+        distance_xz, distance_yx = found.sqrt()
         measured: dict[str, Any] = {
             "lr": group["lr_t"],
             "beta": group["beta_t"],

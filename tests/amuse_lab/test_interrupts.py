@@ -16,9 +16,9 @@ def python_handler() -> Iterator[None]:
 
 def test_first_ctrl_c_is_a_request_and_the_second_one_acts() -> None:
     with Interrupt() as interrupt:
-        assert not interrupt.requested
+        assert interrupt.signal == 0
         signal.raise_signal(signal.SIGINT)
-        assert interrupt.requested
+        assert interrupt.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

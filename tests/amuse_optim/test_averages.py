@@ -337,3 +337,19 @@ def test_averages_are_kept_as_a_tuple_of_pythons_numbers() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             optimizer.load_state_dict(torch.load(buffer, weights_only=True))
+
+
+@pytest.mark.parametrize("how", ["added", "converted"])
+def test_state_that_is_made_while_an_average_is_shown_is_whole(how: str) -> None:
+    model, optimizer = build_list(2, averages=(3.0,))
+    with averaged(optimizer, kappa=3.0):
+        if how == "added":
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+        else:
+            model.double()
+        saved = optimizer.state_dict()
+        optimizer.load_state_dict(saved)
+        kept = [state for _, _, state in optimizer.members()]
+        assert all({"x", "y"} <= state.keys() for state in kept)
+    assert not any({"x", "y"} & state.keys() for state in kept)
+    optimizer.load_state_dict(optimizer.state_dict())

@@ -57,15 +57,22 @@ def test_what_a_function_returns_is_checked(result: Any, error: type[Exception],
 
 def test_a_captured_step_that_is_refused_changes_nothing() -> None:
     """The step counts and the clock stay Python's numbers, so the state still follows the weights."""
+    dense = nn.Parameter(torch.ones(4, 3))
     weight = nn.Parameter(torch.ones(4, 6)[:, ::2])  # not dense in memory
-    optimizer = AMUSE([weight], direction="adamw", warmup_steps=2, capturable=True, nonfinite="ignore")
-    weight.grad = torch.ones(4, 3)
-    before = {name: optimizer.param_groups[0][name] for name in ("t", "lr_max", "relative_weight_sum")}
+    groups = [{"params": [dense]}, {"params": [weight]}]
+    optimizer = AMUSE(groups, direction="adamw", warmup_steps=2, capturable=True, nonfinite="ignore")
+    for parameter in (dense, weight):
+        parameter.grad = torch.ones(4, 3)
     with pytest.raises(ValueError, match="cannot take part with capturable=True"):
         optimizer.step()
-    assert {name: optimizer.param_groups[0][name] for name in before} == before
-    assert not any(isinstance(optimizer.param_groups[0][name], torch.Tensor) for name in before)
-    assert optimizer.state[weight]["step"] == 0
-    weight.data = torch.full((4, 3), 2.0)
+    for group in optimizer.param_groups:
+        assert not any(
+            isinstance(group[name], torch.Tensor) for name in ("t", "lr_max", "relative_weight_sum")
+        )
+    assert [optimizer.state[parameter]["step"] for parameter in (dense, weight)] == [0, 0]
+    for parameter in (dense, weight):
+        parameter.data = torch.full((4, 3), 2.0)
     optimizer.step()
-    assert bool((optimizer.state[weight]["z"] < 2.0).all() & (optimizer.state[weight]["z"] > 1.9).all())
+    for parameter in (dense, weight):
+        z = optimizer.state[parameter]["z"]
+        assert bool((z < 2.0).all() & (z > 1.9).all())

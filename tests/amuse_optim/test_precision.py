@@ -1,5 +1,6 @@
 """Parameters below float32, and lean state, against the float64 oracle."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amuse_optim import AMUSE, averaged, telemetry
+from amuse_optim import AMUSE, accept_weights, averaged, averaged_state_dict, telemetry
 from tests.amuse_optim.test_equalities import CASES, SHAPES, difference, gradients, learning_rate, start
 from tests.amuse_optim.training import build_list, train_list
 from tests.oracle.exact import ExactOracle
@@ -228,7 +229,7 @@ def test_a_run_in_low_precision_goes_on_exactly_in_float32(
         with averaged(expected), averaged(optimizer):
             for parameter, theirs in zip(model, twin, strict=True):
                 torch.testing.assert_close(parameter, theirs, rtol=2e-6, atol=2e-6)
-        assert all(needless not in optimizer.state[parameter] for parameter in model)
+    assert all(needless not in optimizer.state[parameter] for parameter in model)
     moving = "x" if needless == "z" else "z"
     for parameter, (z, x) in zip(model, kept, strict=True):
         assert not torch.equal(optimizer.state[parameter][moving].float(), x if moving == "x" else z)
@@ -249,3 +250,49 @@ def test_lean_state_cannot_go_on_in_float64(how: str) -> None:
     with pytest.raises(ValueError, match=r"lean.* got torch\.float64"):
         train_list(model, optimizer, range(3, 4))
     assert all(map(torch.equal, before, model))
+
+
+@pytest.mark.requirement("A9")
+def test_reading_and_refused_steps_leave_converted_state_as_it_is() -> None:
+    """Only a step makes the parameters hold the exact y; an edit that is accepted before it counts."""
+    model, optimizer = build_list(2, torch.bfloat16)
+    train_list(model, optimizer, range(6))
+    model.float()
+    before = copy.deepcopy((list(model), optimizer.state_dict()["state"]))
+
+    def same() -> bool:
+        after = list(model), optimizer.state_dict()["state"]
+        return all(map(torch.equal, after[0], before[0])) and all(
+            torch.equal(after[1][i][name], before[1][i][name]) for i in (0, 1) for name in ("x", "z")
+        )
+
+    telemetry(optimizer)
+    averaged_state_dict(model, optimizer)
+    with averaged(optimizer):
+        assert all(torch.equal(p, optimizer.state[p]["x"]) for p in model)
+    assert same()
+    for parameter in model:
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    with pytest.raises(FloatingPointError):
+        optimizer.step()
+    assert same()
+    with torch.no_grad():
+        model[0].fill_(7.0)
+    accept_weights(optimizer, [model[0]])
+    assert bool((model[0] == 7.0).all() & (averaged_state_dict(model, optimizer)["0"] == 7.0).all())
+
+
+@pytest.mark.requirement("A9")
+@pytest.mark.parametrize(
+    ("before", "after"), [(torch.float32, torch.float64), (torch.float64, torch.float32)]
+)
+def test_y_comes_back_as_it_was_where_the_model_was_converted_meanwhile(
+    before: torch.dtype, after: torch.dtype
+) -> None:
+    model, optimizer = build_list(2, before)
+    train_list(model, optimizer, range(4))
+    y = [parameter.detach().clone() for parameter in model]
+    with averaged(optimizer):
+        model.to(after)
+    assert optimizer.mode == "train"
+    assert all(torch.equal(parameter, value.to(after)) for parameter, value in zip(model, y, strict=True))

@@ -102,15 +102,14 @@ def run(study: Study, options: CompareOptions) -> int:
     known, environments = files.read(folder), files.read_environments(folder)
     work = options.runs / "studies" / study.name
     place = options.storage or work / "journal.log"
-    if options.plan and options.storage is None and not Path(place).exists():
+    if options.plan:
+        if "://" in str(place) or Path(place).is_file():
+            known = files.merged(known, Store(study, open_storage(place)).records())
         print(_forecast(study, known, options.workers))
         return 0
+    study.run.task.check(study.longest)
     store = Store(study, open_storage(place))
     store.add(known, environments)
-    if options.plan:
-        print(_forecast(study, store.records(), options.workers))
-        return 0
-    study.run.task.check(study.longest)
     context = multiprocessing.get_context("spawn")
     workers = [
         context.Process(target=_worker, args=(study, place, work, number))
@@ -122,10 +121,11 @@ def run(study: Study, options: CompareOptions) -> int:
             worker.start()
         _watch(study, store, folder, workers)
     finally:
-        for worker in workers:
-            if worker.pid is not None:
-                worker.terminate()
-                worker.join()
+        started = [worker for worker in workers if worker.pid is not None]
+        for worker in started:
+            worker.terminate()
+        for worker in started:  # each finishes its step and saves
+            worker.join()
         files.write(folder, study, store.records(), store.environments())
     missing = wanted(study, store.records())
     print(f"records: {folder}" + (f"; {len(missing)} runs are missing" if missing else "; complete"))

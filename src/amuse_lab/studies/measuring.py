@@ -81,11 +81,13 @@ def measure(
                 if trainer.step in points:
                     run.evaluate()
                 alive()
-                if interrupt.signal and trainer.step < request.steps:
+                if interrupt.signal:
                     run.save(root)
-                    raise KeyboardInterrupt
+                    break
         except TrainingError as error:
             failure = str(error)
+    if interrupt.signal:
+        raise KeyboardInterrupt
     shutil.rmtree(root, ignore_errors=True)
     return Record(
         key=request.key(study),
@@ -140,12 +142,7 @@ class _Run:
         state = {
             "trainer": self.trainer.state_dict(),
             "readouts": self.readouts.state_dict(),
-            "run": {
-                "step": self.trainer.step,
-                "readings": readings,
-                "losses": self.losses,
-                "seconds": self.seconds,
-            },
+            "run": {"readings": readings, "losses": self.losses, "seconds": self.seconds},
         }
         checkpoint.save(root, self.trainer.step, state, ALONE)
         checkpoint.prune(root, keep_last=1, keep_every=None)
@@ -156,7 +153,7 @@ class _Run:
             path = next(checkpoint.intact(root, lambda _: None))
             state: Mapping[str, Any] = checkpoint.load(path, ALONE, device=self.trainer.device)
             readings = dict(state["run"]["readings"])
-            due = {point for point in points if point <= state["run"]["step"]}
+            due = {point for point in points if point <= state["trainer"]["step"]}
             if not self.readouts.fits(state["readouts"], readings, due):
                 return
             self.trainer.load_state_dict(state["trainer"])

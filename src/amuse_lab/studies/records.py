@@ -100,9 +100,18 @@ def read(folder: Path) -> dict[str, Record]:
         try:
             record = record_from_json(json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RecordError(f"{path}, line {number}: not the record of a run: {error}") from error
+            raise RecordError(
+                f"{path}, line {number}: not the record of a run: {error}; restore the line, or take it out "
+                "to have the run made again"
+            ) from error
         found[record.key] = record
     return found
+
+
+def merged(records: Records, newer: Records) -> dict[str, Record]:
+    """Return the records of both, and of runs that both have what `Record.merged` says."""
+    both = {key: records[key].merged(new) if key in records else new for key, new in newer.items()}
+    return {**records, **both}
 
 
 def read_environments(folder: Path) -> dict[str, Any]:
@@ -119,9 +128,11 @@ def _content(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content: dict[str, Any] = json.loads(_text(path))
+        content = json.loads(_text(path))
     except ValueError as error:
-        raise RecordError(f"{path} is damaged: {error}; restore it from your backup or remove it") from error
+        raise RecordError(f"{path} is damaged: {error}; restore it, or move it away") from error
+    if not isinstance(content, dict):
+        raise RecordError(f"{path} is damaged: it holds no object; restore it, or move it away")
     return content
 
 
@@ -129,7 +140,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RecordError(f"{path} is damaged: {error}; restore it from your backup or remove it") from error
+        raise RecordError(f"{path} is damaged: {error}; restore it") from error
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,8 +171,7 @@ def write(folder: Path, study: Study, records: Records, environments: Mapping[st
         RecordError: If what the folder has is damaged; nothing is written then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    every = read(folder)
-    every |= {key: new for key, new in records.items() if key not in every or new.replaces(every[key])}
+    every = merged(read(folder), records)
     environments = {**read_environments(folder), **environments}
     content, path = study_to_json(study), folder / STUDY
     before = _content(path) or content

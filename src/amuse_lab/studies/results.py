@@ -257,7 +257,7 @@ def kept_apart(study: Study, records: Records) -> str:
     """Say which runs are kept of optimizers that the study does not have any more, if there are any."""
     names = [entry.name for entry in study.entries]
     counts = Counter(record.entry for record in records.values() if record.entry not in names)
-    runs = [f"{count} runs of {name}" for name, count in sorted(counts.items())]
+    runs = [f"{count} run{'s' if count > 1 else ''} of {name}" for name, count in sorted(counts.items())]
     return f"Kept in runs.jsonl and not compared: {_joined(runs)}." if runs else ""
 
 

@@ -56,7 +56,10 @@ def open_storage(place: str | Path) -> BaseStorage:
         except Exception as error:  # a driver's own
             reason = str(error).split("\n")[0]
             if isinstance(error, json.JSONDecodeError):
-                reason += "; the file is damaged. Remove it: the records have all runs that were finished"
+                reason += (
+                    "; the file is damaged. Move it away: the records have the runs that were finished, but "
+                    "for those of the last moments"
+                )
             if not left or isinstance(error, ValueError | ImportError | ArgumentError):
                 raise RecordError(f"cannot open the storage {place}: {reason}") from error
             time.sleep(1.0)  # another one may have been making the tables
@@ -103,9 +106,7 @@ class Store:
         found: dict[str, Record] = {}
         for trial in self._trials((TrialState.COMPLETE,)):
             record = files.record_from_json(json.loads(trial.user_attrs["record"]))
-            known = found.get(record.key)
-            if known is None or record.replaces(known):
-                found[record.key] = record
+            found = files.merged(found, {record.key: record})
         return found
 
     def environments(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class Store:
         for record in records.values():
             if record.entry not in entries:
                 continue
-            if record.key not in known or known[record.key].steps < record.steps:
+            if record.key not in known or known[record.key].merged(record) != known[record.key]:
                 request = Request(record.entry, record.point, record.seed, record.steps, False, ())
                 trial = self._created(request, f"{record.key}/{record.steps}", record)
                 self._optuna.add_trial(trial)

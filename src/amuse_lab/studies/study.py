@@ -246,12 +246,17 @@ class Record:
         """Return a reading; infinite where there is none, as after a failure."""
         return self.readings.get(step, {}).get(readout, {}).get(name, math.inf)
 
-    def replaces(self, other: "Record") -> bool:
-        """Whether this one counts, of two of one run: a failure does, else the longer, else the newer one.
+    def merged(self, newer: "Record") -> "Record":
+        """Return what counts of this record and a newer one of the same run: a failure, else the longer one.
 
-        The newer of two that are equally long has the readouts that were asked for last.
+        Of two that are equally long, the newer one with the readings of both.
         """
-        return (other.failure is not None, other.steps) <= (self.failure is not None, self.steps)
+        own, other = ((record.failure is not None, record.steps) for record in (self, newer))
+        if own != other:
+            return max(self, newer, key=lambda record: (record.failure is not None, record.steps))
+        steps = sorted({*self.readings, *newer.readings})
+        both = {step: {**self.readings.get(step, {}), **newer.readings.get(step, {})} for step in steps}
+        return replace(newer, readings=both)
 
     def satisfies(self, request: Request, study: Study) -> bool:
         """Whether the request needs no run any more; what has failed once is not tried again."""

@@ -1,6 +1,7 @@
 """Verdicts of a study: the optimizers against the best scheduled one at each horizon, over paired seeds."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -181,14 +182,14 @@ class Findings:
         seeds = sorted(set.intersection(*(set(verdict.seeds) for verdict in verdicts.values())))
         weights = log_weights(study.horizons)
         area = interval([self._area(entry, seed, weights) for seed in seeds])
-        worst = max(verdicts.values(), key=lambda verdict: _sortable(verdict.difference.mean))
+        worst = max(verdicts.values(), key=_rank)
         judged = verdicts.values()
         lost = any(each.word == BEHIND and math.isnan(each.difference.mean) for each in judged)
         low = max(verdict.simultaneous.low for verdict in verdicts.values())
         high = max(verdict.simultaneous.high for verdict in verdicts.values())
         return Overall(
             entry=entry,
-            area=area,
+            area=interval([math.inf for _ in seeds]) if lost else area,
             area_word=BEHIND if lost else word(area.low, area.high, study.margin),
             worst_horizon=worst.horizon,
             worst=worst.difference.mean,
@@ -204,9 +205,11 @@ class Findings:
         )
 
 
-def _sortable(mean: float) -> float:
-    """Return a mean difference, or infinity where a run failed."""
-    return math.inf if math.isnan(mean) else mean
+def _rank(verdict: Verdict) -> float:
+    """Return a mean difference; where runs failed, how bad that is for the optimizer."""
+    if math.isnan(verdict.difference.mean):
+        return {AHEAD: -math.inf, BEHIND: math.inf}.get(verdict.word, sys.float_info.max)
+    return verdict.difference.mean
 
 
 def envelope(study: Study, found: Mapping[str, Reported]) -> dict[int, str]:

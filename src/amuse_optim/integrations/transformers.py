@@ -19,6 +19,8 @@ from amuse_optim.options import ANYTIME, OPTIONS, complete_group
 from amuse_optim.param_groups import Decaying, Override, param_groups
 from amuse_optim.schedule import LENGTHS
 
+_LENGTHS = (*LENGTHS, "total_steps")
+
 
 class TrainerAMUSE(AMUSE):
     """`AMUSE` as `AMUSEFactory` makes it: it waits for `AMUSECallback`, which knows the number of steps.
@@ -42,10 +44,9 @@ class TrainerAMUSE(AMUSE):
                 "shard_state=True cannot be used with the Trainer, which asks one rank alone for the state "
                 "dict: leave it out, process_group= alone divides the work too"
             )
-        defaults = {name: OPTIONS[name].default for name in LENGTHS} | {"warmup_steps": None} | options
-        lengths = tuple({name: group.get(name, defaults[name]) for name in LENGTHS} for group in groups)
-        whole = options.get("total_steps")
-        if any(each["warmup_steps"] is None or (whole is None and _has_fraction(each)) for each in lengths):
+        defaults = {name: OPTIONS[name].default for name in _LENGTHS} | {"warmup_steps": None} | options
+        lengths = tuple({name: group.get(name, defaults[name]) for name in _LENGTHS} for group in groups)
+        if any(map(_is_open, lengths)):
             super().__init__(
                 [_without_lengths(group) for group in groups], warmup_steps=2, **_without_lengths(options)
             )
@@ -76,19 +77,19 @@ class TrainerAMUSE(AMUSE):
                         "warmup_steps must be given, as steps or as a fraction of them all: "
                         '(AMUSEFactory, {"warmup_steps": 0.05}) or TrainingArguments(warmup_steps=0.05)'
                     )
-            whole = group["total_steps"] or max_steps
-            options = {name: group[name] for name in OPTIONS} | lengths | {"total_steps": whole}
+            given = lengths["total_steps"]
+            options = {name: group[name] for name in OPTIONS} | lengths | {"total_steps": given or max_steps}
             try:
                 complete = complete_group({"params": group["params"], **options}, {})
             except ValueError as error:
-                named = f"the Trainer's {max_steps} steps" if group["total_steps"] is None else "total_steps"
-                raise ValueError(f"{error}. Fractions are of {named}") from None
-            group.update({name: complete[name] for name in (*LENGTHS, "total_steps")})
+                whole = f"total_steps={given}" if given else f"the Trainer's {max_steps} steps"
+                raise ValueError(f"{error}. Fractions are of {whole}") from None
+            group.update({name: complete[name] for name in _LENGTHS})
         self.waits = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore state, options and mode; open lengths become the loaded ones, without a word."""
-        names = (*LENGTHS, "total_steps") if self.open_lengths else ()
+        names = _LENGTHS if self.open_lengths else ()
         before = [{name: group[name] for name in names} for group in self.param_groups]
         for saved, group in zip(state_dict.get("param_groups", ()), self.param_groups, strict=False):
             group.update({name: saved[name] for name in names if name in saved})
@@ -260,9 +261,11 @@ def _warn_of_what_is_not_read(arguments: TrainingArguments, groups: Sequence[dic
             )
 
 
-def _has_fraction(lengths: dict[str, Any]) -> bool:
-    return any(isinstance(length, float) for length in lengths.values())
+def _is_open(lengths: dict[str, Any]) -> bool:
+    """Whether lengths of a group cannot be told before the number of steps is known."""
+    fractions = any(isinstance(length, float) for length in lengths.values())
+    return lengths["warmup_steps"] is None or (fractions and lengths["total_steps"] is None)
 
 
 def _without_lengths(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in LENGTHS}
+    return {name: value for name, value in options.items() if name not in _LENGTHS}

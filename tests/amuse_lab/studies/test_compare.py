@@ -15,7 +15,7 @@ import pytest
 
 from amuse_lab import cli
 from amuse_lab.errors import ConfigError
-from amuse_lab.studies import compare, measuring
+from amuse_lab.studies import catalogue, compare, measuring
 from amuse_lab.studies import records as files
 from amuse_lab.studies.compare import CompareOptions, outlook, parse, work
 from amuse_lab.studies.store import Store, open_storage
@@ -229,6 +229,22 @@ def test_the_plan_is_said_without_a_run(
     assert cli.main(["compare", "shakespeare-anytime", "--plan"]) == 0
     assert capsys.readouterr().out.startswith("shakespeare-anytime: 0 runs done, about ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_knows_what_the_journal_has_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = invented.study()
+    monkeypatch.setattr(catalogue, "STUDIES", {"invented": invented.study})
+    made = [*invented.records(study).items()]
+    files.write(tmp_path / "records", study, dict(made[:5]), {})
+    journal = tmp_path / "runs" / "studies" / "invented" / "journal.log"
+    Store(study, open_storage(journal)).add(dict(made[3:12]), {})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    places = ["--records", str(tmp_path / "records"), "--runs", str(tmp_path / "runs")]
+    assert cli.main(["compare", "invented", "--plan", *places]) == 0
+    assert capsys.readouterr().out.startswith("invented: 12 runs done, about ")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(

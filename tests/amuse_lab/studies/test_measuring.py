@@ -15,6 +15,7 @@ from amuse_lab.parallel import ALONE
 from amuse_lab.studies.measuring import measure
 from amuse_lab.studies.records import STUDY as STUDY_FILE
 from amuse_lab.studies.records import environment_hash, read, record_from_json, record_to_json, write
+from amuse_lab.studies.store import Store, open_storage
 from amuse_lab.studies.study import Request, Study
 from amuse_lab.studies.tuning import first_round, trial
 from amuse_lab.trainer import Trainer
@@ -88,6 +89,14 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     assert list((tmp_path / "parts").iterdir()) == []  # nobody needs the checkpoint any more
 
 
+def test_a_signal_in_the_last_step_is_heard_and_the_run_is_not_lost(tmp_path: Path) -> None:
+    wanted = request("amuse", 16)
+    interrupted(STUDY, wanted, tmp_path, after=16)
+    record = measure(STUDY, wanted, tmp_path, alive=lambda: pytest.fail("there is no step left"))
+    whole = measure(STUDY, wanted, tmp_path / "whole")
+    assert replace(record, seconds=0.0) == replace(whole, seconds=0.0)
+
+
 @pytest.mark.parametrize("before", [("x", "power 5"), ("x", "power 10")])
 def test_a_checkpoint_without_what_is_wanted_is_not_gone_on_from(
     tmp_path: Path, before: tuple[str, ...]
@@ -145,13 +154,21 @@ def test_records_that_another_one_has_written_are_kept(tmp_path: Path) -> None:
     shorter = replace(records[key], steps=1)
     write(tmp_path, study, {key: shorter}, {})
     assert read(tmp_path)[key] == records[key]
+    other = {step: {"line 1": {"loss": 1.0}} for step in records[key].readings}
+    write(tmp_path, study, {key: replace(records[key], readings=other)}, {})
+    both = read(tmp_path)[key].readings
+    assert all(both[step] == values | other[step] for step, values in records[key].readings.items())
     failed = replace(shorter, failure="the loss is nan at step 2")
     write(tmp_path, study, {key: failed}, {})
     assert read(tmp_path)[key] == failed
+    store = Store(study, open_storage(tmp_path / "journal.log"))
+    store.add(records, {})
+    store.add(read(tmp_path), {})
+    assert store.records() == read(tmp_path)
 
 
 @pytest.mark.parametrize("name", [STUDY_FILE, "environments.json", "runs.jsonl"])
-@pytest.mark.parametrize("damage", [b'{"a": ', b"\xff"])
+@pytest.mark.parametrize("damage", [b'{"a": ', b"\xff", b"[]"])
 def test_damaged_files_are_named_and_nothing_is_written(tmp_path: Path, name: str, damage: bytes) -> None:
     study = invented.study()
     write(tmp_path, study, {}, {})

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from amuse_lab.errors import RecordError
+from amuse_lab.studies.page.page import page as page_of
 from amuse_lab.studies.results import BEGINS, ENDS, readme_block, results_page, sentence, with_block
 from amuse_lab.studies.statistics import interval
 from amuse_lab.studies.study import Record, Study
@@ -73,6 +74,21 @@ def test_the_chosen_settings_stand_there_by_horizon(study: Study, records: Found
     assert page.count("| amuse |") == 1
     choice = findings(study, records).reported["amuse"].choices[320]
     assert f"lr {choice.point['lr']:g}, lr_rest {choice.point['lr_rest']:g} | power 10 |" in page
+
+
+def test_what_to_hold_against_it_stands_beside_the_verdicts(study: Study, records: Found) -> None:
+    told = replace(study, caveats=("One text alone.",), reasons=("2026-01-02, after 3 runs. The margin.",))
+    gone = replace(next(iter(records.values())), entry="earlier", key="0")
+    known = {**records, "0": gone}
+    page, block = results_page([(told, known)]), readme_block([(told, known)])
+    for text in (page, block):
+        assert text.index("* **amuse** is") < text.index("What to hold against it:\n\n* One text alone.")
+    assert "### Changed after the first runs\n\n* 2026-01-02, after 3 runs. The margin." in page
+    assert "Kept in runs.jsonl and not compared: 1 run of earlier." in unwrapped(page)
+    assert "hold against" not in results_page([(study, records)])
+    html = page_of(told, known, {})
+    assert "<li>One text alone.</li>" in html
+    assert "<summary>Changed after the first runs</summary>" in html
 
 
 def test_failures_stand_there_with_their_reasons(study: Study, records: Found) -> None:

@@ -44,7 +44,7 @@ def test_a_journal_with_a_torn_line_is_named_with_the_remedy(tmp_path: Path) -> 
     store.add(invented.records(invented.study()), {})
     whole = place.read_bytes()
     place.write_bytes(whole[:-9] + 2 * whole.splitlines(keepends=True)[-1])
-    with pytest.raises(RecordError, match=r"journal\.log: .*Remove it: the records have all runs"):
+    with pytest.raises(RecordError, match=r"journal\.log: .*Move it away: the records have the runs"):
         open_storage(place)
 
 

@@ -234,6 +234,7 @@ def test_a_failed_run_is_neither_dropped_nor_averaged(study: Study, records: Fou
     overall = found.overall("amuse")
     assert overall is not None
     assert (overall.area_word, overall.worst_word) == ("behind", "behind")
+    assert (math.isnan(overall.area.mean), overall.worst_horizon) == (True, 160)
     reach = steps_to_envelope(found, "amuse", 40)
     assert reach is not None
     assert reach.crossing.where == "at"
@@ -299,6 +300,18 @@ def test_a_share_of_steps_has_the_interval_of_its_difference(study: Study, recor
     assert share.mean == pytest.approx(at_80.difference.mean / -falls.mean)
     assert 0 < share.half == pytest.approx(at_80.difference.half / -falls.mean)
     assert (share.n, share.mean < 0) == (4, True)
+
+
+def test_a_share_of_steps_is_left_out_where_it_means_nothing(study: Study, records: Found) -> None:
+    """Beyond 30 %, and where the slope of the envelope may be 0."""
+    far = findings(study, shifted(records, lambda r: r.entry == "amuse", 0.4))
+    assert extra_steps(far, verdict(far, "amuse", 80)) is None
+    flat = findings(
+        study,
+        shifted(records, lambda r: r.entry == "muon-cosine" and r.seed % 2 == 1 and r.steps == 160, 2.0),
+    )
+    assert slope(flat, 80).low < 0 < slope(flat, 80).high
+    assert extra_steps(flat, verdict(flat, "amuse", 80)) is None
 
 
 def test_slower_runs_go_on_over_the_seeds_that_go_on(study: Study) -> None:

@@ -201,3 +201,12 @@ def test_hooks_of_steps_run_once() -> None:
     model(torch.ones(4)).sum().backward()
     optimizer.step()
     assert calls == ["before", "after"]
+
+
+def test_fractions_are_of_the_number_of_steps_that_the_trainer_has_in_the_end(tmp_path: Path) -> None:
+    optimizer = AMUSEFactory()(tiny.model(), lr=0.1, warmup_steps=0.25)
+    given = AMUSEFactory()(tiny.model(), lr=0.1, warmup_steps=0.25, total_steps=40)
+    for steps, lengths in ((100, 25), (1000, 250)):
+        for each, expected in ((optimizer, lengths), (given, 10)):
+            each.begin(tiny.arguments(tmp_path), steps)
+            assert {group["warmup_steps"] for group in each.param_groups} == {expected}
