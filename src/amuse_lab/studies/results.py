@@ -90,11 +90,11 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
                 f"horizon (at the longest its {study.reused} best of the one before). The [rule of the "
                 f"verdicts](docs/results.md#{study.name}) stands in study.json, with every change of it. "
                 "Differences in "
-                f"{study.measure} (below 0 is better) are paired over seeds, with 95 % t-intervals. "
-                + progress(study, records)
+                f"{study.measure} (below 0 is better) are paired over seeds, as many as stand in brackets, with "
+                f"95 % t-intervals. {progress(study, records)}"
             )
         )
-        parts.append(_list(sentence(found, entry) for entry in compared(found)))
+        parts.append(difference_table(found, [entry.name for entry in compared(found)], sized=False))
         parts += ["What to hold against it:", _list(study.caveats)] if study.caveats else []
     paper = f"**Apart from that, the paper.** {PAPER}"
     parts += [_wrapped(paper), *_paper_list()]

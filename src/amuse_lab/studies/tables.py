@@ -72,13 +72,20 @@ def _means(found: Findings, names: Sequence[str], measure: str, readout: str | N
     return table(_by_horizon(found.study, measure), rows)
 
 
-def difference_table(found: Findings, names: Sequence[str]) -> str:
-    """Return the differences to the envelope with their verdicts."""
+def difference_table(found: Findings, names: Sequence[str], *, sized: bool = True) -> str:
+    """Return the differences to the envelope with their verdicts.
+
+    Args:
+        found: Findings of the study.
+        names: Names of the optimizers, each of which gets a row, in this order.
+        sized: Whether verdicts say by less or by more than the margin; False leaves the latter out.
+    """
     rows = []
     for name in names:
         verdicts = found.verdicts(name)
         cells = [
-            _judged(verdicts[horizon]) if horizon in verdicts else NOTHING for horizon in found.study.horizons
+            _judged(verdicts[horizon], sized=sized) if horizon in verdicts else NOTHING
+            for horizon in found.study.horizons
         ]
         best = [found.envelope.get(horizon) == name for horizon in found.study.horizons]
         cells = ["envelope" if own else cell for own, cell in zip(best, cells, strict=True)]
@@ -86,10 +93,10 @@ def difference_table(found: Findings, names: Sequence[str]) -> str:
     return table(_by_horizon(found.study, "difference"), rows)
 
 
-def _judged(verdict: Verdict) -> str:
-    size = {"": "", "less than": ", by less than the margin", "more than": ", by more than the margin"}
-    beyond = size[verdict.size] if verdict.word in (AHEAD, BEHIND) else ""
-    return f"{signed(verdict.difference)} ({verdict.difference.n})<br>**{verdict.word}**{beyond}"
+def _judged(verdict: Verdict, *, sized: bool) -> str:
+    told = verdict.word in (AHEAD, BEHIND) and verdict.size and (sized or verdict.size == "less than")
+    size = f", by {verdict.size} the margin" if told else ""
+    return f"{signed(verdict.difference)} ({verdict.difference.n})<br>**{verdict.word}**{size}"
 
 
 def overall_table(found: Findings, names: Sequence[str]) -> str:

@@ -81,8 +81,8 @@ def test_what_to_hold_against_it_stands_beside_the_verdicts(study: Study, record
     gone = replace(next(iter(records.values())), entry="earlier", key="0")
     known = {**records, "0": gone}
     page, block = results_page([(told, known)]), readme_block([(told, known)])
-    for text in (page, block):
-        assert text.index("* **amuse** is") < text.index("What to hold against it:\n\n* One text alone.")
+    for text, verdicts in ((page, "* **amuse** is"), (block, "| amuse |")):
+        assert text.index(verdicts) < text.index("What to hold against it:\n\n* One text alone.")
     assert "### Changed after the first runs\n\n* 2026-01-02, after 3 runs. The margin." in page
     assert "Kept in runs.jsonl and not compared: 1 run of earlier." in unwrapped(page)
     assert "hold against" not in results_page([(study, records)])
@@ -167,7 +167,8 @@ def test_pictures_stand_first_and_the_paper_apart(study: Study, records: Found) 
     assert "number of steps: muon-cosine at every horizon." in unwrapped(block)
     assert block.startswith("![invented")
     assert "](docs/invented.svg)" in block.splitlines()[0]
-    assert block.index("**amuse** is ahead") < block.index("none of it was measured here")
+    assert all("**ahead**" in cell for cell in row(block, "Differences in loss", "amuse"))
+    assert block.index("| amuse |") < block.index("none of it was measured here")
     page = results_page([(study, records)])
     before, paper = page.split("## What the paper reports")
     assert "1.51" in unwrapped(paper)
