@@ -57,6 +57,7 @@ def mnist_anytime() -> Study:
                 rates | {"weight_decay": _MUON_DECAY, "momentum": _MOMENTUM},
                 _PLAIN,
                 scheduled=True,
+                about="Muon for hidden matrices and SGD for the rest, with a cosine",
             ),
             Entry(
                 "anytime",
@@ -64,24 +65,28 @@ def mnist_anytime() -> Study:
                     lr=0.1, warmup_steps=_WARMUP, split_qkv=False, auxiliary="sgd", auxiliary_momentum=0.0
                 ),
                 rates | {"weight_decay": _MUON_DECAY, "lr_decay": Scale(0.4, 0.9)},
+                about="AMUSE.anytime, SGD for the rest",
             ),
             Entry(
                 "amuse",
                 amuse,
                 rates | {"weight_decay": _MUON_DECAY, "t0_steps": Scale(50, 800, whole=True)},
                 _AVERAGED,
+                about="AMUSE, SGD for the rest, its T0 tuned",
             ),
             Entry(
                 "muon-decaying",
                 replace(amuse, beta1=0.0, rho=0.0, momentum=0.9, lr_decay_from=3 * _WARMUP),
                 rates | {"weight_decay": _MUON_DECAY, "lr_decay": Scale(0.3, 1.0)},
                 _AVERAGED,
+                about="the forerunner of anytime, with Muon, a plain average and others to read from",
             ),
             Entry(
                 "muon-sgd-constant",
                 replace(muon, schedule="constant"),
                 rates | {"weight_decay": _MUON_DECAY, "momentum": _MOMENTUM},
                 _PLAIN,
+                about="Muon and SGD at a constant learning rate, with averages to read from",
             ),
             Entry(
                 "sgd-cosine",
@@ -89,6 +94,7 @@ def mnist_anytime() -> Study:
                 {"lr": Scale(0.02, 0.5), "weight_decay": _DECAY, "momentum": _MOMENTUM},
                 _PLAIN,
                 scheduled=True,
+                about="SGD with a cosine",
             ),
             Entry(
                 "sf-sgd",
@@ -99,6 +105,7 @@ def mnist_anytime() -> Study:
                     "beta1": Scale(0.8, 0.98, complement=True),
                 },
                 _AVERAGED,
+                about="Schedule-Free SGD",
             ),
             Entry(
                 "adamw-cosine",
@@ -111,6 +118,7 @@ def mnist_anytime() -> Study:
                 },
                 _PLAIN,
                 scheduled=True,
+                about="AdamW with a cosine",
             ),
         ),
     )

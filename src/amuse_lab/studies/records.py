@@ -55,6 +55,7 @@ def study_to_json(study: Study) -> dict[str, Any]:
             "trials": first_round(study, entry),
             "readouts": entry.readouts,
             "scheduled": entry.scheduled,
+            "about": entry.about,
         }
         for entry in study.entries
     ]

@@ -89,12 +89,12 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
                 "trials in ranges of its own and some more beyond an edge, one with a schedule at each "
                 f"horizon (at the longest its {study.reused} best of the one before). The [rule of the "
                 f"verdicts](docs/results.md#{study.name}) stands in study.json, with every change of it. "
-                "Differences in "
-                f"{study.measure} (below 0 is better) are paired over seeds, as many as stand in brackets, with "
-                f"95 % t-intervals. {progress(study, records)}"
+                f"Differences in {study.measure} (below 0 is better) are paired over seeds, as many as stand "
+                f"in brackets, with 95 % t-intervals. {progress(study, records)}"
             )
         )
         parts.append(difference_table(found, [entry.name for entry in compared(found)], sized=False))
+        parts += [_wrapped(about)] if (about := glossary(compared(found))) else []
         parts += ["What to hold against it:", _list(study.caveats)] if study.caveats else []
     paper = f"**Apart from that, the paper.** {PAPER}"
     parts += [_wrapped(paper), *_paper_list()]
@@ -153,6 +153,12 @@ def _with_difference(verdict: Verdict) -> str:
     return f"{verdict.horizon:,} ({signed(verdict.difference)}, {seeds}{margin})"
 
 
+def glossary(entries: Iterable[Entry]) -> str:
+    """Say what the optimizers are, of those that have a word about them."""
+    known = [f"{entry.name}: {entry.about}" for entry in entries if entry.about]
+    return f"{'; '.join(known)}." if known else ""
+
+
 def _opponent(found: Findings) -> str:
     """Name the envelope: one optimizer, or which one at which horizons."""
     horizons: dict[str, list[str]] = {}
@@ -179,6 +185,7 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
         _wrapped(f"The rule; study.json has every change of it since the first runs. {rule(study)}"),
         _wrapped(f"{progress(study, records)} {kept_apart(study, records)}"),
         _list(sentence(found, entry) for entry in compared(found)) or NOTHING_YET,
+        _wrapped(glossary(study.entries)),
         *(["What to hold against it:", _list(study.caveats)] if study.caveats else []),
         f"### {study.measure.capitalize()} at each horizon",
         "In bold the envelope. Each optimizer is read where its tuning chose.",

@@ -83,7 +83,14 @@ def shakespeare_anytime() -> Study:
         reasons=_REASONS,
         caveats=_CAVEATS,
         entries=(
-            Entry("muon-cosine", cosine, muon | {"momentum": _MOMENTUM}, _PLAIN, scheduled=True),
+            Entry(
+                "muon-cosine",
+                cosine,
+                muon | {"momentum": _MOMENTUM},
+                _PLAIN,
+                scheduled=True,
+                about="torch's Muon and AdamW, with a cosine",
+            ),
             Entry(
                 "normuon-cosine",
                 NorMuon(lr=0.01, warmup_steps=_WARMUP, split_qkv=True),
@@ -95,6 +102,7 @@ def shakespeare_anytime() -> Study:
                 },
                 _PLAIN,
                 scheduled=True,
+                about="NorMuon and AdamW with a cosine, which moves and decays what anytime does",
             ),
             Entry(
                 "anytime",
@@ -105,32 +113,43 @@ def shakespeare_anytime() -> Study:
                     "weight_decay": Scale(0.1, 0.25),
                     "lr_decay": Scale(0.35, 0.7),
                 },
+                about="AMUSE.anytime",
             ),
             Entry(
                 "muon-decaying",
                 replace(plain, momentum=0.9, lr_decay_from=3 * _WARMUP),
                 muon | {"lr_decay": Scale(0.3, 1.0)},
                 _AVERAGED,
+                about="the forerunner of anytime, with Muon, a plain average and others to read from",
             ),
-            Entry("amuse", amuse, muon | t0, _AVERAGED),
-            Entry("amuse-matrices", replace(amuse, decaying="matrices"), muon | t0, _AVERAGED),
+            Entry("amuse", amuse, muon | t0, _AVERAGED, about="AMUSE, its T0 tuned"),
+            Entry(
+                "amuse-matrices",
+                replace(amuse, decaying="matrices"),
+                muon | t0,
+                _AVERAGED,
+                about="the same, and nothing but matrices decays",
+            ),
             Entry(
                 "muon-constant",
                 replace(plain, decaying="matrices"),
                 muon | {"momentum": _MOMENTUM},
                 _AVERAGED,
+                about="Muon and AdamW at a constant learning rate, with averages to read from",
             ),
             Entry(
                 "amuse-published",
                 Amuse(lr=0.02, warmup_steps=_WARMUP, parity="published"),
                 muon | t0,
                 _AVERAGED,
+                about="AMUSE with the released code's averaging, and no first moment for the rest",
             ),
             Entry(
                 "sf-muon",
                 replace(amuse, rho=0.0, decaying="matrices"),
                 muon | {"beta1": Scale(0.5, 0.95, complement=True)},
                 _AVERAGED,
+                about="Schedule-Free with Muon, that is AMUSE with a constant beta",
             ),
             Entry(
                 "muon-wsd",
@@ -138,6 +157,7 @@ def shakespeare_anytime() -> Study:
                 muon | {"momentum": _MOMENTUM},
                 _PLAIN,
                 scheduled=True,
+                about="torch's Muon and AdamW, with warm-up, stable and decay phases",
             ),
             Entry(
                 "adamw-cosine",
@@ -145,12 +165,14 @@ def shakespeare_anytime() -> Study:
                 adamw | {"beta2": Scale(0.95, 0.999, complement=True)},
                 _PLAIN,
                 scheduled=True,
+                about="AdamW with a cosine",
             ),
             Entry(
                 "sf-adamw",
                 ScheduleFreeAdamW(lr=0.01, warmup_steps=_WARMUP),
                 adamw | {"beta1": Scale(0.8, 0.98, complement=True)},
                 _AVERAGED,
+                about="Schedule-Free AdamW",
             ),
         ),
     )

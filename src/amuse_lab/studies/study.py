@@ -58,6 +58,7 @@ class Entry:
         readouts: Points that it can be evaluated at, see `readouts.py`; one of them is chosen by tuning.
         scheduled: Whether it is told where it ends: then it is tuned and run for each horizon; otherwise it
             has one setting, and one run passes all horizons.
+        about: What it is, in a few words for those who read the results.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Entry:
     tuned: Mapping[str, Scale]
     readouts: tuple[str, ...] = ("x",)
     scheduled: bool = False
+    about: str = ""
 
     def at(self, point: Point) -> OptimizerConfig:
         """Return the optimizer with these values of what is tuned."""

@@ -8,7 +8,7 @@ from typing import Any
 from amuse_lab.files import replacing
 from amuse_lab.studies import tables
 from amuse_lab.studies.page import charts, frame, sections
-from amuse_lab.studies.results import STEPS_TO_REACH, kept_apart, progress, without_horizon
+from amuse_lab.studies.results import STEPS_TO_REACH, glossary, kept_apart, progress, without_horizon
 from amuse_lab.studies.study import Records, Study
 from amuse_lab.studies.verdicts import Findings, findings, rule
 
@@ -52,7 +52,7 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
         name=escape(study.name),
         question=escape(study.question),
         progress=escape(f"{progress(study, records)} {kept_apart(study, records)}"),
-        answer=sections.answer(found) + sections.caveats(study),
+        answer=sections.answer(found) + f"<p>{escape(glossary(study.entries))}</p>" + sections.caveats(study),
         pictures=pictures or "<p>There is nothing to draw yet.</p>",
         measure=escape(study.measure),
         difference=shown(tables.difference_table(found, names)),
