@@ -18,6 +18,7 @@ RUNS = "runs.jsonl"
 ENVIRONMENTS = "environments.json"
 STUDY = "study.json"
 CHANGES = "changes"
+_SAID = ("about", "caveats")
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
@@ -145,16 +146,18 @@ def _text(path: Path) -> str:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a study.json says otherwise than the study of now: the earlier values, by name."""
-    return {
-        name: value for name, value in before.items() if name != CHANGES and _differs(value, now.get(name))
-    }
+    """Return what a study.json says otherwise than the study of now: the earlier values, by name.
+
+    What is only said about the study, `_SAID`, may be put in other words.
+    """
+    told = {name: value for name, value in before.items() if name not in (CHANGES, *_SAID)}
+    return {name: value for name, value in told.items() if _differs(value, now.get(name))}
 
 
 def _differs(before: object, now: object) -> bool:
     """Whether something is said otherwise now; what an earlier version did not say does not count."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return any(_differs(value, now.get(name)) for name, value in before.items())
+        return any(_differs(value, now.get(name)) for name, value in before.items() if name not in _SAID)
     if isinstance(before, list) and isinstance(now, list):
         return len(before) != len(now) or any(map(_differs, before, now))
     return before != now

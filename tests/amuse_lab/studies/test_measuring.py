@@ -131,7 +131,8 @@ def test_records_are_written_and_read_as_they_were(tmp_path: Path) -> None:
     assert read(tmp_path) == records
     assert [record_from_json(record_to_json(record)) for record in records.values()] == [*records.values()]
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    other = replace(study, margin=0.5)
+    said = replace(study.entries[0], about="in other words")
+    other = replace(study, margin=0.5, caveats=("One text alone.",), entries=(said, *study.entries[1:]))
     write(tmp_path / "changed", study, {}, {})
     write(tmp_path / "changed", other, {}, {})
     (change,) = json.loads((tmp_path / "changed" / STUDY_FILE).read_text())["changes"]

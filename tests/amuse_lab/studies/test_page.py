@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from amuse_lab.studies.page import page as pages
+from amuse_lab.studies.results import sentence
 from amuse_lab.studies.study import Record, Study
+from amuse_lab.studies.verdicts import findings
 from tests.amuse_lab.studies import invented
 from tests.amuse_lab.studies.browser import CHROMIUM, Browser, browser
 
@@ -74,7 +76,8 @@ def test_the_page_has_what_a_sceptic_wants_in_this_order() -> None:
     ]
     assert structure.headings == sections
     assert STUDY.question in structure.words
-    assert "amuse: ahead at 40, 80, 160, 320 steps." in structure.words
+    found = findings(STUDY, RECORDS)
+    assert sentence(found, STUDY.entry("amuse")).replace("*", "") in structure.words
     assert "amuse-lab compare invented --records FOLDER" in structure.words
     assert '"torch": "invented"' in structure.words
     for key, run in RECORDS.items():
@@ -176,7 +179,7 @@ def test_text_of_records_is_no_html() -> None:
 def test_an_unfinished_study_has_a_page(kept: Callable[[Record], bool], drawn: list[str]) -> None:
     text = pages.page(STUDY, {key: run for key, run in RECORDS.items() if kept(run)}, ENVIRONMENTS)
     assert list(charts(text)) == drawn
-    assert "It is not finished" in text
+    assert "The study is not finished" in text
     assert "Nothing can be said yet" in text
 
 
