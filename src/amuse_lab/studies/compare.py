@@ -16,7 +16,7 @@ from amuse_lab.errors import require
 from amuse_lab.studies import records as files
 from amuse_lab.studies.catalogue import find
 from amuse_lab.studies.measuring import measure, surroundings
-from amuse_lab.studies.store import Store, open_storage
+from amuse_lab.studies.store import Store, open_storage, recorded
 from amuse_lab.studies.study import Record, Records, Request, Study
 from amuse_lab.studies.tuning import wanted
 
@@ -104,7 +104,7 @@ def run(study: Study, options: CompareOptions) -> int:
     place = options.storage or work / "journal.log"
     if options.plan:
         if "://" in str(place) or Path(place).is_file():
-            known = files.merged(known, Store(study, open_storage(place)).records())
+            known = files.merged(known, recorded(study.name, open_storage(place)))
         print(_forecast(study, known, options.workers))
         return 0
     study.run.task.check(study.longest)

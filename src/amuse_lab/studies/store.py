@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,23 @@ def open_storage(place: str | Path) -> BaseStorage:
     raise AssertionError("the last opening returns or raises")
 
 
+def recorded(name: str, storage: BaseStorage) -> dict[str, Record]:
+    """Return what a storage has of a study, without writing to it; nothing if it does not know the study."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return {}
+    return _records_of(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def _records_of(trials: Iterable[FrozenTrial]) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for trial in trials:
+        record = files.record_from_json(json.loads(trial.user_attrs["record"]))
+        found[record.key] = found[record.key].merged(record) if record.key in found else record
+    return found
+
+
 @dataclass(frozen=True)
 class Claim:
     """A run that this worker has taken.
@@ -102,12 +119,8 @@ class Store:
         return self._optuna.get_trials(deepcopy=False, states=tuple(states))
 
     def records(self) -> dict[str, Record]:
-        """Return what has been found, by key; of several records of a run the one that counts."""
-        found: dict[str, Record] = {}
-        for trial in self._trials((TrialState.COMPLETE,)):
-            record = files.record_from_json(json.loads(trial.user_attrs["record"]))
-            found = files.merged(found, {record.key: record})
-        return found
+        """Return what has been found, by key; of several records of a run what counts of them."""
+        return _records_of(self._trials((TrialState.COMPLETE,)))
 
     def environments(self) -> dict[str, Any]:
         """Return the environments of the records by their hashes."""

@@ -245,6 +245,9 @@ def test_the_plan_knows_what_the_journal_has_and_writes_nothing(
     assert cli.main(["compare", "invented", "--plan", *places]) == 0
     assert capsys.readouterr().out.startswith("invented: 12 runs done, about ")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    database = f"sqlite:///{tmp_path}/study.db"
+    assert cli.main(["compare", "invented", "--plan", "--storage", database, *places]) == 0
+    assert capsys.readouterr().out.startswith("invented: 5 runs done, about ")
 
 
 @pytest.mark.parametrize(
