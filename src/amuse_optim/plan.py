@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,9 @@ from .state import follow_parameter, hold_exactly, is_point, kept_names_in
 
 # The directions that divide their matrices over ranks, and what they keep for each row.
 _ROW_STATE = {name: each.row_state for name, each in DIRECTIONS.items() if isinstance(each, Muon)}
+
+
+_dtype = attrgetter("dtype")
 
 
 def are_shared(groups: Sequence[Group], process_group: Any) -> bool:
@@ -99,7 +103,7 @@ def _alike(group: Group, slots: Iterable[Slot]) -> Iterable[list[Slot]]:
         step, beta = slot.state["step"], slot.state["beta"]
         if group["capturable"]:  # on the device: alike where they are the same tensors
             step, beta = id(step), id(beta)
-        names, dtypes = tuple(slot.row), tuple(buffer.dtype for buffer in slot.row.values())
+        names, dtypes = tuple(slot.row), tuple(map(_dtype, slot.row.values()))
         sharded = is_sharded(parameter)
         kind = (parameter.device_mesh, parameter.placements) if sharded else type(parameter)
         key: object = (parameter.device, kind, names, dtypes, step, beta)

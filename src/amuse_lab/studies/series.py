@@ -22,7 +22,7 @@ class Summary:
         mean: Mean over the seeds.
         low: Smallest value that a seed has.
         high: Largest value that a seed has.
-        seeds: Number of seeds.
+        seeds: How many seeds the mean is taken over.
     """
 
     mean: float

@@ -52,7 +52,7 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
         name=escape(study.name),
         question=escape(study.question),
         progress=escape(f"{progress(study, records)} {kept_apart(study, records)}"),
-        answer=sections.answer(found) + f"<p>{escape(glossary(study.entries))}</p>" + sections.caveats(study),
+        answer=sections.answer(found, glossary(study.entries)) + sections.caveats(study),
         pictures=pictures or "<p>There is nothing to draw yet.</p>",
         measure=escape(study.measure),
         difference=shown(tables.difference_table(found, names)),

@@ -57,13 +57,18 @@ def listed(lines: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{inline(line)}</li>' for line in lines)}</ul>"
 
 
-def answer(found: Findings) -> str:
-    """Say at which horizons each optimizer without a horizon is ahead, level and behind."""
+def answer(found: Findings, named: str) -> str:
+    """Say at which horizons each optimizer without a horizon is ahead, level and behind.
+
+    Args:
+        found: Findings of the study.
+        named: What the optimizers are, in a sentence; empty if nothing is said of them.
+    """
     lines = [sentence(found, entry) for entry in compared(found)]
     if not lines:
         return f"<p>{NOTHING_YET}</p>"
     title = "Against the scheduled optimizer that tuning preferred at each number of steps:"
-    return f"<p>{title}</p>{listed(lines)}"
+    return f"<p>{title}</p>{listed(lines)}" + (f"<p>{escape(named)}</p>" if named else "")
 
 
 def caveats(study: Study) -> str:

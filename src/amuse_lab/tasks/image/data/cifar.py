@@ -56,7 +56,7 @@ def read_cifar(content: bytes, place: str, *, labels: bytes, classes: int) -> La
         content: Bytes of the file, a pickle.
         place: Name of the file in error messages.
         labels: Key of the labels in the dictionary: b"labels" or b"fine_labels".
-        classes: Number of classes.
+        classes: How many classes there are, 10 or 100; labels are checked to be below it.
 
     Raises:
         DataError: If it holds anything else, or is damaged.

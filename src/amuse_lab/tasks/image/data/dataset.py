@@ -29,7 +29,7 @@ class Dataset(ABC):
         name: Name of the data set, as `--task.data` takes it.
         description: One-line description for `amuse-lab list`.
         shape: Channels, height and width of its images as models see them.
-        classes: Number of classes.
+        classes: How many classes its labels tell apart: they are 0 to classes - 1.
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
         validation: Number of training images that are held out for validation.

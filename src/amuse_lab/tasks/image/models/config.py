@@ -38,7 +38,7 @@ class ImageModelConfig(ABC):
 
         Args:
             shape: Channels, height and width of the images.
-            classes: Number of classes.
+            classes: How many classes there are, and so the logits of an image.
 
         Returns:
             A module that maps images, shape (batch, *shape), to logits, shape (batch, classes).

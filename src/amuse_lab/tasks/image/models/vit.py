@@ -21,7 +21,7 @@ class ViTConfig(ImageModelConfig):
     Attributes:
         patch: Height and width of a patch, in pixels; divides those of the images.
         width: Width of the residual stream.
-        depth: Number of blocks.
+        depth: How many transformer blocks follow each other.
         heads: Number of attention heads; divides the width.
     """
 
