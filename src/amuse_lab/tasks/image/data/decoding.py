@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import SimpleQueue
+from threading import RLock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +121,8 @@ class _Worker:
     """
 
     def __init__(self, size: int) -> None:
+        # Held while the pipe is used: the garbage collector may call `end` in any thread, inside `decoded`.
+        self._using = RLock()
         self._connection, other = Pipe()
         command = f"from {__name__} import serve; serve({other.fileno()}, {size})"
         with other, _no_signals():
@@ -137,8 +140,9 @@ class _Worker:
             DataError: If one cannot be read, or the process is gone.
         """
         try:
-            self._connection.send(jobs)
-            answer = self._connection.recv()
+            with self._using:
+                self._connection.send(jobs)
+                answer = self._connection.recv()
         except (EOFError, OSError) as error:
             raise DataError(
                 "a decoding process died, perhaps for want of memory; fewer --task.workers need less"
@@ -150,7 +154,8 @@ class _Worker:
 
     def end(self) -> None:
         """Let the process end, and wait for it."""
-        self._connection.close()
+        with self._using:
+            self._connection.close()
         self._process.wait()
 
 
@@ -231,7 +236,7 @@ def _decoded(idle: "SimpleQueue[_Worker]", jobs: Sequence[Job]) -> Pixels:
 
 
 def _end(threads: ThreadPoolExecutor, workers: Sequence[_Worker]) -> None:
-    threads.shutdown(cancel_futures=True)
+    threads.shutdown(wait=False, cancel_futures=True)  # this may be one of them: it cannot join itself
     for worker in workers:
         worker.end()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -148,11 +149,14 @@ def children(process: int | None = None) -> set[int]:
 
 
 def ends(process: int, seconds: float = 60) -> bool:
+    """Whether a process ends in time. One that waits for its parent, or for init, to ask how has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            os.kill(process, 0)
-        except ProcessLookupError:
+            status = Path(f"/proc/{process}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if status.rpartition(")")[2].split()[0] == "Z":
             return True
         time.sleep(0.01)
     return False
@@ -166,6 +170,37 @@ def test_processes_end_with_their_decoder(folder: Path) -> None:
     del decoder
     gc.collect()
     assert ends(process)
+
+
+class Collecting(Job):
+    """An image; the thread that sends it to a process collects garbage before, once it may."""
+
+    allowed = threading.Event()
+    collected = threading.Event()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        assert self.allowed.wait(60)
+        gc.collect()
+        self.collected.set()
+        return Job, (self.path, self.visit)
+
+
+def test_a_decoder_may_be_collected_by_a_thread_of_its_own(folder: Path) -> None:
+    before = children()
+    decoder = Decoder(32, workers=2)
+    gc.disable()
+    try:
+        decoder(jobs(folder, 0), [[Collecting(str(folder / "0.JPEG"), None)]])
+        processes = children() - before
+        cycle: list[object] = [decoder]
+        cycle.append(cycle)
+        del decoder, cycle
+        Collecting.allowed.set()
+        assert Collecting.collected.wait(60)
+    finally:
+        gc.enable()
+    assert len(processes) == 2
+    assert all(ends(process) for process in processes)
 
 
 def test_processes_end_with_their_parent_however_it_ends(folder: Path) -> None:
