@@ -13,9 +13,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amuse_lab.protocols import Task
+from amuse_lab.tasks.lm.loader import evenly_spread
 from amuse_lab.tasks.lm.task import LanguageModelConfig, LanguageModelTask
 
 PAIRS, SINGLES = 0.75, 0.9  # up to where a uniform number chooses the first source, and the second
@@ -84,15 +86,13 @@ class GeneratedText:
         within = torch.arange(self._context + 1, device=places.device)
         return self._train.flatten()[places[:, None] + within]
 
-    def validation(self, limit: int | None) -> int:
-        """Return how many windows an evaluation has."""
-        return min(limit or len(self._windows), len(self._windows))
+    def validation(self, limit: int | None = None, left_out: int = 0) -> NDArray[np.int64]:
+        """Return the numbers of the windows of an evaluation."""
+        return evenly_spread(len(self._windows), limit, left_out)
 
-    def validation_windows(self, limit: int | None, rows: slice) -> Tensor:
-        """Return some of the windows of an evaluation."""
-        count = self.validation(limit)
-        chosen = torch.arange(count)[rows] * len(self._windows) // count
-        return self._windows[chosen.to(self._windows.device)]
+    def validation_windows(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Return windows of the validation streams."""
+        return self._windows[torch.from_numpy(numbers).to(self._windows.device)]
 
     def bits_per_byte(self, loss: float) -> float:
         """Convert nats to bits; a token counts as one byte, having no other size."""

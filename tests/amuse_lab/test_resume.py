@@ -251,7 +251,7 @@ def test_nested_settings_have_to_stay_and_free_ones_may_change(tiny: Make) -> No
     other = replace(config, task=replace(config.task, batch=4))
     with pytest.raises(ConfigError, match=r"^task.batch must stay 2 .*: the steps so far were taken on it"):
         check_changes(config, other)
-    free = {"eval_windows": 2, "prompt": "A", "sample_length": 3, "temperature": 1.0}
+    free = {"eval_windows": 2, "eval_left_out": 1, "prompt": "A", "sample_length": 3, "temperature": 1.0}
     loop = {"eval_every": 3, "log_every": 2, "checkpoint_every": 7, "keep_last": 5, "keep_every": 2}
     kept = {"steps": 9, "micro_batch": 1, "threads": 2, "sinks": ("wandb",), "device": "cuda"}
     check_changes(config, replace(config, task=replace(config.task, **free), **loop, **kept))

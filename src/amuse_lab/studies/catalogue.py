@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 
 from amuse_lab.errors import unknown
 from amuse_lab.studies.mnist import mnist_anytime
-from amuse_lab.studies.shakespeare import shakespeare_anytime
+from amuse_lab.studies.shakespeare import shakespeare_anytime, shakespeare_fresh
 from amuse_lab.studies.study import Study
 
 STUDIES: Mapping[str, Callable[[], Study]] = {
     "shakespeare-anytime": shakespeare_anytime,
+    "shakespeare-fresh": shakespeare_fresh,
     "mnist-anytime": mnist_anytime,
 }
 """All studies by name."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def study_to_json(study: Study) -> dict[str, Any]:
         for name, value in to_json(study.run).items()
         if name in ("recipe", "task", "clip", "precision", "threads", "device")
     }
+    judged = None if study.judged is None else to_json(replace(study.run, task=study.judged))["task"]
     entries = [
         {
             "name": entry.name,
@@ -78,7 +79,7 @@ def study_to_json(study: Study) -> dict[str, Any]:
         )
     }
     content: dict[str, Any] = json.loads(
-        json.dumps(rest | {"rule": rule(study), "run": run, "entries": entries})
+        json.dumps(rest | {"rule": rule(study), "run": run, "judged": judged, "entries": entries})
     )
     return content
 

@@ -230,6 +230,7 @@ def budget(study: Study) -> str:
         if others
         else ""
     )
+    apart = "" if study.judged is None else ", evaluated on other data than the trials"
     return (
         f"Tuning: {study.trials} trials fixed beforehand for each optimizer, in ranges of its own, with seed "
         f"{first}: at each horizon for those that are told where to end (at the longest one the "
@@ -237,7 +238,7 @@ def budget(study: Study) -> str:
         f"learning rate is at an edge, but not for the longest horizon of the former.{confirmed} The "
         "readout, that is the weights at which the model is evaluated, is chosen with the settings. "
         f"Reported: {len(study.reporting_seeds)} other seeds, {study.seeds_at_longest} of them at "
-        f"{study.longest:,} steps."
+        f"{study.longest:,} steps{apart}."
     )
 
 

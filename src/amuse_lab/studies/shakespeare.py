@@ -1,4 +1,4 @@
-"""The study `shakespeare-anytime`: a byte-level Llama on Shakespeare's plays."""
+"""The studies `shakespeare-anytime` and `shakespeare-fresh`: a byte-level Llama on Shakespeare's plays."""
 
 from dataclasses import replace
 
@@ -57,6 +57,12 @@ _CAVEATS = (
     "anytime was searched for longer than its opponents, with tuning seeds, and its ranges are narrower. Its "
     "first version had been reported, with the seeds that are reported now, before it was changed.",
     "normuon-cosine was entered after the runs of anytime, with ranges around what that had chosen.",
+)
+
+_FRESH = (
+    "One model of 0.14 M parameters and one text. The intervals cover seeds alone.",
+    "anytime was searched for longer than its opponent, with tuning seeds, and normuon-cosine has ranges "
+    "around what that had chosen.",
 )
 
 
@@ -175,4 +181,29 @@ def shakespeare_anytime() -> Study:
                 about="Schedule-Free AdamW",
             ),
         ),
+    )
+
+
+def shakespeare_fresh() -> Study:
+    """Does what `shakespeare_anytime` says of AMUSE.anytime hold with seeds and text that chose nothing?
+
+    Its trials are those of `shakespeare_anytime`: what is tuned, how and with which seeds is the same, and so
+    are the keys of the runs.
+    """
+    study = shakespeare_anytime()
+    assert isinstance(study.run.task, LanguageModelConfig)
+    windows = study.run.task.eval_windows
+    return replace(
+        study,
+        name="shakespeare-fresh",
+        question="Does what shakespeare-anytime says of AMUSE.anytime against NorMuon with a cosine hold "
+        "with seeds and text that chose nothing? The trials, and so the settings, are those of that study; "
+        f"all else was fixed after it and before these runs: 20 new seeds, and {windows:,} other windows of "
+        "the validation text.",
+        entries=(study.entry("normuon-cosine"), study.entry("anytime")),
+        reporting_seeds=tuple(range(101, 121)),
+        seeds_at_longest=16,
+        judged=replace(study.run.task, eval_left_out=windows),
+        reasons=(),
+        caveats=_FRESH,
     )

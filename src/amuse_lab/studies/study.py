@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from amuse_lab.config import OptimizerConfig, RunConfig, to_json
+from amuse_lab.config import OptimizerConfig, RunConfig, TaskConfig, to_json
 from amuse_lab.errors import require
 
 Point = Mapping[str, float]
@@ -97,6 +97,8 @@ class Study:
         margin: Difference in `measure` below which two optimizers are level, see `verdicts.rule`.
         reasons: Why the study was changed after its first runs, in the order of the changes.
         caveats: What to hold against its verdicts, sentences that stand beside them.
+        judged: Task of the reported runs where they are evaluated on other data than the trials: the task of
+            `run` but for what is free, which changes no training step. None if it is the same.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Study:
     margin: float = 0.005
     reasons: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
+    judged: TaskConfig | None = None
     _keys: dict[Any, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -132,6 +135,9 @@ class Study:
         apart = not set(self.tuning_seeds) & set(self.reporting_seeds)
         require(apart, "reporting_seeds", f"without a tuning seed {self.tuning_seeds}", self.reporting_seeds)
         require(len(self.tuning_seeds) > 0, "tuning_seeds", "at least one", self.tuning_seeds)
+        if self.judged is not None:
+            own, other = (decisive(replace(self.run, task=task)) for task in (self.run.task, self.judged))
+            require(own == other, "judged", f"the task of run but for {sorted(self.judged.free)}", other)
 
     @property
     def longest(self) -> int:
@@ -153,6 +159,11 @@ class Study:
         """Return the seeds that are reported at a horizon."""
         count = self.seeds_at_longest if horizon == self.longest else len(self.reporting_seeds)
         return self.reporting_seeds[:count]
+
+
+def decisive(run: RunConfig) -> dict[str, Any]:
+    """Return what of the task of a run decides its training steps."""
+    return {name: value for name, value in to_json(run)["task"].items() if name not in run.task.free}
 
 
 @dataclass(frozen=True)
@@ -178,7 +189,8 @@ class Request:
     def config(self, study: Study) -> RunConfig:
         """Return what is run."""
         optimizer = study.entry(self.entry).at(self.point)
-        return replace(study.run, optimizer=optimizer, seed=self.seed, steps=self.steps)
+        task = (study.judged if self.reported else None) or study.run.task
+        return replace(study.run, task=task, optimizer=optimizer, seed=self.seed, steps=self.steps)
 
     def wanted_at(self, study: Study) -> tuple[int, ...]:
         """Return the steps at which it is evaluated."""
@@ -200,18 +212,17 @@ class Request:
         return study._keys[run]
 
     def _hashed(self, study: Study, steps: int | None) -> str:
-        content = to_json(self.config(study))
-        optimizer: dict[str, Any] = content["optimizer"]
-        task = {name: value for name, value in content["task"].items() if name not in study.run.task.free}
-        decisive = {
-            "task": task,
-            "optimizer": optimizer,
+        config = self.config(study)
+        content = to_json(config)
+        counted = {
+            "task": decisive(config),
+            "optimizer": content["optimizer"],
             "seed": self.seed,
             "clip": content["clip"],
             "precision": content["precision"],
             "steps": steps,
         }
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

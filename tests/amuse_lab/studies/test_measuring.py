@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from amuse_lab.config import RunConfig
-from amuse_lab.errors import RecordError
+from amuse_lab.errors import ConfigError, RecordError
 from amuse_lab.parallel import ALONE
 from amuse_lab.studies.measuring import measure
 from amuse_lab.studies.records import STUDY as STUDY_FILE
@@ -46,6 +46,25 @@ def test_a_run_is_the_trainers_with_its_losses_and_readings(tmp_path: Path) -> N
     assert [step for step, _ in record.training] == list(range(1, 17))
     assert [loss for _, loss in record.training] == pytest.approx(losses, rel=1e-4)
     assert record.satisfies(wanted, STUDY)
+
+
+def test_reported_runs_may_be_judged_on_data_that_no_trial_has_seen(tmp_path: Path) -> None:
+    other = replace(STUDY.run.task, eval_left_out=4)
+    judging = replace(STUDY, judged=other)
+    chosen = request("amuse", 16)
+    reported = replace(chosen, reported=True)
+    assert [each.key(judging) for each in (chosen, reported)] == [chosen.key(STUDY), reported.key(STUDY)]
+
+    def losses(study: Study, wanted: Request) -> dict[int, float]:
+        readings = measure(study, wanted, tmp_path).readings
+        return {step: readings[step]["x"]["loss"] for step in study.horizons}
+
+    assert losses(judging, chosen) == losses(STUDY, chosen) == losses(STUDY, reported)
+    everywhere = replace(STUDY, run=replace(STUDY.run, task=other))
+    assert losses(judging, reported) == losses(everywhere, reported)
+    assert losses(judging, reported) != losses(STUDY, reported)
+    with pytest.raises(ConfigError, match=r"^judged must be the task of run but for \['eval_left_out', "):
+        replace(STUDY, judged=replace(STUDY.run.task, batch=4))
 
 
 def as_on_a_gpu(config: RunConfig) -> Trainer:

@@ -12,6 +12,7 @@ from amuse_lab.studies.records import RUNS, changed, read, read_environments, st
 from amuse_lab.studies.records import STUDY as STUDY_FILE
 from amuse_lab.studies.results import BEGINS, ENDS
 from amuse_lab.studies.study import Request
+from amuse_lab.studies.tuning import tuning
 from tests.amuse_lab.studies import invented
 
 STUDY = invented.study()
@@ -158,6 +159,18 @@ def test_documents_of_the_project_are_those_of_its_records(tmp_path: Path) -> No
     for name in RECORDED:
         ours, recorded = tmp_path / f"{name}.html", ROOT / "records" / name / "report.html"
         assert ours.read_bytes() == recorded.read_bytes(), f"{name}: `make report` writes its page"
+
+
+def test_the_trials_of_fresh_seeds_are_those_of_the_study_before() -> None:
+    fresh, before = (catalogue.find(f"shakespeare-{name}") for name in ("fresh", "anytime"))
+    ours, theirs = (read(ROOT / "records" / study.name) for study in (fresh, before))
+    for entry in fresh.entries:
+        found = tuning(fresh, entry, ours)
+        assert found.decided
+        assert found.choices == tuning(before, entry, theirs).choices
+        keys = {request.key(fresh) for request in found.trials}
+        assert {key: ours[key] for key in keys} == {key: theirs[key] for key in keys}
+    assert not set(fresh.reporting_seeds) & {record.seed for record in theirs.values()}
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -164,10 +164,20 @@ class Windows:
             self.tokens.read(start, start + self.context + 1, into=row)
         return torch.from_numpy(rows)
 
-    def spread(self, limit: int | None = None) -> NDArray[np.int64]:
-        """Return the numbers of at most so many windows, evenly spread; None means all."""
-        count = len(self) if limit is None else min(limit, len(self))
-        return np.arange(count) * len(self) // count
+
+def evenly_spread(windows: int, limit: int | None = None, left_out: int = 0) -> NDArray[np.int64]:
+    """Return the numbers of at most so many windows of a text, evenly spread.
+
+    Args:
+        windows: How many windows the text has.
+        limit: How many to return at most; None means all.
+        left_out: Those that `evenly_spread(windows, left_out)` returns are not among them.
+    """
+    rest = np.arange(windows)
+    if left_out:
+        rest = np.setdiff1d(rest, evenly_spread(windows, left_out))
+    count = len(rest) if limit is None else min(limit, len(rest))
+    return rest[np.arange(count) * len(rest) // max(1, count)]
 
 
 @dataclass(frozen=True)

@@ -32,16 +32,21 @@ class LanguageModelConfig(TaskConfig):
         batch: Sequences per step over all processes, each as long as the model's context.
         eval_windows: Sequences of the validation text that evaluations during training use, evenly spread
             over it and always the same; the final evaluation uses all of it.
+        eval_left_out: Not those that they would use with this many `eval_windows`: 1,024 here, and an
+            evaluation sees nothing of what one with 1,024 there and 0 here has seen.
         prompt: What the sample starts with.
         sample_length: Tokens to sample after it.
         temperature: Divisor of the logits of the sample's tokens; below 1 likely ones are drawn more often.
     """
 
     name: ClassVar[str] = "lm"
-    free: ClassVar[frozenset[str]] = frozenset(("eval_windows", "prompt", "sample_length", "temperature"))
+    free: ClassVar[frozenset[str]] = frozenset(
+        ("eval_windows", "eval_left_out", "prompt", "sample_length", "temperature")
+    )
 
     model: ModelConfig
     eval_windows: int = 256
+    eval_left_out: int = 0
     prompt: str = "HAMLET\n"
     sample_length: int = 400
     temperature: float = 0.8
@@ -49,6 +54,7 @@ class LanguageModelConfig(TaskConfig):
     def __post_init__(self) -> None:
         for name in ("batch", "eval_windows", "sample_length"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.eval_left_out >= 0, "eval_left_out", "at least 0", self.eval_left_out)
         require(self.prompt != "", "prompt", "at least one character", self.prompt)
         require(0 < self.temperature < math.inf, "temperature", "positive and finite", self.temperature)
         require(self.model.vocabulary >= 256, "vocabulary", "at least 256", self.model.vocabulary)
@@ -155,14 +161,15 @@ class LanguageModelTask:
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, full: bool, processes: Processes = ALONE) -> dict[str, float]:
         """Return the mean loss (nats per token) on validation text and the same in bits per byte."""
-        limit = None if full else self._config.eval_windows
-        count = self._text.validation(limit)
+        config, text = self._config, self._text
+        numbers = text.validation() if full else text.validation(config.eval_windows, config.eval_left_out)
+        count = len(numbers)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for rows, counted in processes.parts(count, _EVALUATION_BATCH):
-            windows = self._text.validation_windows(limit, rows)
+            windows = text.validation_windows(numbers[rows])
             total += self.loss(model, self._inputs_and_targets(windows)).double() * counted
         loss = processes.sum(total).item() / count
-        return {"loss": loss, "bits_per_byte": self._text.bits_per_byte(loss)}
+        return {"loss": loss, "bits_per_byte": text.bits_per_byte(loss)}
 
     def refreshed(self, model: nn.Module) -> AbstractContextManager[None]:  # noqa: ARG002
         """Change nothing: the model is its parameters."""

@@ -5,13 +5,15 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amuse_lab.errors import require
 from amuse_lab.files import data_folder
 from amuse_lab.tasks.lm.bundled import BUNDLED, bundled_folder, parse_bundled, prepare_bundled
 from amuse_lab.tasks.lm.index import SPLITS, Index
-from amuse_lab.tasks.lm.loader import Batches, complete_index, open_tokens
+from amuse_lab.tasks.lm.loader import Batches, complete_index, evenly_spread, open_tokens
 from amuse_lab.tasks.lm.tokenizer import TokenizerChoice
 
 FINEWEB = "fineweb"
@@ -56,13 +58,19 @@ class Text:
         """Return windows of a training step, shape (rows, context + 1): a pure function."""
         return self._batches(step, rows)
 
-    def validation(self, limit: int | None) -> int:
-        """Return how many windows an evaluation has: at most `limit`, or all."""
-        return len(self._windows.spread(limit))
+    def validation(self, limit: int | None = None, left_out: int = 0) -> NDArray[np.int64]:
+        """Return the numbers of the windows of an evaluation, see `evenly_spread`.
 
-    def validation_windows(self, limit: int | None, rows: slice) -> Tensor:
-        """Return some of the windows of an evaluation, which are evenly spread and always the same."""
-        return self._windows.read(self._windows.spread(limit)[rows])
+        Raises:
+            ConfigError: If none is left.
+        """
+        windows = evenly_spread(len(self._windows), limit, left_out)
+        require(len(windows) > 0, "eval_left_out", f"below the {len(self._windows)} there are", left_out)
+        return windows
+
+    def validation_windows(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Return windows of the validation text, shape (windows, context + 1)."""
+        return self._windows.read(numbers)
 
     def bits_per_byte(self, loss: float) -> float:
         """Convert a mean validation loss in nats per token."""

@@ -12,7 +12,7 @@ import torch
 from amuse_lab.errors import ConfigError, DataError
 from amuse_lab.tasks.lm import preparation
 from amuse_lab.tasks.lm.bundled import prepare_bundled
-from amuse_lab.tasks.lm.loader import Batches, TokenData, Windows, open_tokens
+from amuse_lab.tasks.lm.loader import Batches, TokenData, Windows, evenly_spread, open_tokens
 from amuse_lab.tasks.lm.local import LocalText
 from amuse_lab.tasks.lm.preparation import Plan, prepare
 from amuse_lab.tasks.lm.shakespeare import plays
@@ -103,11 +103,18 @@ def test_a_batch_may_be_longer_than_the_text(tmp_path: Path, texts: list[str]) -
     assert np.bincount(Batches(windows, batch=7, seed=0).indices(0)).tolist() in ([3, 4], [4, 3])
 
 
-def test_some_windows_are_spread_evenly(many_shards: Path) -> None:
-    windows = open_tokens(many_shards, "validation").windows(100)
-    n = len(windows)
-    assert windows.spread(5).tolist() == [i * n // 5 for i in range(5)]
-    assert windows.spread().tolist() == windows.spread(n + 1).tolist() == list(range(n))
+@pytest.mark.parametrize("n", [7, 40, 53])
+def test_some_windows_are_spread_evenly(n: int) -> None:
+    assert evenly_spread(n, 5).tolist() == [i * n // 5 for i in range(5)]
+    assert evenly_spread(n).tolist() == evenly_spread(n, n + 1).tolist() == list(range(n))
+
+
+@pytest.mark.parametrize("n", [7, 40, 53])
+def test_windows_that_are_left_out_are_those_of_a_smaller_choice(n: int) -> None:
+    rest = sorted(set(range(n)) - {i * n // 5 for i in range(5)})
+    assert evenly_spread(n, None, 5).tolist() == evenly_spread(n, n, 5).tolist() == rest
+    assert evenly_spread(n, 2, 5).tolist() == [rest[i * len(rest) // 2] for i in range(2)]
+    assert evenly_spread(n, 4, n).tolist() == []
 
 
 def test_bits_per_byte_do_not_depend_on_the_tokenizer(tmp_path: Path, texts: list[str]) -> None:

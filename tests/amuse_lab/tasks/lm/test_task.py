@@ -60,6 +60,28 @@ def test_full_evaluation_is_the_mean_over_all_windows(tiny: Make) -> None:
     assert every_window.evaluate(model, full=False) == full
 
 
+def test_an_evaluation_may_leave_out_what_another_one_has_seen(tiny: Make) -> None:
+    config = tiny().task
+    model = config.build_model()
+    device = torch.device("cpu")
+    built = config.build(seed=0, device=device)
+    n = len(built._text.validation(None))
+
+    def loss(**changes: int) -> float:
+        return float(
+            replace(config, **changes).build(seed=0, device=device).evaluate(model, full=False)["loss"]
+        )
+
+    seen, rest = loss(eval_windows=2), loss(eval_windows=n, eval_left_out=2)
+    assert built.evaluate(model, full=True)["loss"] == pytest.approx((2 * seen + (n - 2) * rest) / n)
+    full = replace(config, eval_left_out=2).build(seed=0, device=device).evaluate(model, full=True)
+    assert full == built.evaluate(model, full=True)
+    with pytest.raises(ConfigError, match=rf"^eval_left_out must be below the {n} there are, got {n}"):
+        loss(eval_left_out=n)
+    with pytest.raises(ConfigError, match=r"^eval_left_out must be at least 0, got -1"):
+        loss(eval_left_out=-1)
+
+
 def test_operations_of_a_token_are_those_that_are_counted() -> None:
     """Matrix products as torch counts them; attention by hand: two products forward, four backward."""
     config = ModelConfig(n_embd=32, n_head=2, n_layer=3, context=24, vocabulary=300, mlp_multiple=16)
