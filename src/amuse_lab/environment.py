@@ -1,5 +1,6 @@
 """What a run ran on: versions, machine, sources."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -47,6 +48,7 @@ def describe(*, device: torch.device, seed: int, world_size: int = 1) -> dict[st
             "system": platform.platform(),
             "processor": _processor(),
             "cores": os.cpu_count(),
+            "float32_product": _float32_product(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         },
         "device": str(device),
@@ -74,8 +76,18 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def _float32_product() -> str:
+    """A hash of a product of fixed matrices on the CPU: another one where products are rounded otherwise.
+
+    Which instructions a matrix library uses depends on the processor, variables and preloaded libraries.
+    """
+    numbers = torch.arange(256 * 256, dtype=torch.float32).reshape(256, 256)
+    product = numbers.sin() @ numbers.cos()
+    return hashlib.sha256(product.numpy().tobytes()).hexdigest()[:8]
+
+
 def git_state(source: Path) -> dict[str, Any] | None:
-    """Return the commit a source file was checked out from, and whether anything differs from it.
+    """Return the commit a source file was checked out from, and whether its folder differs from it.
 
     Args:
         source: A file of the package. An installed copy inside somebody's repository does not count.
@@ -93,7 +105,7 @@ def git_state(source: Path) -> dict[str, Any] | None:
         git("ls-files", "--error-unmatch", source.name)
         return {
             "commit": git("rev-parse", "HEAD").strip(),
-            "dirty": bool(git("status", "--porcelain").strip()),
+            "dirty": bool(git("status", "--porcelain", ".").strip()),
         }
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def test_describes_versions_machine_and_seed() -> None:
     assert describe(device=CPU, seed=3, world_size=4)["world_size"] == 4
 
 
+def test_products_that_are_rounded_otherwise_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def product() -> str:
+        return str(describe(device=CPU, seed=0)["machine"]["float32_product"])
+
+    usual = product()
+    assert usual == product()
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.mm(a.double(), b.double()).float())
+    assert product() != usual
+
+
 def test_git_state_of_a_checkout(tmp_path: Path) -> None:
     source = tmp_path / "module.py"
     source.write_text("")
@@ -40,6 +51,17 @@ def test_git_state_of_a_checkout(tmp_path: Path) -> None:
     git(tmp_path, "commit", "--quiet", "-m", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
     assert git_state(source) == {"commit": commit, "dirty": False}
+    (tmp_path / "records").mkdir()
+    package = tmp_path / "src"
+    package.mkdir()
+    shutil.copy(source, package / "module.py")
+    git(tmp_path, "add", "src")
+    git(tmp_path, "commit", "--quiet", "-m", "second")
+    (tmp_path / "records" / "runs.jsonl").write_text("")
+    found = git_state(package / "module.py")
+    assert found is not None
+    assert not found["dirty"]  # what a run writes elsewhere is no change of the sources
+    commit = git(tmp_path, "rev-parse", "HEAD")
     source.write_text("changed")
     assert git_state(source) == {"commit": commit, "dirty": True}
 
