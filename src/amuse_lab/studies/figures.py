@@ -53,7 +53,8 @@ def anytime(found: Findings, _records: Records) -> Figure | None:
             low, high = [value.low for value in values], [value.high for value in values]
             axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0, zorder=2)
     best = drawing.columns(series.envelope(found))
-    axes.plot(*best, color="black", linewidth=0.9, zorder=4, label="envelope of scheduled runs")
+    label = "envelope of scheduled runs, at the marks"
+    axes.plot(*best, color="black", linewidth=0.9, linestyle=":", zorder=4, label=label)
     axes.plot([], [], color=GREY, linewidth=0.8, label="their training loss")
     means = [value.mean for name in curves for value in curves[name].values()]
     room = 0.08 * (max(means) - min(means)) or 0.1
@@ -235,7 +236,7 @@ FIGURES: Mapping[str, Callable[[Findings, Records], Figure | None]] = {
 """The figures by the names of their files."""
 
 
-def write_figures(study: Study, records: Records, folder: Path) -> list[Path]:
+def write_figures(study: Study, records: Records, folder: Path) -> dict[str, Path]:
     """Write the figures as PNG files, the same bytes for the same records.
 
     Args:
@@ -244,11 +245,11 @@ def write_figures(study: Study, records: Records, folder: Path) -> list[Path]:
         folder: Where to; the files are called `STUDY-FIGURE.png`.
 
     Returns:
-        The files; a figure that would show nothing is not written.
+        The files by the names of the figures; a figure that would show nothing is not written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = findings(study, records)
-    written = []
+    written = {}
     for name, draw in FIGURES.items():
         path = folder / f"{study.name}-{name}.png"
         with drawing.defaults():
@@ -256,5 +257,5 @@ def write_figures(study: Study, records: Records, folder: Path) -> list[Path]:
             if figure is not None:
                 with replacing(path) as partial:
                     figure.savefig(partial, dpi=drawing.DPI, format="png", metadata={"Software": None})
-                written.append(path)
+                written[name] = path
     return written

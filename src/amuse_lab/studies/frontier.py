@@ -87,11 +87,26 @@ FIRST_ORDER = 0.3
 """The largest share of the steps for which the slope of the frontier stands in for its curve."""
 
 
+STEPS_TO_REACH = (
+    "First, how many steps the optimizer needs for the loss that the envelope has at the horizon; second, "
+    "how many steps the envelope needs, tuned for just so many, for the loss that the optimizer has there; "
+    "third, the difference in loss as a share of the steps by the slope of the envelope between the "
+    "neighbouring horizons, positive where more steps are needed. One stopping step for all seeds: the first "
+    "at which their mean is there. Between what was measured, losses are interpolated by a monotone cubic "
+    "over the logarithm of the step; nothing was run between the horizons of the envelope. The third is to "
+    "first order and takes the slope for exact, and as the first and the last horizon have one neighbour, "
+    "the share is too large at the first and too small at the last; it is left out beyond "
+    f"{100 * FIRST_ORDER:.0f} %, and where the interval of the slope is not below 0."
+)
+"""What the numbers of steps mean, as pages and study.json give it."""
+
+
 def slope(findings: Findings, horizon: int) -> Interval:
     """Return the slope of the frontier at a horizon: of the loss over the logarithm of the steps.
 
-    It is the difference between the neighbouring horizons, or to the only one at an end, paired over the
-    seeds that both have; not a number where a neighbour is missing.
+    It is the difference between the neighbouring horizons, paired over the seeds that both have; not a number
+    where a neighbour is missing. An end has one neighbour: with losses that fall ever more slowly the slope
+    is too flat at the first horizon and too steep at the last.
     """
     values, horizons = frontier(findings), findings.study.horizons
     place = horizons.index(horizon)

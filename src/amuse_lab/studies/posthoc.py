@@ -70,6 +70,20 @@ def combination(kept: Sequence[tuple[float, int]], kappa: float, last: int) -> t
     return coefficients, float(residual)
 
 
+def _following(step: int) -> int:
+    """The step of the snapshot after one at this step."""
+    return math.ceil(step * GROWTH) if step * GROWTH > step + 1 else step + 1
+
+
+def residual(kept: Sequence[float], kappa: float, last: int) -> float:
+    """Return the residual of an average after so many steps that is rebuilt from those that are kept."""
+    steps = [1]
+    while steps[-1] < last:
+        steps.append(_following(steps[-1]))
+    sources = [(own, step) for own in kept for step in {*steps[:-1], last}]
+    return combination(sources, kappa, last)[1]
+
+
 class Snapshots:
     """Copies of averages at steps that grow by `GROWTH`, in memory.
 
@@ -87,10 +101,10 @@ class Snapshots:
         self._now = dict(averages)
         if step >= self._next:
             self.taken += [(kappa, step, [t.clone() for t in tensors]) for kappa, tensors in averages.items()]
-            self._next = math.ceil(step * GROWTH) if step * GROWTH > step + 1 else step + 1
+            self._next = _following(step)
 
-    def rebuild(self, kappa: float, step: int) -> list[Tensor]:
-        """Return the average with another kappa at the newest step.
+    def rebuild(self, kappa: float, step: int) -> tuple[list[Tensor], float]:
+        """Return the average with another kappa at the newest step, and the residual of its profile.
 
         Args:
             kappa: Kappa of the average wanted, between those that were kept.
@@ -111,7 +125,7 @@ class Snapshots:
         total = [torch.zeros_like(tensor) for tensor in sources[0][2]]
         for coefficient, (_, _, tensors) in zip(coefficients, sources, strict=True):
             torch._foreach_add_(total, tensors, alpha=float(coefficient))
-        return total
+        return total, left
 
     def state_dict(self) -> dict[str, Any]:
         """Return the snapshots."""

@@ -97,6 +97,7 @@ class Readouts:
         rebuilt = powers - set(kept)
         self._averages = PowerAverages(self._parameters, sorted(set(kept) if rebuilt else powers))
         self._snapshots = Snapshots() if rebuilt else None
+        self._residual: float | None = None  # of the average that was rebuilt last
 
     def update(self) -> None:
         """Average the trainer's newest step in."""
@@ -108,12 +109,16 @@ class Readouts:
         """Measure the model at every readout, on the validation data that is for the time of training.
 
         Returns:
-            What the task measures, by readout; values that are not finite are left as they are.
+            What the task measures, by readout, and of an average that is rebuilt the "residual" of its
+            profile; values that are not finite are left as they are.
         """
         found: dict[str, dict[str, float]] = {}
         for readout, (kind, value) in self._readouts.items():
+            self._residual = None
             with self._at(kind, value):
                 found[readout] = dict(self._trainer.measure(full=False))
+            if self._residual is not None:
+                found[readout]["residual"] = self._residual
         return found
 
     @contextmanager
@@ -141,7 +146,8 @@ class Readouts:
         if value in self._averages.averages:
             return self._averages.averages[value]
         assert self._snapshots is not None, "they are kept if a power is not"
-        return self._snapshots.rebuild(value, self._trainer.step)
+        point, self._residual = self._snapshots.rebuild(value, self._trainer.step)
+        return point
 
     def fits(
         self, state: Mapping[str, Any], readings: Mapping[int, Collection[str]], due: Collection[int]

@@ -10,8 +10,9 @@ from typing import Any
 from amuse_lab.config import to_json
 from amuse_lab.errors import RecordError
 from amuse_lab.files import replacing
+from amuse_lab.studies.frontier import STEPS_TO_REACH
 from amuse_lab.studies.study import Record, Records, Study
-from amuse_lab.studies.tuning import first_round
+from amuse_lab.studies.tuning import first_round, tuning_rule
 from amuse_lab.studies.verdicts import rule
 
 RUNS = "runs.jsonl"
@@ -78,8 +79,9 @@ def study_to_json(study: Study) -> dict[str, Any]:
             *("caveats", "reasons"),
         )
     }
+    rules = {"rule": rule(study), "tuning_rule": tuning_rule(study), "steps_rule": STEPS_TO_REACH}
     content: dict[str, Any] = json.loads(
-        json.dumps(rest | {"rule": rule(study), "run": run, "judged": judged, "entries": entries})
+        json.dumps(rest | rules | {"run": run, "judged": judged, "entries": entries})
     )
     return content
 

@@ -110,7 +110,7 @@ def run(request: Request) -> None:
         write_page(study, records, files.read_environments(folder), path)
         print(f"page: {path}")
         if request.figures is not None:
-            for figure in write_figures(study, records, request.figures):
+            for figure in write_figures(study, records, request.figures).values():
                 print(f"figure: {figure}")
     if request.project is not None:
         _write_documents(known, request.project)
@@ -121,12 +121,12 @@ def _write_documents(known: Sequence[tuple[Study, Records]], project: Path) -> N
     documents = project / "docs"
     pictures = {}
     for study, records in known:
-        names = [path.name for path in write_figures(study, records, documents / "figures")]
-        anytime = f"{study.name}-anytime.png"
-        if anytime in names:
-            pictures[study.name] = f"figures/{anytime}"
+        written = write_figures(study, records, documents / "figures")
+        pictures[study.name] = {name: f"figures/{path.name}" for name, path in written.items()}
     readme = (project / README).read_text("utf-8")
-    in_readme = {name: f"docs/{picture}" for name, picture in pictures.items()}
+    in_readme = {
+        study: {name: f"docs/{path}" for name, path in paths.items()} for study, paths in pictures.items()
+    }
     texts = {
         documents / "results.md": results_page(known, pictures),
         project / README: with_block(readme, readme_block(known, in_readme)),

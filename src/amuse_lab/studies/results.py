@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from amuse_lab.errors import RecordError
-from amuse_lab.studies.frontier import FIRST_ORDER
+from amuse_lab.studies.frontier import STEPS_TO_REACH
 from amuse_lab.studies.published import FIGURES, OTHERS, PAPER
 from amuse_lab.studies.study import Entry, Records, Study
 from amuse_lab.studies.tables import (
@@ -20,26 +20,18 @@ from amuse_lab.studies.tables import (
     signed,
     steps_table,
 )
-from amuse_lab.studies.tuning import tuning, wanted
+from amuse_lab.studies.tuning import tuning, tuning_rule, wanted
 from amuse_lab.studies.verdicts import AHEAD, BEHIND, WORDS, Findings, Verdict, findings, rule
 
 BEGINS = "<!-- results -->"
 ENDS = "<!-- /results -->"
 
 NOTHING_YET = "Nothing can be said yet: no seed has runs of both sides."
-STEPS_TO_REACH = (
-    "First, how many steps the optimizer needs for the loss that the envelope has at the horizon; second, "
-    "how many steps the envelope needs, tuned for just so many, for the loss that the optimizer has there; "
-    "third, the difference in loss as a share of the steps by the slope of the envelope between the "
-    "neighbouring horizons, positive where more steps are needed. One stopping step for all seeds: the first "
-    "at which their mean is there. The third is to first order and takes the slope for exact: it is left out "
-    f"beyond {100 * FIRST_ORDER:.0f} %, and where the interval of the slope is not below 0."
-)
 
 _WIDTH = 118
 
-Pictures = Mapping[str, str]
-"""Path of the picture of the anytime curve by the study's name, relative to the page that shows it."""
+Pictures = Mapping[str, Mapping[str, str]]
+"""Paths of the pictures of each study by the figure's name, relative to the page that shows them."""
 
 
 def results_page(studies: Iterable[tuple[Study, Records]], pictures: Pictures | None = None) -> str:
@@ -47,7 +39,7 @@ def results_page(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
 
     Args:
         studies: Studies with their records, which may be incomplete.
-        pictures: The anytime curves, relative to docs.
+        pictures: The studies' figures, relative to docs.
 
     Returns:
         Markdown with a line end at its end.
@@ -61,7 +53,7 @@ def results_page(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
         ),
     ]
     for study, records in studies:
-        parts += _section(findings(study, records), records, (pictures or {}).get(study.name))
+        parts += _section(findings(study, records), records, (pictures or {}).get(study.name, {}))
     parts += ["## What the paper reports", _wrapped(PAPER), *_paper_list()]
     return "\n\n".join(parts) + "\n"
 
@@ -71,7 +63,7 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
 
     Args:
         studies: Studies with their records, which may be incomplete.
-        pictures: The anytime curves, relative to README.md.
+        pictures: The studies' figures, relative to README.md, of which it shows the anytime curve.
     """
     parts: list[str] = []
     for study, records in studies:
@@ -80,8 +72,7 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
             told = f"**{study.name}.** {study.question} {NOTHING_YET} {progress(study, records)}"
             parts.append(_wrapped(told))
             continue
-        picture = (pictures or {}).get(study.name)
-        parts += [_picture(study, picture)] if picture else []
+        parts += _picture(study, (pictures or {}).get(study.name, {}))
         parts.append(
             _wrapped(
                 f"**{study.name}.** {study.question} The opponent is the scheduled optimizer that tuning "
@@ -174,12 +165,12 @@ def _joined(parts: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _section(found: Findings, records: Records, picture: str | None) -> list[str]:
+def _section(found: Findings, records: Records, pictures: Mapping[str, str]) -> list[str]:
     study = found.study
     names = [entry.name for entry in study.entries]
     free = [entry.name for entry in without_horizon(study)]
     parts = [f"## {study.name}", _wrapped(study.question)]
-    parts += [_picture(study, picture)] if picture else []
+    parts += _picture(study, pictures)
     parts += [
         _wrapped(_setting(study)),
         _wrapped(f"The rule; study.json has every change of it since the first runs. {rule(study)}"),
@@ -211,9 +202,10 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
         ),
         pairing_table(found, free),
         "### Chosen settings",
-        settings_table(found),
+        settings_table(found, records),
         "### Trials and seeds",
         counts_table(found, records),
+        *_more_pictures(study, pictures),
         "### Failures",
         failures_list(study, records),
         *(["### Changed after the first runs", _list(study.reasons)] if study.reasons else []),
@@ -221,32 +213,11 @@ def _section(found: Findings, records: Records, picture: str | None) -> list[str
     return [part for part in parts if part]
 
 
-def budget(study: Study) -> str:
-    """Say how the optimizers are tuned, and with which seeds they are reported."""
-    first, *others = study.tuning_seeds
-    confirmed = (
-        f" The {study.confirmed} best are run with seed{'s' if others[1:] else ''} "
-        f"{_joined([str(seed) for seed in others])} too, and the best mean is chosen."
-        if others
-        else ""
-    )
-    apart = "" if study.judged is None else ", evaluated on other data than the trials"
-    return (
-        f"Tuning: {study.trials} trials fixed beforehand for each optimizer, in ranges of its own, with seed "
-        f"{first}: at each horizon for those that are told where to end (at the longest one the "
-        f"{study.reused} best of the horizon before), once for all horizons otherwise; more where the best "
-        f"learning rate is at an edge, but not for the longest horizon of the former.{confirmed} The "
-        "readout, that is the weights at which the model is evaluated, is chosen with the settings. "
-        f"Reported: {len(study.reporting_seeds)} other seeds, {study.seeds_at_longest} of them at "
-        f"{study.longest:,} steps{apart}."
-    )
-
-
 def _setting(study: Study) -> str:
     horizons = _joined([f"{horizon:,}" for horizon in study.horizons])
     return (
         f"Horizons: {horizons} steps, the first {study.warmup_steps} of them warm-up, for all. "
-        f"{budget(study)} "
+        f"{tuning_rule(study)} "
         f"[records/{study.name}](../records/{study.name}) has the study and all runs."
     )
 
@@ -269,8 +240,21 @@ def kept_apart(study: Study, records: Records) -> str:
     return f"Kept in runs.jsonl and not compared: {_joined(runs)}." if runs else ""
 
 
-def _picture(study: Study, path: str) -> str:
-    return f"![{study.name}: {study.measure} at every step against runs that were told to end there]({path})"
+def _picture(study: Study, pictures: Mapping[str, str]) -> list[str]:
+    shows = f"{study.name}: {study.measure} at every step against runs that were told to end there"
+    return [f"![{shows}]({pictures['anytime']})"] if "anytime" in pictures else []
+
+
+def _more_pictures(study: Study, pictures: Mapping[str, str]) -> list[str]:
+    shown = {
+        "difference": "difference to the envelope by horizon",
+        "steps": "steps to the envelope's loss",
+        "learning-rate": "what trials are behind the best one, against the learning rate",
+        "settings": "what trials are behind the best one, over learning rate and own setting",
+        "readouts": "what readouts are behind the best one, by horizon",
+    }
+    links = [f"![{study.name}: {what}]({pictures[name]})" for name, what in shown.items() if name in pictures]
+    return ["### Figures", *links] if links else []
 
 
 def _paper_list() -> list[str]:

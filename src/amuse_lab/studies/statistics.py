@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 from scipy.stats import t
 
 CONFIDENCE = 0.95
@@ -104,8 +105,9 @@ class Crossing:
     """The first step at which a curve is at or below a value.
 
     Attributes:
-        steps: The step, by straight lines between the points over the logarithm of the step; the first or
-            the last step of the curve where it is not between them.
+        steps: The step, by a monotone cubic through the points over the logarithm of the step (straight lines
+            would lie above a curve that falls ever more slowly); the first or the last step of the curve
+            where it is not between them.
         where: "at" that step, "before" it (the curve begins below the value), or "beyond" it (never reached).
     """
 
@@ -125,6 +127,14 @@ def crossing(curve: Sequence[tuple[int, float]], value: float) -> Crossing:
         return Crossing(first, "at" if begins == value else "before")
     for (step, above), (following, below) in itertools.pairwise(curve):
         if below <= value:
-            share = (above - value) / (above - below) if math.isfinite(above) else 1.0
-            return Crossing(step * (following / step) ** share, "at")
+            between = _crossed(curve, step, following, value) if math.isfinite(above) else following
+            return Crossing(between, "at")
     return Crossing(curve[-1][0], "beyond")
+
+
+def _crossed(curve: Sequence[tuple[int, float]], begin: int, end: int, value: float) -> float:
+    """Where the curve, cut into stretches without gaps, is at a value between two of its points."""
+    logs, values = np.array([(math.log(step), found) for step, found in curve if math.isfinite(found)]).T
+    low, high = math.log(begin), math.log(end)
+    roots = PchipInterpolator(logs, values - value).roots(extrapolate=False)
+    return math.exp(min((root for root in roots if low <= root <= high), default=high))

@@ -9,6 +9,8 @@ from typing import Any
 
 from amuse_lab.config import OptimizerConfig, RunConfig, TaskConfig, to_json
 from amuse_lab.errors import require
+from amuse_lab.studies.posthoc import LARGEST_RESIDUAL, residual
+from amuse_lab.studies.readouts import parsed
 
 Point = Mapping[str, float]
 """Values of the settings of an optimizer that are tuned, by their names."""
@@ -130,6 +132,8 @@ class Study:
         for entry in self.entries:
             unknown = [name for name in entry.tuned if not hasattr(entry.optimizer, name)]
             require(not unknown, "tuned", f"settings of {entry.optimizer.name}", unknown)
+            for readout in entry.readouts:
+                self._check_readout(readout)
         enough = 1 <= self.seeds_at_longest <= len(self.reporting_seeds)
         require(enough, "seeds_at_longest", f"from 1 to {len(self.reporting_seeds)}", self.seeds_at_longest)
         apart = not set(self.tuning_seeds) & set(self.reporting_seeds)
@@ -138,6 +142,14 @@ class Study:
         if self.judged is not None:
             own, other = (decisive(replace(self.run, task=task)) for task in (self.run.task, self.judged))
             require(own == other, "judged", f"the task of run but for {sorted(self.judged.free)}", other)
+
+    def _check_readout(self, readout: str) -> None:
+        """Refuse what is no readout, and an average that those that are kept do not make at each horizon."""
+        kind, kappa = parsed(readout)
+        if kind == "power" and kappa not in self.kept:
+            worst = max(residual(self.kept, kappa, horizon) for horizon in self.horizons)
+            within = f"those of kept = {self.kept} or within {LARGEST_RESIDUAL:.0%} of what they make"
+            require(worst <= LARGEST_RESIDUAL, "readouts", within, f"{readout}, {worst:.1%} beside it")
 
     @property
     def longest(self) -> int:

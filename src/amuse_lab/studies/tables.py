@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from amuse_lab.studies import series
 from amuse_lab.studies.frontier import Reach, envelope_steps_to, extra_steps, steps_to_envelope
 from amuse_lab.studies.statistics import Interval, interval
 from amuse_lab.studies.study import Point, Records, Study
@@ -175,17 +176,21 @@ def pairing_table(found: Findings, names: Sequence[str]) -> str:
     return table(_by_horizon(found.study, "sd"), rows)
 
 
-def settings_table(found: Findings) -> str:
-    """Return what tuning chose for each optimizer, at each horizon for those that have one."""
+def settings_table(found: Findings, records: Records) -> str:
+    """Return what tuning chose for each optimizer, at each horizon for those that have one.
+
+    A value that is the smallest or the largest of all trials of the optimizer is marked.
+    """
     rows = []
     for name, each in found.reported.items():
+        tried = [request.point for request in tuning(found.study, each.entry, records).trials]
         choices = sorted(each.choices.items())
         if not each.entry.scheduled:
             choices = choices[-1:]
         for horizon, choice in choices:
             until = f"{horizon:,}" if each.entry.scheduled else "all"
             losses = " / ".join(f"{loss:.4f}" for loss in choice.losses.values())
-            rows.append([name, until, _point(choice.point), choice.readout, losses])
+            rows.append([name, until, _point(choice.point, tried), choice.readout, losses])
     head = [
         "",
         "horizon",
@@ -196,8 +201,28 @@ def settings_table(found: Findings) -> str:
     return table(head, rows) if rows else "Nothing is tuned yet."
 
 
-def _point(point: Point) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in point.items())
+def _point(point: Point, tried: Sequence[Point] = ()) -> str:
+    """The settings of a run; at an edge of what was tried, if that is given, there is a word on it."""
+    edges = {name: {end([each[name] for each in tried]) for end in (min, max)} for name in point if tried}
+    marked = {name: " (edge)" if value in edges.get(name, ()) else "" for name, value in point.items()}
+    return ", ".join(f"{name} {value:g}{marked[name]}" for name, value in point.items())
+
+
+def readouts_table(found: Findings, records: Records) -> str:
+    """Return what each readout of the chosen trial is behind the best of them, in thousandths."""
+    study = found.study
+    rows = []
+    for entry in study.entries:
+        losses = series.readout_losses(found, entry, records) if len(entry.readouts) > 1 else {}
+        for readout in entry.readouts if losses else ():
+            cells = [
+                f"{1000 * losses[horizon][readout]:.0f}"
+                if math.isfinite(losses.get(horizon, {}).get(readout, math.inf))
+                else NOTHING
+                for horizon in study.horizons
+            ]
+            rows.append([f"{entry.name}, {readout}", *cells])
+    return table(_by_horizon(study, "readout"), rows) if rows else "Each optimizer has one readout."
 
 
 def counts_table(found: Findings, records: Records) -> str:

@@ -19,6 +19,30 @@ _BEYOND = (0.2, 0.4)
 """How far beyond it the second round reaches, in shares of the range."""
 
 
+def tuning_rule(study: Study) -> str:
+    """Return in words how optimizers are tuned, and with which seeds they are reported."""
+    first, *others = study.tuning_seeds
+    confirmed = (
+        f" The {study.confirmed} best are run with the tuning seeds {', '.join(map(str, others))} too, and "
+        "the best mean over all of them is chosen."
+        if others
+        else ""
+    )
+    apart = "" if study.judged is None else ", evaluated on other data than the trials"
+    return (
+        f"Tuning: {study.trials} trials fixed beforehand for each optimizer, in ranges of its own, with seed "
+        f"{first}: at each horizon for those that are told where to end (at the longest one the "
+        f"{study.reused} best of the horizon before), once for all horizons otherwise. More trials where the "
+        f"best of seed {first} has the smallest or the largest learning rate, {_BEYOND[0]:g} and "
+        f"{_BEYOND[1]:g} of its range beyond it, but not for the longest horizon of the former, and at the "
+        f"edge of no other setting.{confirmed} The best without a horizon has the lowest mean regret over "
+        "the horizons: what it is behind the best trial there, in units of what the median trial is behind "
+        f"it with seed {first}. The readout, that is the weights at which the model is evaluated, is chosen "
+        f"with the settings. Reported: {len(study.reporting_seeds)} other seeds, {study.seeds_at_longest} of "
+        f"them at {study.longest:,} steps{apart}."
+    )
+
+
 @dataclass(frozen=True)
 class Choice:
     """A setting of an optimizer that has been tried.

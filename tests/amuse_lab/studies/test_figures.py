@@ -21,7 +21,8 @@ SEEDS = {step: STUDY.seeds(step) for step in STUDY.horizons}
 
 def written(records: dict[str, Record], folder: Path) -> dict[str, bytes]:
     paths = figures.write_figures(STUDY, records, folder)
-    return {path.name.removeprefix("invented-").removesuffix(".png"): path.read_bytes() for path in paths}
+    assert all(path.name == f"invented-{name}.png" for name, path in paths.items())
+    return {name: path.read_bytes() for name, path in paths.items()}
 
 
 def panels(name: str, records: dict[str, Record] = RECORDS) -> list[Axes]:
@@ -73,7 +74,7 @@ def test_the_anytime_curve_is_the_mean_over_seeds() -> None:
     for step, mean in zip(steps, means, strict=True):
         if step in STUDY.horizons:
             assert mean == pytest.approx(measured("amuse", int(step)).mean(), abs=1e-9)
-    steps, means = labelled(axes, "envelope of scheduled runs")
+    steps, means = labelled(axes, "envelope of scheduled runs, at the marks")
     assert list(steps) == list(STUDY.horizons)
     assert means == pytest.approx([measured("muon-cosine", int(step)).mean() for step in steps], abs=1e-9)
     steps, _ = labelled(axes, "muon-cosine")

@@ -107,13 +107,44 @@ def test_charts_show_the_records() -> None:
     assert amuse["high"][place] == pytest.approx(max(values), rel=1e-4)
     singles = charts(whole())["single-runs"]["groups"]
     assert len(singles) == sum(run.seed not in STUDY.tuning_seeds for run in RECORDS.values())
-    key = re.search(r"\((\w+)\)$", singles[-1]["name"])
+    assert {group["label"] for group in singles} == {"loss (nats)"}
+    key = re.search(r"\((\w+)\): loss$", singles[-1]["name"])
     assert key is not None
     training, validation = singles[-1]["series"]
     assert list(zip(training["x"], training["y"], strict=True)) == [
         (step, pytest.approx(loss, rel=1e-4)) for step, loss in RECORDS[key[1]].training
     ]
     assert validation["x"] == list(RECORDS[key[1]].readings)
+
+
+def test_accuracy_has_an_axis_of_its_own() -> None:
+    accurate = invented.accurate(RECORDS)
+    groups = charts(pages.page(replace(STUDY, beside="accuracy"), accurate, {}))["single-runs"]["groups"]
+    losses, accuracies = groups[0::2], groups[1::2]
+    assert {group["label"] for group in losses} == {"loss (nats)"}
+    assert {group["label"] for group in accuracies} == {"accuracy"}
+    assert all(
+        [len(group["series"]) for group in pair] == [2, 1] for pair in zip(losses, accuracies, strict=True)
+    )
+    assert {value for group in accuracies for each in group["series"] for value in each["y"]} == {0.875}
+
+
+def test_readouts_have_a_table() -> None:
+    study = STUDY
+    found = findings(study, RECORDS).reported["amuse"]
+    assert found.choices[320].readout == "power 10"
+    (record,) = (
+        run
+        for run in RECORDS.values()
+        if run.entry == "amuse" and run.point == found.choices[320].point and run.seed == 0
+    )
+    text = re.sub(r"<[^>]+>", " ", whole().partition("Readouts:")[2].partition("</table>")[0])
+    for readout in ("x", "y", "power 10"):
+        behind = [
+            round(1000 * (record.value(h, readout, "loss") - record.value(h, "power 10", "loss")))
+            for h in study.horizons
+        ]
+        assert " ".join(["amuse,", *readout.split(), *map(str, behind)]) in " ".join(text.split())
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:

@@ -1,11 +1,14 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from amuse_lab.studies.posthoc import GROWTH, LARGEST_RESIDUAL, Snapshots, combination, profile
+from amuse_lab.errors import ConfigError
+from amuse_lab.studies.posthoc import GROWTH, LARGEST_RESIDUAL, Snapshots, combination, profile, residual
 from amuse_lab.studies.readouts import PowerAverages
+from tests.amuse_lab.studies import small
 
 
 @pytest.mark.parametrize("kappa", [1.0, 2.0, 7.3, 20.0])
@@ -60,11 +63,26 @@ def test_a_rebuilt_average_is_near_the_average_that_was_kept() -> None:
         averages.update([z])
         direct.update([z])
         snapshots.take(step, averages.averages)
-    (rebuilt,) = snapshots.rebuild(10.0, 400)
+    (rebuilt,), left = snapshots.rebuild(10.0, 400)
+    assert left == pytest.approx(residual((5.0, 20.0), 10.0, 400), rel=1e-6)
+    assert 0 < left <= LARGEST_RESIDUAL
     (kept,) = direct.averages[10.0]
     farthest = max((z - kept).norm() for z in path[200:])
     assert (rebuilt - kept).norm() <= 2 * LARGEST_RESIDUAL * farthest
     assert (averages.averages[5.0][0] - kept).norm() > 4 * (rebuilt - kept).norm()
+
+
+def test_a_study_that_could_not_rebuild_a_readout_is_refused_before_its_runs() -> None:
+    study = small.study()
+    assert study.entries[1].readouts == ("x", "power 5", "power 10")
+    assert study.kept == (5.0, 20.0)
+    with pytest.raises(
+        ConfigError,
+        match=r"^readouts must be those of kept = \(20.0,\) or within 2% of what they make, got .power 10",
+    ):
+        replace(study, kept=(20.0,))
+    with pytest.raises(ConfigError, match=r"^readouts must be x, y, power K"):
+        replace(study, entries=(replace(study.entries[1], readouts=("z",)),))
 
 
 def test_what_cannot_be_rebuilt_is_refused_with_its_residual() -> None:
@@ -90,4 +108,4 @@ def test_snapshots_go_on_from_their_state() -> None:
         if step > 40:
             resumed.update([z])
             again.take(step, resumed.averages)
-    assert torch.equal(again.rebuild(9.0, 90)[0], whole.rebuild(9.0, 90)[0])
+    assert torch.equal(again.rebuild(9.0, 90)[0][0], whole.rebuild(9.0, 90)[0][0])

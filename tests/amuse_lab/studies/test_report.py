@@ -70,8 +70,10 @@ def test_documents_are_written_with_pictures_that_are_there(folder: Path) -> Non
     results = (folder / "docs" / "results.md").read_text()
     assert f"## {STUDY.name}" in results
     for page_of, content in ((folder, text), (folder / "docs", results)):
-        (picture,) = re.findall(r"^!\[.*\]\((.*)\)$", content, re.MULTILINE)
-        assert (page_of / picture).is_file()
+        pictures = re.findall(r"^!\[.*\]\((.*)\)$", content, re.MULTILINE)
+        assert pictures[0].endswith(f"figures/{STUDY.name}-anytime.png")
+        assert len(pictures) == (1 if page_of == folder else 6)
+        assert all((page_of / picture).is_file() for picture in pictures)
 
 
 def test_a_readme_without_a_place_for_results_stays_as_it_is(
@@ -159,6 +161,11 @@ def test_documents_of_the_project_are_those_of_its_records(tmp_path: Path) -> No
     for name in RECORDED:
         ours, recorded = tmp_path / f"{name}.html", ROOT / "records" / name / "report.html"
         assert ours.read_bytes() == recorded.read_bytes(), f"{name}: `make report` writes its page"
+    drawn = sorted((tmp_path / "docs" / "figures").iterdir())
+    assert len(drawn) >= 5 * len(RECORDED)
+    for path in drawn:
+        recorded = ROOT / "docs" / "figures" / path.name
+        assert path.read_bytes() == recorded.read_bytes(), f"{path.name}: `make report` draws it"
 
 
 def test_the_trials_of_fresh_seeds_are_those_of_the_study_before() -> None:

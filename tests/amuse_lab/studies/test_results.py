@@ -145,23 +145,14 @@ def test_a_difference_that_rounds_to_zero_has_no_minus() -> None:
 
 def test_what_stands_beside_is_shown(study: Study, records: Found) -> None:
     assert "deciding nothing" not in results_page([(study, records)])
-    accurate = {
-        key: replace(
-            record,
-            readings={
-                step: {name: values | {"accuracy": 0.875} for name, values in each.items()}
-                for step, each in record.readings.items()
-            },
-        )
-        for key, record in records.items()
-    }
+    accurate = invented.accurate(records)
     page = results_page([(replace(study, beside="accuracy"), accurate)])
     cells = row(page, "Beside it, deciding nothing: accuracy.", "amuse")
     assert cells == ["0.8750 ± 0.0000 (4)"] * 3 + ["0.8750 ± 0.0000 (3)"]
 
 
 def test_pictures_stand_first_and_the_paper_apart(study: Study, records: Found) -> None:
-    block = readme_block([(study, records)], {"invented": "docs/invented.svg"})
+    block = readme_block([(study, records)], {"invented": {"anytime": "docs/invented.svg", "steps": "no"}})
     assert "{" not in block
     assert f"Each optimizer has {study.trials} trials" in unwrapped(block)
     assert "number of steps: muon-cosine at every horizon." in unwrapped(block)
@@ -169,7 +160,9 @@ def test_pictures_stand_first_and_the_paper_apart(study: Study, records: Found) 
     assert "](docs/invented.svg)" in block.splitlines()[0]
     assert all("**ahead**" in cell for cell in row(block, "Differences in loss", "amuse"))
     assert block.index("| amuse |") < block.index("none of it was measured here")
-    page = results_page([(study, records)])
+    assert "](no)" not in block
+    page = results_page([(study, records)], {"invented": {"anytime": "a.png", "readouts": "r.png"}})
+    assert page.index("](a.png)") < page.index("### Figures") < page.index("](r.png)")
     before, paper = page.split("## What the paper reports")
     assert "1.51" in unwrapped(paper)
     assert "2605.22432" not in before

@@ -1,5 +1,6 @@
 """The bare statistics of studies against scipy, simulations and curves that are known."""
 
+import itertools
 import math
 
 import numpy as np
@@ -58,7 +59,16 @@ def test_where_a_power_law_crosses_a_loss_is_known() -> None:
     assert crossing(straight, 4 - 0.5 * math.log(123)).steps == pytest.approx(123)
     assert (crossing(curve, 9.0).steps, crossing(curve, 9.0).where) == (10, "before")
     assert (crossing(curve, 1.0).steps, crossing(curve, 1.0).where) == (steps[-1], "beyond")
+    sparse = [(step, 1.5 + 3 / step**0.4) for step in (100, 200, 400, 800)]  # doublings, as horizons are
+    for step in (130, 290, 610):
+        loss = 1.5 + 3 / step**0.4
+        (low, above), (high, below) = next(
+            (a, b) for a, b in itertools.pairwise(sparse) if a[0] < step < b[0]
+        )
+        chord = low * (high / low) ** ((above - loss) / (above - below))
+        assert abs(crossing(sparse, loss).steps - step) < abs(chord - step) / 2
+    assert crossing([(10, math.inf), (20, 1.0), (40, 0.5)], 1.0).steps == 20  # it failed before
     wavy = [(10, 3.0), (20, 2.0), (40, 2.5), (80, 1.0)]
-    assert crossing(wavy, 2.0).steps == 20  # the first time, as a run that is stopped there
+    assert crossing(wavy, 2.0).steps == pytest.approx(20)  # the first time, as a run that is stopped there
     assert mean_curve({10: {1: 1.0, 2: 3.0}, 20: {1: 0.0}}, (1, 2)) == [(10, 2.0)]
     assert mean_curve({10: {1: 1.0}}, ()) == []

@@ -41,7 +41,8 @@ def anytime(found: Findings, _records: Records) -> Json:
         )
     ]
     best = series.envelope(found)
-    line = [frame.series(frame.line("envelope of scheduled runs", "#000000"), best)] if best else []
+    dotted = frame.line("envelope of scheduled runs, at the marks", "#000000", dotted=True)
+    line = [frame.series(dotted, best)] if best else []
     values = [y for each in (*lines, *ends) for y in each["y"]]
     return frame.chart(
         "anytime",
@@ -149,25 +150,22 @@ def single_runs(found: Findings, _records: Records) -> Json:
         for run in found.reported[entry.name].runs:
             record = run.record
             name = f"{entry.name}, seed {record.seed}, {record.steps:,} steps ({record.key})"
-            shown = []
+            shown: dict[str, list[Json]] = {}
             if record.training:
-                shown.append(
-                    frame.series(
-                        frame.line("training loss", "#555555"), series.thinned(record.training, _MOST)
-                    )
-                )
-            for measure in (study.measure, study.beside):
-                points = _measured(record, run.choice.readout, measure) if measure else []
+                points = series.thinned(record.training, _MOST)
+                shown["loss"] = [frame.series(frame.line("training loss", "#555555"), points)]
+            for measure in filter(None, (study.measure, study.beside)):
+                points = _measured(record, run.choice.readout, measure)
+                style = _style(study, entry) | {"name": f"validation {measure} at {run.choice.readout}"}
                 if points:
-                    style = _style(study, entry) | {"name": f"validation {measure} at {run.choice.readout}"}
-                    style |= {} if measure == study.measure else frame.line(style["name"], "#000000")
-                    shown.append(frame.series(style, points))
-            if shown:
-                groups.append({"name": name, "series": shown})
+                    shown.setdefault(measure, []).append(frame.series(style, points))
+            for measure, lines in shown.items():
+                label = "loss (nats)" if measure == "loss" else measure
+                groups.append({"name": f"{name}: {measure}", "label": label, "series": lines})
     return frame.chart(
         "single-runs",
         "A single run",
-        ("steps", drawing.measure(study)),
+        ("steps", "loss"),
         groups,
         log={"x": "log", "y": "log"},
         checked="x",

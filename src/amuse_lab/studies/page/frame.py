@@ -90,9 +90,10 @@ def style(look: Look, name: str, *, hollow: bool = False, line: bool = True) -> 
     }
 
 
-def line(name: str, color: str) -> Json:
+def line(name: str, color: str, *, dotted: bool = False) -> Json:
     """Return the style of a thin line without markers."""
-    return {"name": name, "color": color, "marker": "none", "hollow": False, "width": 1, "line": True}
+    dash = {"dash": [1, 3]} if dotted else {}
+    return {"name": name, "color": color, "marker": "none", "hollow": False, "width": 1, "line": True} | dash
 
 
 def series(

@@ -181,7 +181,7 @@ function draw(chart, box, group) {
     },
     axes: [
       axis(chart.labels.x, log.x, log.x ? chart.ticks : null, 1),
-      { ...axis(chart.labels.y, log.y, null, chart.linear), size: 58 },
+      { ...axis(group.label || chart.labels.y, log.y, null, chart.linear), size: 58 },
     ],
     series: [
       { label: chart.labels.x, value: (_, value) => (value == null ? "" : short(value)) },

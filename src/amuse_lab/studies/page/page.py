@@ -7,8 +7,9 @@ from typing import Any
 
 from amuse_lab.files import replacing
 from amuse_lab.studies import tables
+from amuse_lab.studies.frontier import STEPS_TO_REACH
 from amuse_lab.studies.page import charts, frame, sections
-from amuse_lab.studies.results import STEPS_TO_REACH, glossary, kept_apart, progress, without_horizon
+from amuse_lab.studies.results import glossary, kept_apart, progress, without_horizon
 from amuse_lab.studies.study import Records, Study
 from amuse_lab.studies.verdicts import Findings, findings, rule
 
@@ -16,7 +17,8 @@ _CAPTIONS = {
     "anytime": "Lines: optimizers without a horizon, each with one setting for all steps, mean over its "
     "seeds, beyond the second-longest horizon over those that go on; bands reach from the best to the worst "
     "seed. Hollow marks: where runs ended that were told to. "
-    "Black: the envelope, the scheduled optimizer that tuning preferred at each horizon.",
+    "Dotted: the envelope, the scheduled optimizer that tuning preferred at each horizon; nothing was run "
+    "between its marks.",
     "difference": "Below zero is better than the envelope. Bars: 95 % intervals over paired seeds. Grey: the "
     "margin. The vertical axis is linear around zero and logarithmic farther away, unless it is switched.",
     "steps": "Steps that an optimizer needs for the loss that the envelope has at a horizon, divided by that "
@@ -65,8 +67,9 @@ def page(study: Study, records: Records, environments: Mapping[str, Any]) -> str
         rule=escape(rule(study)),
         changes=sections.changes(study),
         budgets=sections.budgets(study),
-        tuned=shown(tables.settings_table(found)),
+        tuned=shown(tables.settings_table(found, records)),
         counts=shown(tables.counts_table(found, records)),
+        readouts=shown(tables.readouts_table(found, records)),
         pairing=shown(tables.pairing_table(found, free)),
         setting=sections.setting(study),
         command=sections.command(study),

@@ -8,8 +8,9 @@ from html import escape
 from typing import Any
 
 from amuse_lab.studies.records import study_to_json
-from amuse_lab.studies.results import NOTHING_YET, budget, compared, sentence
+from amuse_lab.studies.results import NOTHING_YET, compared, sentence
 from amuse_lab.studies.study import Entry, Record, Records, Study
+from amuse_lab.studies.tuning import tuning_rule
 from amuse_lab.studies.verdicts import Findings
 
 
@@ -83,7 +84,7 @@ def changes(study: Study) -> str:
 
 def budgets(study: Study) -> str:
     """Say how the optimizers were tuned, and with which seeds they are reported."""
-    return f"<p>{escape(budget(study))} Warm-up: {study.warmup_steps} steps, for all.</p>"
+    return f"<p>{escape(tuning_rule(study))} Warm-up: {study.warmup_steps} steps, for all.</p>"
 
 
 def setting(study: Study) -> str:
