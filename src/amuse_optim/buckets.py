@@ -291,7 +291,9 @@ class Chunk:
         """
         z = self._advance_sequences_(update, scale, numbers)
         for name, c in numbers.averages:
-            averaging.average_(self.stored(name), z, c)
+            average = self.read(name)
+            averaging.average_(average, z, c)
+            self.write(name, average)
 
     def _advance_sequences_(self, update: Tensors, scale: Number, numbers: StepNumbers) -> Tensors:
         """Update the sequences; returns the new z."""

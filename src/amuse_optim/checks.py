@@ -118,7 +118,26 @@ def kappas(name: str, value: object) -> None:
         raise ValueError(f"{name} must be numbers that differ in their first six digits, got {value!r}")
 
 
+# What options of other optimizers are called here.
+_ELSEWHERE = {
+    "adjust_lr_fn": "it is 'scale' here",
+    "amsgrad": "there is none",
+    "betas": "here they are 'auxiliary_momentum' and 'beta2'; 'beta1' is the interpolation of y",
+    "decoupled_weight_decay": "decay is always decoupled",
+    "differentiable": "there is none",
+    "fused": "there is none; kernels are used by themselves",
+    "lr_scale": "give the group an 'lr' of its own",
+    "maximize": "there is none; minimize the negative",
+    "ns_coefficients": "give 'orthogonalize' a function, or one of its methods",
+    "ns_steps": "it is 'orthogonalize_steps' here",
+    "warmup": "it is 'warmup_steps' here",
+}
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that does not exist, with the nearest one that does."""
+    """The message for a name that does not exist, with the one that means the same, or the nearest."""
+    unknown = f"unknown {kind} {name!r}"
+    if name in _ELSEWHERE:
+        return f"{unknown}; {_ELSEWHERE[name]}"
     nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"unknown {kind} {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+    return unknown + (f"; did you mean {nearest[0]!r}?" if nearest else "")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .optimizer import AMUSE, unwrapped
+from .reference import AMUSEReference
 from .state import averaged_value
 
 # Blocks of `averaged` may begin and end in several threads.
@@ -27,7 +28,7 @@ def averaged(optimizer: torch.optim.Optimizer, *, kappa: float | None = None) ->
     of them.
 
     Args:
-        optimizer: An `AMUSE` in train or eval mode, or a framework's wrapper around one.
+        optimizer: An `AMUSE` in train or eval mode, a framework's wrapper around one, or an `AMUSEReference`.
         kappa: One of the optimizer's `averages`, to be read instead of x.
 
     Raises:
@@ -42,7 +43,7 @@ def averaged(optimizer: torch.optim.Optimizer, *, kappa: float | None = None) ->
         >>> with averaged(optimizer):
         ...     norm = weight.norm()
     """
-    amuse = unwrapped(optimizer)  # or an `AMUSEReference`
+    amuse: Any = optimizer if isinstance(optimizer, AMUSEReference) else unwrapped(optimizer)
     with _switching:
         block = [amuse.mode]
         show = amuse.eval if kappa is None else partial(amuse.eval, kappa=kappa)
@@ -239,6 +240,9 @@ class Attachment:
         return self._model
 
     def _follow(self) -> None:
+        """Take the mode of the model's flag; within `averaged` the next forward pass after it does."""
+        if self._optimizer.averaged_blocks:
+            return
         if self._model.training:
             self._optimizer.train()
         else:
@@ -246,7 +250,7 @@ class Attachment:
 
     def _before_forward(self, *_: object) -> None:
         """Follow the model's flag, if it was set by hand or a state of the other mode was loaded."""
-        if not (torch.compiler.is_compiling() or self._optimizer.averaged_blocks):
+        if not torch.compiler.is_compiling():
             self._follow()
 
     def _before_step(self, *_: object) -> None:
@@ -271,10 +275,11 @@ class Attachment:
 def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Attachment:
     """Make `model.eval()` and `model.train()` switch the optimizer's mode too.
 
-    Where the modes have come apart, because `module.training` was set by hand or a state of the other mode
-    was loaded, the next forward pass of the model or of a direct child sets the optimizer right, unless that
-    pass is compiled as a whole or within `averaged`; so does a step that is given a closure and has no
-    gradients yet. Under Lightning, which sets flags by hand and saves by itself, use
+    Within `averaged` the parameters stay x, whatever the model is switched to. Where the modes have come
+    apart, because of that, because `module.training` was set by hand or a state of the other mode was loaded,
+    the next forward pass of the model or of a direct child sets the optimizer right, unless that pass is
+    compiled as a whole or within `averaged`; so does a step that is given a closure and has no gradients yet.
+    Under Lightning, which sets flags by hand and saves by itself, use
     `amuse_optim.integrations.lightning.AMUSECallback` instead.
 
     Args:

@@ -45,6 +45,11 @@ class AveragedOptimizer(torch.optim.Optimizer):
         for parameter in group["params"]:
             self.state[parameter] = initial_state(parameter, group)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes of a copy or of what was loaded, without the option that torch adds to them."""
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)
+
     @property
     def mode(self) -> Mode:
         """What the parameters hold: y in "train", x in "eval"."""

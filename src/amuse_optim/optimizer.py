@@ -304,7 +304,6 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> AMUSE:
     inner: Any = optimizer
     while hasattr(inner, "optimizer"):  # Lightning's wrapper passes for an AMUSE and has a state of its own
         inner = inner.optimizer
-    if not hasattr(inner, "mode"):
+    if not isinstance(inner, AMUSE):
         raise TypeError(f"optimizer must be an AMUSE or hold one, got {type(optimizer).__name__}")
-    found: AMUSE = inner
-    return found
+    return inner

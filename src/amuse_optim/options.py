@@ -30,6 +30,7 @@ OPTIONS: dict[str, Option] = {
     "capturable": Option(False, flag),
     "state_precision": Option("full", choice(*get_args(StatePrecision))),
 }
+_TENSORS = ("lr", "lr_rest")  # the options that may be tensors
 UNORDERED = "params must be an ordered collection, got a set: its order differs between runs"
 # The values that a step can have that is captured in a CUDA graph.
 _CAPTURABLE: dict[str, tuple[Any, ...]] = {
@@ -157,8 +158,11 @@ def check_options(group: Mapping[str, Any]) -> None:
     capturable = group["capturable"]
     for name, option in OPTIONS.items():
         value = group[name]
-        if capturable and isinstance(value, Tensor) and value.numel() == 1:
-            continue  # looking would wait for the device
+        if isinstance(value, Tensor):
+            if name not in _TENSORS:
+                raise TypeError(f"{name} must be a Python number, got a tensor: lr alone may be a tensor")
+            if capturable and value.numel() == 1:
+                continue  # looking would wait for the device
         option.check(name, value)
     for name in schedule.LENGTHS:
         _in_steps(name, group[name], None)
@@ -196,7 +200,13 @@ def _check_parameters(group: Group) -> None:
         if parameter.is_complex() or not parameter.is_floating_point():
             raise TypeError(
                 f"{describe(group, index)} is {parameter.dtype}: only real floating-point parameters can be "
-                "optimized; view complex ones with torch.view_as_real"
+                "optimized; for a complex one keep nn.Parameter(torch.view_as_real(value).clone()), and take "
+                "torch.view_as_complex of it in the forward pass"
+            )
+        if parameter.layout != torch.strided:
+            raise TypeError(
+                f"{describe(group, index)} has the layout {parameter.layout}: only dense parameters can be "
+                "optimized; make a parameter of its to_dense()"
             )
         if any(
             size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)

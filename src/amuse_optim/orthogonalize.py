@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -265,8 +265,13 @@ def orthogonalize(
         raise TypeError(f"matrix_or_stack must be real floating point, got {matrix_or_stack.dtype}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
+    if not callable(method) and method not in get_args(Method):
+        known = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"method must be one of {known}, or a function, got {method!r}")
     if dtype == torch.float16:
         raise ValueError("dtype must not be torch.float16: the iteration overflows in it; use torch.bfloat16")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type, got {dtype}")
 
     if matrix_or_stack.numel() == 0:
         return matrix_or_stack.clone()

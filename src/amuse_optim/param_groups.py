@@ -13,6 +13,7 @@ from .checks import choice, unknown_name
 from .directions import DIRECTIONS
 from .heads import output_heads
 from .hidden_matrices import matrix_options
+from .matrices import OPTIONS as MATRIX_OPTIONS
 from .matrices import layout_of, update_scale
 from .module_tree import Owned, is_layer, owned_parameters
 from .options import OPTIONS
@@ -140,7 +141,7 @@ def param_groups(
         for pattern, options in patterns:
             if fnmatch.fnmatchcase(name, pattern):
                 if "direction" in options and not DIRECTIONS[options["direction"]].for_matrices:
-                    settings = {}
+                    settings = {key: value for key, value in settings.items() if key not in MATRIX_OPTIONS}
                 settings = settings | options
         if DIRECTIONS[settings["direction"]].for_matrices and auxiliary == "sgd":
             settings = {"scale": "spectral"} | settings
@@ -202,7 +203,7 @@ def report(groups: Sequence[Group]) -> str:
                 blocks = layout_of(group, parameter.shape).blocks
                 matrices = " + ".join(f"{n} of {r}x{c}" if n > 1 else f"{r}x{c}" for n, r, c in blocks)
                 kind = group.get("scale", "match_rms")
-                scale = f"{update_scale(*blocks[0][1:], kind):.3g}"
+                scale = " + ".join(f"{update_scale(rows, cols, kind):.3g}" for _, rows, cols in blocks)
             decay = group.get("weight_decay")
             shape = "x".join(map(str, parameter.shape)) or "scalar"
             rows.append(

@@ -120,10 +120,10 @@ def _examined(
     groups: Sequence[Group], states: Mapping[Tensor, State], gradients: Gradients
 ) -> list[list[str]]:
     """For every group, the parameters of this rank whose gradient is not finite."""
-    bad: list[list[str]] = []
     for group in groups:
         if any(p in gradients for p in group["params"]):
             check_ready(group, states, gradients)
+    looked_at: list[list[tuple[int, Tensor]]] = []
     for group in groups:
         present = [(i, local(gradients[p])) for i, p in enumerate(group["params"]) if p in gradients]
         for i, gradient in present:
@@ -132,10 +132,15 @@ def _examined(
                     f"the gradient of {describe(group, i)} is sparse, which AMUSE does not support: "
                     "build the embedding with sparse=False"
                 )
-        present = [(i, gradient) for i, gradient in present if gradient.numel() > 0]
         ignored = group["nonfinite"] == "ignore"
-        bad.append([] if ignored else [describe(group, i) for i in _not_finite(present)])
-    return bad
+        looked_at.append([] if ignored else [(i, grad) for i, grad in present if grad.numel() > 0])
+    if _all_finite([[gradient for _, gradient in present] for present in looked_at if present]):
+        return [[] for _ in groups]
+    # A norm overflows where no entry does: only now is it worth looking at every entry.
+    return [
+        [describe(group, i) for i, gradient in present if not gradient.isfinite().all()]
+        for group, present in zip(groups, looked_at, strict=True)
+    ]
 
 
 def _usable(group: Group, names: Sequence[str], total: int) -> bool:
@@ -163,7 +168,10 @@ def check_ready(group: Group, states: Mapping[Tensor, State], gradients: Mapping
     for index, parameter in enumerate(group["params"]):
         if parameter not in gradients:
             continue
-        names, like_parameter = names_of(parameter)
+        try:
+            names, like_parameter = names_of(parameter)
+        except ValueError as error:
+            raise ValueError(f"{describe(group, index)}: {error}") from error
         state = states[parameter]
         shape = gradients[parameter].shape
         if shape != parameter.shape:
@@ -187,8 +195,8 @@ def check_ready(group: Group, states: Mapping[Tensor, State], gradients: Mapping
             missing = [name for name in names if name not in state]
             raise ValueError(
                 f"{describe(group, index)} ({parameter.dtype}) needs {', '.join(missing)} in its state: its "
-                "dtype, or an option such as beta1, was changed after its first step. Change it before the "
-                "first step, or build a new optimizer"
+                "dtype, or an option that decides what is kept (beta1, direction, auxiliary_momentum, "
+                "averages), was changed after its first step. Change it before, or build a new optimizer"
             )
         kept: Tensor = state[like_parameter[0]]
         # A transposed .data has the whole's shape but not the parts'; a full state dict is not sharded.
@@ -210,12 +218,10 @@ def check_ready(group: Group, states: Mapping[Tensor, State], gradients: Mapping
             )
 
 
-def _not_finite(gradients: list[tuple[int, Tensor]]) -> list[int]:
-    """The indices of those with an infinite or NaN entry."""
-    if not gradients:
-        return []
-    norms = torch._foreach_norm([gradient for _, gradient in gradients])
-    if torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all():
-        return []
-    # A norm overflows where no entry does: only now is it worth looking at every entry.
-    return [i for i, gradient in gradients if not gradient.isfinite().all()]
+def _all_finite(groups: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether the norm of each gradient is finite; waits for the device once."""
+    norms = [norm for gradients in groups for norm in torch._foreach_norm(list(gradients))]
+    if not norms:
+        return True
+    device = norms[0].device
+    return bool(torch.stack([norm.to(device, torch.float32) for norm in norms]).isfinite().all())

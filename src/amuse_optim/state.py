@@ -119,8 +119,9 @@ def complete_states(groups: Sequence[Group], states: MutableMapping[Any, State])
         if group["t"] > 0 and not exchanged:
             raise ValueError(
                 f"the state of {describe(group, index)} is not in optimizer.state, and its group has taken "
-                f"{int(group['t'])} steps: z and x are lost. Put it back, load a state dict, or call "
-                "accept_weights(optimizer) to go on from the weights as they stand"
+                f"{int(group['t'])} steps. If it is new, give it to add_param_group instead of the group's "
+                "list. If its state was removed, put it back, load a state dict, or call "
+                "accept_weights(optimizer, [parameter]) to go on from its weights as they stand"
             )
     moved = [key.shape for key in gone if "step" in states[key] and started(states[key])]
     for key in gone:

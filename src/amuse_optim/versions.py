@@ -60,8 +60,9 @@ class Versions:
             more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
             warn(
                 "weights were changed since the optimizer last wrote to them, and z and the average x do not "
-                f"follow: {named}{more}. Call accept_weights(optimizer) to go on "
-                "from the weights as they stand, or project(optimizer, function) to hold z and x to a mask "
-                "or bound as well. Nothing is to do where they were put back as they were",
+                f"follow: {named}{more}. Call accept_weights(optimizer, parameters) with these to go on "
+                "from their weights as they stand, which forgets their averages, or project(optimizer, "
+                "function) to hold z and x to a mask or bound as well. Nothing is to do where they were put "
+                "back as they were",
             )
         return Versions(self.left, self.told.union(names))

@@ -183,6 +183,28 @@ def test_a_run_is_saved_and_resumed_with_its_averages(kind: str, shown: object) 
     assert same(bits(model, optimizer), bits(other, resumed))
 
 
+@pytest.mark.parametrize("made", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_another_precision_keeps_its_averages(kind: str, made: torch.dtype) -> None:
+    options = KINDS[kind]
+    if options.get("state_precision") == "lean":
+        return  # refused: lean state is for float32 and below
+    then = torch.float32 if made == torch.float64 else torch.float64
+    model, optimizer = build_list(3, made, averages=KAPPAS, **options)
+    path: list[list[Tensor]] = []
+    for step in range(9):
+        if step == 5:
+            model.to(then)
+        take_steps(optimizer, range(step, step + 1))
+        path.append([z_of(optimizer, p) for p in model])
+    for place, parameter in enumerate(model):
+        for kappa in KAPPAS:
+            average = optimizer.state[parameter][f"average_{kappa:g}"]
+            z = torch.stack([step[place] for step in path])
+            expected = torch.einsum("t,tij->ij", weights(kappa, 9), z)
+            torch.testing.assert_close(average.double(), expected, rtol=0, atol=1e-5)
+
+
 def test_state_of_a_run_without_averages_goes_on_without_them_and_says_so() -> None:
     model, optimizer = build_list(2)
     take_steps(optimizer, range(3))

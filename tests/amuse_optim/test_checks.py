@@ -1,5 +1,6 @@
 """Checks of single options: what passes, what does not, and what is said then."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from amuse_optim.checks import (
+    _ELSEWHERE,
     Check,
     choice,
     count,
@@ -18,6 +20,7 @@ from amuse_optim.checks import (
     steps,
     unknown_name,
 )
+from amuse_optim.options import OPTIONS
 
 NAN, INF = float("nan"), float("inf")
 CHECKS: list[tuple[Check, list[Any], list[Any], list[Any]]] = [  # passes, ValueError, TypeError
@@ -62,3 +65,11 @@ def test_the_nearest_name_is_offered_if_one_is_near() -> None:
     known = ("momentum", "nesterov")
     assert unknown_name("option", "momentun", known) == "unknown option 'momentun'; did you mean 'momentum'?"
     assert unknown_name("option", "zzz", known) == "unknown option 'zzz'"
+
+
+@pytest.mark.parametrize(("name", "message"), list(_ELSEWHERE.items()))
+def test_names_of_other_optimizers_are_translated(name: str, message: str) -> None:
+    assert name not in OPTIONS
+    assert unknown_name("option", name, OPTIONS) == f"unknown option {name!r}; {message}"
+    for quoted in re.findall(r"'(\w+)'", message):
+        assert quoted in OPTIONS

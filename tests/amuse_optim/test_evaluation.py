@@ -213,6 +213,31 @@ def test_attach_and_averaged_agree_in_both_directions() -> None:
     assert optimizer.mode == "eval"
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_an_attached_model_that_is_switched_inside_averaged_stays_at_x(mode: str) -> None:
+    model, optimizer = trained()
+    attach(optimizer, model)
+    model.train(mode == "train")
+    x = averaged_state_dict(model, optimizer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = torch.randn(2, 2, 8, 8)
+    with averaged(optimizer):
+        model.eval()  # an evaluation, as users write it
+        model(inputs)
+        model.train()
+        assert all(torch.equal(value, x[name]) for name, value in model.state_dict().items())
+        with pytest.raises(OptimizerModeError):
+            optimizer.step()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model(inputs)
+    assert optimizer.mode == "train"
+    with averaged(optimizer):
+        model.eval()
+    model(inputs)
+    assert optimizer.mode == "eval"
+
+
 def test_a_state_dict_hook_that_renames_is_followed_and_one_that_rewrites_is_refused() -> None:
     model, optimizer = trained()
     with averaged(optimizer):

@@ -1,5 +1,6 @@
 """Options: one table, completed and checked, and refused in words."""
 
+import copy
 import inspect
 import re
 from collections.abc import Callable
@@ -125,6 +126,28 @@ def test_bad_options_say_what_is_wrong(options: dict[str, Any], error: type[Exce
             AMUSE([group], lr=0.1, warmup_steps=5, total_steps=options.get("total_steps"))
 
 
+@pytest.mark.parametrize("name", ["beta1", "beta2", "rho", "momentum", "eps", "weight_decay", "r"])
+def test_no_option_but_the_learning_rate_is_a_tensor(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a Python number, got a tensor: lr alone may be"):
+        build(**{name: torch.tensor(0.5)})
+    model, optimizer = build()
+    before = bits(model, optimizer)
+    optimizer.param_groups[-1][name] = torch.tensor(0.5)
+    with pytest.raises(TypeError, match=f"^{name} must be a Python number, got a tensor"):
+        train(model, optimizer, 1)
+    assert same(before, bits(model, optimizer))
+
+
+def test_groups_that_are_added_to_a_copy_have_the_options_and_nothing_else() -> None:
+    _, optimizer = build()
+    copied = copy.deepcopy(optimizer)
+    _, loaded = build()
+    loaded.load_state_dict(optimizer.state_dict())
+    for each in (copied, loaded):
+        each.add_param_group({"params": [nn.Parameter(torch.ones(2))], "direction": "sgd"})
+        assert each.param_groups[-1].keys() == optimizer.param_groups[0].keys() - {"param_names"}
+
+
 @pytest.mark.requirement("A14")
 def test_fractions_of_the_whole_become_steps() -> None:
     _, optimizer = build(warmup_steps=0.05, t0_steps=0.25, c_warmup_steps=0.01, total_steps=1000)
@@ -162,6 +185,10 @@ def test_order_and_names_are_the_callers() -> None:
 def test_unusable_parameters_are_refused() -> None:
     with pytest.raises(TypeError, match=r"view_as_real"):
         AMUSE([nn.Parameter(torch.ones(2, dtype=torch.complex64))], direction="sgd", warmup_steps=2)
+    held = nn.Parameter(torch.view_as_real(torch.ones(2, dtype=torch.complex64)).clone())
+    AMUSE([held], direction="sgd", warmup_steps=2)  # as the message says
+    with pytest.raises(TypeError, match=r"has the layout torch.sparse_coo: .*to_dense"):
+        AMUSE([nn.Parameter(torch.eye(2).to_sparse())], direction="sgd", warmup_steps=2)
     with pytest.raises(TypeError, match="ordered collection"):
         AMUSE({nn.Parameter(torch.ones(2))}, direction="sgd", warmup_steps=2)
     with pytest.raises(TypeError, match="params must be tensors"):

@@ -1,5 +1,6 @@
 """Which parameter gets which direction, by layer and by override; the table of them."""
 
+import re
 from typing import Any
 
 import pytest
@@ -162,6 +163,29 @@ def test_report_counts_and_names() -> None:
     assert report(AMUSE(param_groups(model), warmup_steps=2, weight_decay=0.1).param_groups).count("0.1") == 5
     plain = AMUSE(model.parameters(), direction="adamw", warmup_steps=2)
     assert "(0)" in report(plain.param_groups)
+
+
+def test_an_auxiliary_direction_drops_nothing_that_earlier_overrides_said() -> None:
+    groups = param_groups(
+        Tied(tie=False),
+        overrides=[
+            ("block.weight", {"lr": 0.5, "weight_decay": 0.3, "split_rows": (4, 4)}),
+            ("*.bias", {"lr": 0.25}),
+            ("block.*", "adamw"),
+        ],
+    )
+    found = {name: group for group in groups for name, _ in group["params"]}
+    weight, bias = found["block.weight"], found["block.bias"]
+    assert (weight["direction"], weight["lr"], weight["weight_decay"]) == ("adamw", 0.5, 0.3)
+    assert "split_rows" not in weight
+    assert (bias["direction"], bias["lr"]) == ("adamw", 0.25)
+
+
+def test_the_report_has_the_scale_of_each_block() -> None:
+    weight = nn.Parameter(torch.zeros(2560, 512))
+    table = report([{"params": [("qkv", weight)], "direction": "muon", "split_rows": (2304, 128, 128)}])
+    scales = [f"{0.2 * max(rows, 512) ** 0.5:.3g}" for rows in (2304, 128)]
+    assert re.search(rf"{scales[0]} \+ {scales[1]}\b", table)
 
 
 def test_overrides_name_real_directions_and_drop_what_only_matrices_have() -> None:

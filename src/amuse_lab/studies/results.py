@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from amuse_lab.errors import RecordError
 from amuse_lab.studies.frontier import STEPS_TO_REACH
-from amuse_lab.studies.published import FIGURES, OTHERS, PAPER
+from amuse_lab.studies.published import FIGURES, PAPER
 from amuse_lab.studies.study import Entry, Records, Study
 from amuse_lab.studies.tables import (
     beside_table,
@@ -84,10 +84,13 @@ def readme_block(studies: Iterable[tuple[Study, Records]], pictures: Pictures | 
                 f"in brackets, with 95 % t-intervals. {progress(study, records)}"
             )
         )
-        parts.append(difference_table(found, [entry.name for entry in compared(found)], sized=False))
-        parts += [_wrapped(about)] if (about := glossary(compared(found))) else []
-        parts += ["What to hold against it:", _list(study.caveats)] if study.caveats else []
-    paper = f"**Apart from that, the paper.** {PAPER}"
+        first, *others = compared(found)
+        rows = [first, *(entry for entry in study.entries if entry.scheduled), *others]
+        shown = [entry for entry in rows if found.verdicts(entry.name)]
+        parts.append(difference_table(found, [entry.name for entry in shown], sized=False))
+        parts += [_wrapped(about)] if (about := glossary(shown)) else []
+        parts += ["Limitations:", _list(study.caveats)] if study.caveats else []
+    paper = f"**What the paper reports.** {PAPER}"
     parts += [_wrapped(paper), *_paper_list()]
     return "\n\n".join(parts) + "\n"
 
@@ -177,7 +180,7 @@ def _section(found: Findings, records: Records, pictures: Mapping[str, str]) -> 
         _wrapped(f"{progress(study, records)} {kept_apart(study, records)}"),
         _list(sentence(found, entry) for entry in compared(found)) or NOTHING_YET,
         _wrapped(glossary(study.entries)),
-        *(["What to hold against it:", _list(study.caveats)] if study.caveats else []),
+        *(["Limitations:", _list(study.caveats)] if study.caveats else []),
         f"### {study.measure.capitalize()} at each horizon",
         "In bold the envelope. Each optimizer is read where its tuning chose.",
         loss_table(found, names),
@@ -195,7 +198,7 @@ def _section(found: Findings, records: Records, pictures: Mapping[str, str]) -> 
         "### Steps to reach",
         _wrapped(STEPS_TO_REACH),
         steps_table(found, free),
-        "### What the pairing of seeds buys",
+        "### Effect of pairing seeds",
         _wrapped(
             "Standard deviation of the difference of two runs with the same seed and with different ones, "
             "and how many times as many seeds would be needed without pairing."
@@ -258,7 +261,7 @@ def _more_pictures(study: Study, pictures: Mapping[str, str]) -> list[str]:
 
 
 def _paper_list() -> list[str]:
-    return [_list(FIGURES), _wrapped(OTHERS)]
+    return [_list(FIGURES)]
 
 
 def _wrapped(text: str) -> str:

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from amuse_lab.cli import main
 from amuse_lab.completion import script
@@ -13,6 +14,7 @@ from amuse_lab.studies.records import STUDY as STUDY_FILE
 from amuse_lab.studies.results import BEGINS, ENDS
 from amuse_lab.studies.study import Request
 from amuse_lab.studies.tuning import tuning
+from amuse_lab.studies.verdicts import findings
 from tests.amuse_lab.studies import invented
 
 STUDY = invented.study()
@@ -166,6 +168,37 @@ def test_documents_of_the_project_are_those_of_its_records(tmp_path: Path) -> No
     for path in drawn:
         recorded = ROOT / "docs" / "figures" / path.name
         assert path.read_bytes() == recorded.read_bytes(), f"{path.name}: `make report` draws it"
+
+
+_PARTS = "queries, keys and values apart"
+
+
+@pytest.mark.parametrize(
+    ("study", "row", "own", "other", "digits"),
+    [
+        ("shakespeare-anytime", "to Muon with a cosine, torch's", "anytime", "muon-cosine", 3),
+        ("shakespeare-anytime", "to Muon with warm-up, stable and decay phases", "anytime", "muon-wsd", 3),
+        ("shakespeare-anytime", "to AdamW with a cosine", "anytime", "adamw-cosine", 3),
+        ("shakespeare-anytime", f"to NorMuon with a cosine, {_PARTS}", "anytime", "normuon-cosine", 3),
+        ("shakespeare-anytime", "AMUSE with T0 tuned, to Muon with a cosine", "amuse", "muon-cosine", 3),
+        ("mnist-anytime", "to Muon + SGD with a cosine", "anytime", "muon-sgd-cosine", 4),
+        ("mnist-anytime", "AMUSE with T0 tuned, to the same", "amuse", "muon-sgd-cosine", 4),
+    ],
+)
+def test_tables_that_were_written_by_hand_are_those_of_the_records(
+    study: str, row: str, own: str, other: str, digits: int
+) -> None:
+    found = findings(catalogue.find(study), read(ROOT / "records" / study))
+    cells = []
+    for horizon in found.study.horizons:
+        ours, theirs = found.at(own, horizon), found.at(other, horizon)
+        mean = stats.ttest_rel(
+            *zip(*[(ours[seed], theirs[seed]) for seed in ours if seed in theirs], strict=True)
+        )
+        low, high = mean.confidence_interval(0.95)
+        cells.append(f"{(low + high) / 2:+.{digits}f} ± {(high - low) / 2:.{digits}f}")
+    text = (ROOT / "docs" / "anytime.md").read_text("utf-8")
+    assert f"| {row} | {' | '.join(cells)} |" in text
 
 
 def test_the_trials_of_fresh_seeds_are_those_of_the_study_before() -> None:

@@ -82,10 +82,10 @@ def test_what_to_hold_against_it_stands_beside_the_verdicts(study: Study, record
     known = {**records, "0": gone}
     page, block = results_page([(told, known)]), readme_block([(told, known)])
     for text, verdicts in ((page, "* **amuse** is"), (block, "| amuse |")):
-        assert text.index(verdicts) < text.index("What to hold against it:\n\n* One text alone.")
+        assert text.index(verdicts) < text.index("Limitations:\n\n* One text alone.")
     assert "### Changed after the first runs\n\n* 2026-01-02, after 3 runs. The margin." in page
     assert "Kept in runs.jsonl and not compared: 1 run of earlier." in unwrapped(page)
-    assert "hold against" not in results_page([(study, records)])
+    assert "Limitations" not in results_page([(study, records)])
     html = page_of(told, known, {})
     assert "<li>One text alone.</li>" in html
     assert "<summary>Changed after the first runs</summary>" in html

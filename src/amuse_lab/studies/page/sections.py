@@ -73,8 +73,8 @@ def answer(found: Findings, named: str) -> str:
 
 
 def caveats(study: Study) -> str:
-    """Return what to hold against the verdicts, if anything is said of it."""
-    return f"<p>What to hold against it:</p>{listed(study.caveats)}" if study.caveats else ""
+    """Return the limitations of the verdicts, if anything is said of them."""
+    return f"<p>Limitations:</p>{listed(study.caveats)}" if study.caveats else ""
 
 
 def changes(study: Study) -> str:
