@@ -11,7 +11,6 @@ at 200, 400 and 800 steps; no verdict.
 """
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from amuse_lab.files import replacing
 from amuse_lab.studies import drawing
 from amuse_lab.studies.catalogue import find
+from benchmarks import share
 from benchmarks.robustness import PRESET
 from benchmarks.single_changes import losses
 
@@ -70,9 +70,9 @@ def draw(lines: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    first, every = map(int, sys.argv[1:3] or (0, 1))
+    mine = share.read(str(__doc__))
     done = [line["changes"] for line in read()]
-    for changes in [changes for changes in CHANGES[first::every] if changes not in done]:
+    for changes in [changes for changes in CHANGES[mine] if changes not in done]:
         study = find("shakespeare-anytime")
         optimizer = replace(AVERAGED, **changes) if changes else PRESET
         config = replace(study.run, optimizer=optimizer, seed=study.tuning_seeds[0], steps=STEPS)

@@ -1,7 +1,7 @@
 """What optimizers reach on the `shakespeare` recipe: the recorded results that its runs are shown beside.
 
-python -m benchmarks.demo 0        # makes the missing trials, or then runs, that have an even number
-python -m benchmarks.demo 1        # ... an odd number, beside the other process
+python -m benchmarks.demo 0 2      # makes the missing trials, or then runs, that have an even number
+python -m benchmarks.demo 1 2      # ... an odd number, beside the other process
 python -m benchmarks.demo          # makes all that are missing, and writes the reference from them
 
 Question: how good are the recipe's five optimizers, at the settings that the recipe has for them? Trials: the
@@ -13,7 +13,6 @@ those are reported, by mean and standard deviation.
 """
 
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from typing import Any
 from amuse_lab.progress import Silence
 from amuse_lab.recipes.lm import shakespeare
 from amuse_lab.train import train
+from benchmarks import share
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "records" / "shakespeare" / "demo.jsonl"
@@ -58,15 +58,15 @@ def settings(name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    share = [int(word) for word in sys.argv[1:]]
-    lines = made(TRIALS, share)
+    mine = share.read(str(__doc__))
+    lines = made(TRIALS, mine)
     trials = [line for line in lines if line["seed"] == 0]
     if len(trials) < len(TRIALS):
         return  # the other process is not ready
     best = min(trials, key=lambda line: line["bits_per_byte"])["settings"]
     if settings("anytime", {}) != best:
         raise SystemExit(f"the best trial has {best}: put them into recipes/lm.py, then go on")
-    lines = made(REPORTED, share)
+    lines = made(REPORTED, mine)
     results = []
     for name in OPTIMIZERS:
         own = [line["bits_per_byte"] for line in lines if line["optimizer"] == name and line["seed"] in SEEDS]
@@ -80,9 +80,9 @@ def main() -> None:
     print(json.dumps(results, indent=1))
 
 
-def made(runs: Sequence[Run], share: Sequence[int]) -> list[dict[str, Any]]:
+def made(runs: Sequence[Run], mine: slice) -> list[dict[str, Any]]:
     """Make the runs of this process that the record lacks, and return all that it has then."""
-    for name, changed, seed in runs[share[0] :: 2] if share else runs:
+    for name, changed, seed in runs[mine]:
         known = [(line["optimizer"], line["settings"], line["seed"]) for line in recorded()]
         if (name, settings(name, changed), seed) not in known:
             with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,6 @@ t-interval.
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from scipy import stats
 
 from amuse_lab.studies.catalogue import find
+from benchmarks import share
 from benchmarks.gpu.tables import table
 from benchmarks.robustness import COSINE, PRESET
 from benchmarks.single_changes import losses
@@ -56,10 +56,10 @@ def read() -> list[dict[str, Any]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    first, every = map(int, sys.argv[1:3] or (0, 1))
+    mine = share.read(str(__doc__))
     done = {(line["run"], line["steps"], line["seed"]) for line in read()}
     wanted = [(name, steps, seed) for seed in SEEDS for name in RUNS for steps in reversed(RUNS[name][2])]
-    for one in [one for one in wanted[first::every] if one not in done]:
+    for one in [one for one in wanted[mine] if one not in done]:
         line = json.dumps(measure(*one))
         with RECORD.open("a") as file:
             file.write(line + "\n")

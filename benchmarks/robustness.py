@@ -10,8 +10,8 @@ of matrices and rest are moved together, and nothing is tuned again. Rule: the m
 difference in loss to the unchanged run; no verdict.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +97,11 @@ def main() -> None:
     torch.set_num_threads(1)
     lines = [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
     found = {(line["run"], line["seed"]): line["loss"] for line in lines}
-    seeds = [int(seed) for seed in sys.argv[1:]] or SEEDS
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("seeds", nargs="*", type=int, help="seeds whose runs are made; none means all")
+    seeds = parser.parse_args().seeds or SEEDS
     for seed in seeds:
         for name in CHANGES:
             if (name, seed) not in found:

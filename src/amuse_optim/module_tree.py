@@ -40,11 +40,6 @@ class Located:
     module: nn.Module
     parents: tuple[nn.Module, ...]
 
-    @property
-    def name(self) -> str:
-        """The last part of its name that is no number, as modules in a list are called by the list."""
-        return next((part for part in reversed(self.path) if not part.isdigit()), "")
-
 
 def located_modules(model: nn.Module) -> Iterator[Located]:
     """Every module once, in the order of registration, as `named_modules` without wrappers."""

@@ -11,11 +11,13 @@ from amuse_optim import (
     AMUSE,
     AMUSEReference,
     OptimizerModeError,
+    accept_weights,
     attach,
     averaged,
     averaged_state_dict,
     param_groups,
     refresh_batch_norm,
+    telemetry,
 )
 from tests.amuse_optim.training import take_steps
 
@@ -211,6 +213,16 @@ def test_attach_and_averaged_agree_in_both_directions() -> None:
     with averaged(optimizer):
         optimizer.train()
     assert optimizer.mode == "eval"
+
+
+def test_what_is_no_amuse_is_refused_by_name() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    reference = AMUSEReference([weight], direction="sgd", warmup_steps=2)
+    with averaged(reference):  # the one function that takes the specification too
+        assert reference.mode == "eval"
+    for call in (telemetry, accept_weights, lambda other: attach(other, nn.Linear(2, 2))):
+        with pytest.raises(TypeError, match=r"^optimizer must be an AMUSE or hold one, got AMUSEReference"):
+            call(reference)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

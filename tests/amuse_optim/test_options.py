@@ -126,6 +126,14 @@ def test_bad_options_say_what_is_wrong(options: dict[str, Any], error: type[Exce
             AMUSE([group], lr=0.1, warmup_steps=5, total_steps=options.get("total_steps"))
 
 
+def test_an_option_that_does_not_fit_a_parameter_any_more_names_it() -> None:
+    model, optimizer = build()
+    train(model, optimizer, 1)
+    optimizer.param_groups[0]["num_heads"] = 3
+    with pytest.raises(ValueError, match=r"^parameter '0.weight' of shape \(8, 6\): num_heads must divide"):
+        train(model, optimizer, 1)
+
+
 @pytest.mark.parametrize("name", ["beta1", "beta2", "rho", "momentum", "eps", "weight_decay", "r"])
 def test_no_option_but_the_learning_rate_is_a_tensor(name: str) -> None:
     with pytest.raises(TypeError, match=f"^{name} must be a Python number, got a tensor: lr alone may be"):

@@ -40,7 +40,8 @@ class Direction(ABC):
         The names y, z, x, gradient, step and beta are taken, and those that begin with average_.
 
         A tensor of the parameter's shape is kept in the precision of the state and cut into chunks with it.
-        Any other shape must begin with the parameter's leading dimensions; it is kept in at least float32.
+        Any other is kept in at least float32, and whole: its shape is the parameter's leading dimensions, or
+        that of the rows of its matrices (`Layout.row_shape`), which shards of the parameter cut alike.
 
         Args:
             group: The options of the parameter's group.
