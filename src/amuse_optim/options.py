@@ -12,7 +12,7 @@ from .buckets import Group
 from .checks import Option, choice, count, flag, not_negative, optional, python_number, unknown_name
 from .directions import DIRECTIONS
 from .orthogonalize import ITERATIONS
-from .precision import StatePrecision
+from .precision import StatePrecision, is_low
 from .schedule import DecayAt
 
 # Name to default and check. The docstring of `AMUSE`, or of the direction that reads it, says what it means.
@@ -215,7 +215,7 @@ def _check_parameters(group: Group) -> None:
                 f"{describe(group, index)} is expanded: several of its entries are one in memory and cannot "
                 "be updated separately; make a contiguous parameter of it with .clone()"
             )
-        if group["capturable"] and torch.finfo(parameter.dtype).bits < 32:
+        if group["capturable"] and is_low(parameter.dtype):
             raise ValueError(
                 f"{describe(group, index)} is {parameter.dtype}: capturable=True is for float32 and float64"
             )

@@ -15,6 +15,11 @@ StatePrecision = Literal["full", "lean"]
 _RANDOM_BITS = 16  # what float32 has more than bfloat16
 
 
+def is_low(dtype: torch.dtype) -> bool:
+    """Whether a dtype is less precise than float32."""
+    return torch.finfo(dtype).bits < 32
+
+
 def state_dtype(parameter_dtype: torch.dtype, precision: StatePrecision) -> torch.dtype:
     """The dtype of z, x and the momenta of a parameter.
 
@@ -28,12 +33,12 @@ def state_dtype(parameter_dtype: torch.dtype, precision: StatePrecision) -> torc
                 "got torch.float64: use 'full' from the first step on"
             )
         return torch.bfloat16
-    return parameter_dtype if torch.finfo(parameter_dtype).bits >= 32 else torch.float32
+    return torch.float32 if is_low(parameter_dtype) else parameter_dtype
 
 
 def working(tensor: Tensor) -> Tensor:
     """The tensor itself where it is float32 or float64, else a float32 copy to compute with."""
-    return tensor if torch.finfo(tensor.dtype).bits >= 32 else tensor.float()
+    return tensor.float() if is_low(tensor.dtype) else tensor
 
 
 def rounding_generator(device: torch.device, *key: int) -> torch.Generator:

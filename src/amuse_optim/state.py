@@ -11,7 +11,7 @@ from .buckets import Group, State
 from .directions import DIRECTIONS
 from .kernels import PLAIN
 from .options import describe
-from .precision import state_dtype, working
+from .precision import is_low, state_dtype, working
 from .schedule import AVERAGE, PowerAverage
 from .sharding import zeros
 from .warn import warn
@@ -39,7 +39,7 @@ def kept_tensors(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Kept]
     """
     shape, beta = tuple(parameter.shape), group["beta1"]
     full, own = (state_dtype(parameter.dtype, kind) for kind in ("full", group["state_precision"]))
-    rounded = _is_rounded(parameter)
+    rounded = is_low(parameter.dtype)
     kept = {"z": Kept(shape, own)} if rounded or beta > 0 else {}
     if rounded or beta == 0:  # with beta = 0 no y makes up for what an average in bfloat16 loses
         kept["x"] = Kept(shape, own if beta > 0 else full)
@@ -229,14 +229,10 @@ def show_gradient_point(members: Iterable[tuple[Tensor, State]]) -> None:
     """
     moving = [(parameter, state) for parameter, state in members if started(state)]
     for parameter, state in moving:
-        if "y" not in state or (_is_rounded(state["y"]) and not _is_rounded(parameter)):
+        if "y" not in state or (is_low(state["y"].dtype) and not is_low(parameter.dtype)):
             state["y"] = interpolated_value(parameter, state).to(parameter.dtype)
     for parameter, state in moving:
         parameter.copy_(state["y"])
-
-
-def _is_rounded(tensor: Tensor) -> bool:
-    return torch.finfo(tensor.dtype).bits < 32
 
 
 def fast_value(parameter: Tensor, state: State) -> Tensor:

@@ -12,6 +12,7 @@ from .clock import on_host
 from .kernels import PLAIN
 from .module_tree import WRAPPERS
 from .options import OPTIONS, check_options, describe
+from .precision import is_low
 from .schedule import averaging_window
 from .sharding import is_sharded
 from .state import kept_tensors
@@ -179,7 +180,7 @@ def _reason(name: str, saved: Group, parameter: Tensor) -> str:
             f": it was saved in eval mode and read in train mode; call optimizer.eval({kappa}) before "
             "reading it, so that this is read as well"
         )
-    if name == "x" and torch.finfo(parameter.dtype).bits < 32:
+    if name == "x" and is_low(parameter.dtype):
         return "; state of float32 parameters has no x and cannot be loaded for a lower precision"
     return ""
 

@@ -231,9 +231,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="float16"):
         orthogonalize(torch.zeros(3, 3), dtype=torch.float16)
     for shape in ((3, 3), (0, 3)):
-        with pytest.raises(
-            ValueError, match=r"method must be one of .*'exact', or a"
-        ):
+        with pytest.raises(ValueError, match=r"method must be one of .*'exact', or a"):
             orthogonalize(torch.zeros(shape), method="cubic")
     with pytest.raises(ValueError, match=r"dtype must be a floating-point type, got torch.int32"):
         orthogonalize(torch.zeros(3, 3), dtype=torch.int32)
