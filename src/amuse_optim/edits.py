@@ -21,8 +21,8 @@ def accept_weights(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
     Args:
         optimizer: An `AMUSE` in train or eval mode, or a framework's wrapper around one. What the parameters
             hold becomes z, x and y.
-        parameters: Which ones; by default all that the optimizer has. Where their state is gone, it is made
-            anew.
+        parameters: Parameters of the optimizer whose weights were set; None means all of them. Where the
+            state of one is gone, it is made anew.
 
     Raises:
         ValueError: For a parameter that the optimizer does not have.

@@ -139,7 +139,7 @@ def _accessors(module: nn.Module) -> Iterator[Callable[[], object]]:
 
 
 def _answers(module: nn.Module) -> Iterator[nn.Module]:
-    """What they name."""
+    """Modules that the model's own accessors, such as `get_output_embeddings`, return."""
     for method in _accessors(module):
         try:
             found = method()

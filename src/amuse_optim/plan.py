@@ -96,7 +96,7 @@ def _slots(group: Group, states: Mapping[Tensor, State], gradients: Mapping[Tens
 
 
 def _alike(group: Group, slots: Iterable[Slot]) -> Iterable[list[Slot]]:
-    """Those together that one bucket can hold."""
+    """Slots of one device, dtype, step count and beta together: each list can be one bucket."""
     found: dict[object, list[Slot]] = {}
     for slot in slots:
         parameter: Any = slot.param

@@ -16,7 +16,7 @@ Gradients = dict[Tensor, Tensor]
 
 
 class Look(NamedTuple):
-    """What was found before a step.
+    """The groups and gradients of a step, checked before it.
 
     Args:
         active: The groups that take part, by their index in the optimizer.
