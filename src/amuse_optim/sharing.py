@@ -65,7 +65,7 @@ class SharingOptimizer(AveragedOptimizer):
         self.division = division
 
     def _plan(self) -> None:
-        """Divide the matrices without comparing the plans of the ranks yet; drop state that other ranks keep."""
+        """Divide the matrices before the ranks compare their plans; drop state that other ranks keep."""
         self.division = division_of(
             self.param_groups, self.process_group, shard_state=self.shard_state, before=self.division
         )

@@ -33,7 +33,7 @@ class AdamW(ElementwiseDirection):
     }
 
     def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
-        """The second moment v and, with `auxiliary_momentum`, the first moment e, of the parameter's shape."""
+        """The second moment v and, with `auxiliary_momentum`, the first, e; the parameter's shape."""
         return {"exp_avg_sq": shape} | ({"exp_avg": shape} if group["auxiliary_momentum"] > 0 else {})
 
     def update(self, chunk: Chunk) -> tuple[Tensors, Number]:
