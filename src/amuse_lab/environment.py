@@ -87,10 +87,11 @@ def _float32_product() -> str:
 
 
 def git_state(source: Path) -> dict[str, Any] | None:
-    """Return the commit a source file was checked out from, and whether its folder differs from it.
+    """Return the commit a source file was checked out from, and whether the sources differ from it.
 
     Args:
-        source: A file of the package. An installed copy inside somebody's repository does not count.
+        source: A module of one of the packages, which lie in one folder. An installed copy inside somebody's
+            repository does not count.
 
     Returns:
         "commit" and "dirty", or None where git does not know the file.
@@ -105,7 +106,7 @@ def git_state(source: Path) -> dict[str, Any] | None:
         git("ls-files", "--error-unmatch", source.name)
         return {
             "commit": git("rev-parse", "HEAD").strip(),
-            "dirty": bool(git("status", "--porcelain", ".").strip()),
+            "dirty": bool(git("status", "--porcelain", "..").strip()),
         }
     except (OSError, subprocess.CalledProcessError):
         return None

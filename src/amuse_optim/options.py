@@ -160,7 +160,7 @@ def check_options(group: Mapping[str, Any]) -> None:
         value = group[name]
         if isinstance(value, Tensor):
             if name not in _TENSORS:
-                raise TypeError(f"{name} must be a Python number, got a tensor: lr alone may be a tensor")
+                raise TypeError(f"{name} must not be a tensor: only lr and lr_rest may")
             if capturable and value.numel() == 1:
                 continue  # looking would wait for the device
         option.check(name, value)

@@ -134,7 +134,7 @@ class Division:
     def agree(
         self, present: Container[Tensor], numbers: Sequence[int]
     ) -> tuple[dict[Tensor, int], Sequence[int]]:
-        """Count over the ranks which have a gradient of what; each of them calls this before a step.
+        """Count, over the ranks, which parameters have a gradient; each rank calls this before a step.
 
         Args:
             present: The parameters that have a gradient here.

@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -42,27 +41,20 @@ def test_products_that_are_rounded_otherwise_are_told_apart(monkeypatch: pytest.
 
 
 def test_git_state_of_a_checkout(tmp_path: Path) -> None:
-    source = tmp_path / "module.py"
-    source.write_text("")
+    source, sibling = tmp_path / "src" / "one" / "module.py", tmp_path / "src" / "two" / "module.py"
+    for path in (source, sibling):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
     assert git_state(source) is None
     git(tmp_path, "init", "--quiet")
     assert git_state(source) is None  # inside a repository, but not of it
-    git(tmp_path, "add", "module.py")
+    git(tmp_path, "add", "src")
     git(tmp_path, "commit", "--quiet", "-m", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    assert git_state(source) == {"commit": commit, "dirty": False}
     (tmp_path / "records").mkdir()
-    package = tmp_path / "src"
-    package.mkdir()
-    shutil.copy(source, package / "module.py")
-    git(tmp_path, "add", "src")
-    git(tmp_path, "commit", "--quiet", "-m", "second")
-    (tmp_path / "records" / "runs.jsonl").write_text("")
-    found = git_state(package / "module.py")
-    assert found is not None
-    assert not found["dirty"]  # what a run writes elsewhere is no change of the sources
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    source.write_text("changed")
+    (tmp_path / "records" / "runs.jsonl").write_text("")  # what a run writes is no change of the sources
+    assert git_state(source) == {"commit": commit, "dirty": False}
+    sibling.write_text("changed")
     assert git_state(source) == {"commit": commit, "dirty": True}
 
 

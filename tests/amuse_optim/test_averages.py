@@ -184,11 +184,9 @@ def test_a_run_is_saved_and_resumed_with_its_averages(kind: str, shown: object) 
 
 
 @pytest.mark.parametrize("made", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lean"])  # which float64 does not have
 def test_a_model_of_another_precision_keeps_its_averages(kind: str, made: torch.dtype) -> None:
     options = KINDS[kind]
-    if options.get("state_precision") == "lean":
-        return  # refused: lean state is for float32 and below
     then = torch.float32 if made == torch.float64 else torch.float64
     model, optimizer = build_list(3, made, averages=KAPPAS, **options)
     path: list[list[Tensor]] = []

@@ -37,6 +37,29 @@ def test_buckets_of_a_group_decode_with_the_same_beta(
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(("nonfinite", "waits"), [("raise", 1), ("skip", 1), ("ignore", 0)])
+def test_a_step_looks_at_gradients_once_whatever_the_number_of_groups(
+    nonfinite: str, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = [nn.Parameter(torch.eye(4)) for _ in range(5)]
+    groups = [{"params": [w], "lr": 0.01 * n, "direction": "adamw"} for n, w in enumerate(weights, start=1)]
+    optimizer = AMUSE(groups, warmup_steps=2, nonfinite=nonfinite)
+    looks: list[torch.Tensor] = []
+    truth = torch.Tensor.__bool__
+
+    def looking(tensor: torch.Tensor) -> bool:
+        looks.append(tensor)
+        return truth(tensor)
+
+    for step in range(1, 4):
+        for weight in weights:
+            weight.grad = torch.ones(4, 4)
+        monkeypatch.setattr(torch.Tensor, "__bool__", looking)
+        optimizer.step()
+        monkeypatch.undo()
+        assert len(looks) == waits * step
+
+
 @pytest.mark.requirement("B9")
 def test_a_compiled_step_is_the_step() -> None:
     found = []

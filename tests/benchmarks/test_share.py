@@ -5,7 +5,7 @@ import pytest
 from benchmarks import share
 
 
-def test_every_run_is_one_processs() -> None:
+def test_every_run_is_made_by_one_process() -> None:
     runs = list(range(7))
     assert runs[share.read("", [])] == runs
     parts = [runs[share.read("", [str(n), "3"])] for n in range(3)]

@@ -133,7 +133,7 @@ def crossing(curve: Sequence[tuple[int, float]], value: float) -> Crossing:
 
 
 def _crossed(curve: Sequence[tuple[int, float]], begin: int, end: int, value: float) -> float:
-    """Where the curve, cut into stretches without gaps, is at a value between two of its points."""
+    """Where a curve is at a value between two of its points; points that are not finite are left out."""
     logs, values = np.array([(math.log(step), found) for step, found in curve if math.isfinite(found)]).T
     low, high = math.log(begin), math.log(end)
     roots = PchipInterpolator(logs, values - value).roots(extrapolate=False)

@@ -98,7 +98,7 @@ class Study:
         beside: What is reported beside it; None if nothing is.
         margin: Difference in `measure` below which two optimizers are level, see `verdicts.rule`.
         reasons: Why the study was changed after its first runs, in the order of the changes.
-        caveats: Limitationss verdicts, sentences that stand beside them.
+        caveats: Limitations of its verdicts, sentences that stand beside them.
         judged: Task of the reported runs where they are evaluated on other data than the trials: the task of
             `run` but for what is free, which changes no training step. None if it is the same.
     """

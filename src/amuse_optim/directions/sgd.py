@@ -19,7 +19,7 @@ class SGD(ElementwiseDirection):
     name = "sgd"
 
     def state_shapes(self, group: Mapping[str, Any], shape: Shape) -> dict[str, Shape]:
-        """None: the direction is the gradient itself."""
+        """No tensors: the direction is the gradient itself."""
         return {}
 
     def update(self, chunk: Chunk) -> tuple[Tensors, Number]:

@@ -12,7 +12,7 @@ MODEL = ModelConfig(n_embd=8, n_head=1, n_layer=1, context=16, mlp_multiple=8, t
 
 
 def study() -> Study:
-    """Two optimizers, 16 runs."""
+    """Two optimizers, 24 runs."""
     task = LanguageModelConfig(model=MODEL, data="shakespeare", batch=2, eval_windows=4)
     tuned = {"lr": Scale(0.005, 0.08)}
     return Study(

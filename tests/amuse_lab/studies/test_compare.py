@@ -27,14 +27,14 @@ ROOT = Path(__file__).parents[3]
 
 
 def start(
-    folder: Path, name: str, storage: str, *, workers: int = 1, study: str = "small"
+    folder: Path, name: str, storage: str, *, workers: int = 1, study: str = "small", **environment: str
 ) -> "subprocess.Popen[str]":
     """Start the command in a process group of its own."""
     places = ["--records", str(folder / name), "--storage", storage, "--runs", str(folder / "runs")]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.programs.compare", study, *places, "--workers", str(workers)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -71,14 +71,21 @@ def wait_for_a_run(process: "subprocess.Popen[str]") -> None:
 
 
 def killed(tmp_path: Path, moments: int) -> int:
-    """Kill the study with SIGKILL, as it begins or soon after a run; returns how often it was going on."""
+    """Kill the study with SIGKILL in the middle of runs; returns how often it was going on.
+
+    It has 236 training steps, and is killed 12 after it has begun to make some at most, so that none of ten
+    moments comes too late.
+    """
     chance = random.Random(0)
     alive = 0
     for _ in range(moments):
-        process = start(tmp_path, "records", str(tmp_path / "journal.log"), workers=2)
-        if chance.random() < 0.6:
-            wait_for_a_run(process)
-        time.sleep(chance.uniform(0.0, 0.1))
+        journal = str(tmp_path / "journal.log")
+        process = start(tmp_path, "records", journal, workers=2, STEP_SECONDS="0.05")
+        assert process.stdout is not None
+        for _ in range(chance.randint(1, 12)):
+            while (line := process.stdout.readline()) and line != "step\n":
+                pass
+        time.sleep(chance.uniform(0.0, 0.05))
         alive += process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

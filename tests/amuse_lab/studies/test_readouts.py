@@ -6,7 +6,7 @@ import torch
 from amuse_lab.errors import ConfigError
 from amuse_lab.optimizers import AdamW, Amuse, ScheduleFreeAdamW
 from amuse_lab.parallel import ALONE
-from amuse_lab.studies.posthoc import profile
+from amuse_lab.studies.posthoc import profile, residual
 from amuse_lab.studies.readouts import PowerAverages, Readouts, parsed
 from amuse_lab.trainer import Trainer
 from tests.amuse_lab.studies import small
@@ -77,6 +77,9 @@ def test_a_power_that_is_not_kept_is_rebuilt() -> None:
         trainer.advance(look=False)
         kept.update()
         rebuilt.update()
-    direct, again = (each.evaluate()["power 10"]["loss"] for each in (kept, rebuilt))
+    as_kept, as_rebuilt = (each.evaluate()["power 10"] for each in (kept, rebuilt))
+    assert "residual" not in as_kept
+    assert as_rebuilt["residual"] == pytest.approx(residual((5.0, 20.0), 10.0, 60), rel=1e-6)
+    direct, again = as_kept["loss"], as_rebuilt["loss"]
     assert direct != again
     assert again == pytest.approx(direct, abs=1e-3)

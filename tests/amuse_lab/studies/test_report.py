@@ -2,6 +2,7 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib
 import pytest
 from scipy import stats
 
@@ -163,11 +164,13 @@ def test_documents_of_the_project_are_those_of_its_records(tmp_path: Path) -> No
     for name in RECORDED:
         ours, recorded = tmp_path / f"{name}.html", ROOT / "records" / name / "report.html"
         assert ours.read_bytes() == recorded.read_bytes(), f"{name}: `make report` writes its page"
-    drawn = sorted((tmp_path / "docs" / "figures").iterdir())
-    assert len(drawn) >= 5 * len(RECORDED)
-    for path in drawn:
-        recorded = ROOT / "docs" / "figures" / path.name
-        assert path.read_bytes() == recorded.read_bytes(), f"{path.name}: `make report` draws it"
+    drawn, kept = tmp_path / "docs" / "figures", ROOT / "docs" / "figures"
+    ours = {path.name for path in drawn.iterdir()}
+    assert ours == {path.name for name in RECORDED for path in kept.glob(f"{name}-*.png")}
+    if f'"matplotlib=={matplotlib.__version__}"' in (ROOT / "pyproject.toml").read_text():
+        for name in ours:  # by the version for development; others draw other bytes
+            same = (drawn / name).read_bytes() == (kept / name).read_bytes()
+            assert same, f"{name}: `make report` draws it"
 
 
 _PARTS = "queries, keys and values apart"

@@ -8,6 +8,7 @@ import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -175,8 +176,8 @@ def test_processes_end_with_their_decoder(folder: Path) -> None:
 class Collecting(Job):
     """An image; the thread that sends it to a process collects garbage before, once it may."""
 
-    allowed = threading.Event()
-    collected = threading.Event()
+    allowed: ClassVar[threading.Event]
+    collected: ClassVar[threading.Event]
 
     def __reduce__(self) -> tuple[object, ...]:
         assert self.allowed.wait(60)
@@ -186,6 +187,7 @@ class Collecting(Job):
 
 
 def test_a_decoder_may_be_collected_by_a_thread_of_its_own(folder: Path) -> None:
+    Collecting.allowed, Collecting.collected = threading.Event(), threading.Event()
     before = children()
     decoder = Decoder(32, workers=2)
     gc.disable()
