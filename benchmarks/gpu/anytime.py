@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from amuse_lab.config import RunConfig
-from amuse_lab.optimizers import AdamW, Amuse, Anytime, DMuon
+from amuse_lab.optimizers import AdamW, Amuse, Anytime, DMuon, NorMuon
 from amuse_lab.studies import measuring
 from amuse_lab.studies import records as files
 from amuse_lab.studies.study import Entry, Record, Records, Request, Scale, Study
@@ -64,6 +64,14 @@ def entries(warmup: int) -> tuple[Entry, ...]:
             scheduled=True,
         ),
         Entry("anytime", preset, rates | {"lr_decay": Scale(0.3, 0.8)}),
+        Entry(
+            "normuon-cosine",
+            NorMuon(lr=0.01, warmup_steps=warmup, weight_decay=0.1, split_qkv=preset.split_qkv),
+            rates | {"momentum": _MOMENTUM},
+            _PLAIN,
+            scheduled=True,
+            about="NorMuon and AdamW with a cosine, which moves and decays what anytime does",
+        ),
         Entry(
             "adamw-cosine",
             AdamW(lr=0.003, warmup_steps=warmup, weight_decay=0.1),
