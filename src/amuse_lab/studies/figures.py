@@ -53,7 +53,7 @@ def anytime(found: Findings, _records: Records) -> Figure | None:
             low, high = [value.low for value in values], [value.high for value in values]
             axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0, zorder=2)
     best = drawing.columns(series.envelope(found))
-    label = "envelope of scheduled runs, at the marks"
+    label = "envelope of scheduled runs"
     axes.plot(*best, color="black", linewidth=0.9, linestyle=":", zorder=4, label=label)
     axes.plot([], [], color=GREY, linewidth=0.8, label="their training loss")
     means = [value.mean for name in curves for value in curves[name].values()]

@@ -1,8 +1,8 @@
 """What the paper reports of AMUSE, for comparison: none of it was measured here."""
 
 PAPER = (
-    "What the paper ([arXiv 2605.22432](https://arxiv.org/abs/2605.22432)) reports, as others "
-    "quote it; none of it was measured here. Its released runs have one seed and a published setting each, "
+    "From [arXiv 2605.22432](https://arxiv.org/abs/2605.22432), as others quote it; none of it was measured "
+    "here. Its released runs have one seed and a published setting each, "
     "on FineWeb (124 M, 720 M and 1.3 B parameters) and on images, far above the size of the studies here."
 )
 

@@ -74,7 +74,7 @@ def test_the_anytime_curve_is_the_mean_over_seeds() -> None:
     for step, mean in zip(steps, means, strict=True):
         if step in STUDY.horizons:
             assert mean == pytest.approx(measured("amuse", int(step)).mean(), abs=1e-9)
-    steps, means = labelled(axes, "envelope of scheduled runs, at the marks")
+    steps, means = labelled(axes, "envelope of scheduled runs")
     assert list(steps) == list(STUDY.horizons)
     assert means == pytest.approx([measured("muon-cosine", int(step)).mean() for step in steps], abs=1e-9)
     steps, _ = labelled(axes, "muon-cosine")

@@ -41,7 +41,7 @@ def anytime(found: Findings, _records: Records) -> Json:
         )
     ]
     best = series.envelope(found)
-    dotted = frame.line("envelope of scheduled runs, at the marks", "#000000", dotted=True)
+    dotted = frame.line("envelope of scheduled runs", "#000000", dotted=True)
     line = [frame.series(dotted, best)] if best else []
     values = [y for each in (*lines, *ends) for y in each["y"]]
     return frame.chart(
