@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 from scipy.stats import t
 
-from amuse_lab.studies import figures
+from amuse_lab.studies import drawing, figures
 from amuse_lab.studies.looks import look
 from amuse_lab.studies.shakespeare import shakespeare_anytime
 from amuse_lab.studies.study import Record, Request
@@ -47,6 +47,18 @@ def measured(entry: str, step: int) -> np.ndarray:
             for run in sorted(runs, key=lambda run: run.seed)
         ]
     )
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_legends_lie_inside_the_figure(name: str) -> None:
+    with drawing.defaults():
+        figure = figures.FIGURES[name](findings(STUDY, RECORDS), RECORDS)
+        assert figure is not None
+        figure.canvas.draw()
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            assert figure.bbox.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1
 
 
 def test_all_figures_are_drawn_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:
