@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amuse_lab.config import RunConfig
+from amuse_lab.config import from_json as config_from_json
 from amuse_lab.config import to_json as config_to_json
 from amuse_lab.errors import RecordError
 from amuse_lab.files import replacing
@@ -71,15 +72,19 @@ def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
 def missing(records: list[Recorded]) -> list[tuple[str, str, RunConfig]]:
     """Return the runs that the records lack, all optimizers with one seed before the next seed.
 
-    A run is known by what decides its steps, its seed and how much was measured.
+    A run is known by what decides its steps, its seed and how much was measured. A setting that there was not
+    yet when it was made has the value that it has now.
     """
-    known = {
-        json.dumps([each.setting, each.name, each.seed, _deciding(each.config), each.settings])
-        for each in records
-    }
+    runs = claims.runs()
+    known = set()
+    for each in records:
+        if (each.setting, each.name) in runs:
+            config = config_from_json(runs[each.setting, each.name], each.config)
+            decides = _deciding(config_to_json(config))
+            known.add(json.dumps([each.setting, each.name, each.seed, decides, each.settings]))
     wanted = []
     for seed in claims.SEEDS:
-        for (setting, name), plain in claims.runs().items():
+        for (setting, name), plain in runs.items():
             config = replace(plain, seed=seed)
             decides = _deciding(config_to_json(config))
             if json.dumps([setting, name, seed, decides, asdict(claims.SETTINGS)]) not in known:
