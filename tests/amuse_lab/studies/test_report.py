@@ -174,6 +174,8 @@ def test_documents_of_the_project_are_those_of_its_records(tmp_path: Path) -> No
 
 
 _PARTS = "queries, keys and values apart"
+_COSINE = "Muon + SGD with a cosine"
+_CONSTANT = "Muon + SGD at a constant learning rate, an average of kappa 7"
 
 
 @pytest.mark.parametrize(
@@ -184,8 +186,11 @@ _PARTS = "queries, keys and values apart"
         ("shakespeare-anytime", "to AdamW with a cosine", "anytime", "adamw-cosine", 3),
         ("shakespeare-anytime", f"to NorMuon with a cosine, {_PARTS}", "anytime", "normuon-cosine", 3),
         ("shakespeare-anytime", "AMUSE with T0 tuned, to Muon with a cosine", "amuse", "muon-cosine", 3),
-        ("mnist-anytime", "to Muon + SGD with a cosine", "anytime", "muon-sgd-cosine", 4),
-        ("mnist-anytime", "AMUSE with T0 tuned, to the same", "amuse", "muon-sgd-cosine", 4),
+        ("mnist-anytime", f"to {_COSINE}", "anytime", "muon-sgd-cosine", 4),
+        ("mnist-anytime", "to AdamW with a cosine", "anytime", "adamw-cosine", 4),
+        ("mnist-anytime", "to SGD with a cosine", "anytime", "sgd-cosine", 4),
+        ("mnist-anytime", f"{_CONSTANT}, to {_COSINE}", "muon-sgd-constant", "muon-sgd-cosine", 4),
+        ("mnist-anytime", f"AMUSE with T0 tuned, to {_COSINE}", "amuse", "muon-sgd-cosine", 4),
     ],
 )
 def test_tables_that_were_written_by_hand_are_those_of_the_records(
