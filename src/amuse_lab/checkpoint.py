@@ -191,6 +191,25 @@ def prune(root: Path, *, keep_last: int, keep_every: int | None) -> None:
             shutil.rmtree(path.rename(path.with_name(f".{path.name}.partial")))
 
 
+def set_aside(root: Path, step: int) -> list[Path]:
+    """Give other names to the checkpoints of later steps, so that none of them is taken for the newest.
+
+    Args:
+        root: The folder of all checkpoints.
+        step: The step that a run goes on from.
+
+    Returns:
+        Their folders now.
+    """
+    moved = []
+    for path in finished(root):
+        if step_of(path) > step:
+            target = path.with_name(f"unused-{path.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            moved.append(path.rename(target))
+    return moved
+
+
 def remove_unfinished(root: Path) -> None:
     """Remove what interrupted writes have left."""
     for path in root.glob(".step-*.partial"):

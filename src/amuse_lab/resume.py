@@ -15,6 +15,9 @@ from amuse_lab.files import check_is_file
 HISTORY = "history"
 """The key of config.json that lists changes in the middle of the run."""
 
+ADDED = "added"
+"""The key of a change that lists settings which the version before did not have."""
+
 _FREE = (
     *("steps", "micro_batch", "compile", "eval_every", "log_every", "checkpoint_every", "keep_last"),
     *("keep_every", "sinks", "threads", "device"),
@@ -82,20 +85,40 @@ def _undone(content: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) ->
     original: dict[str, Any] = json.loads(json.dumps(content))
     for entry in reversed(history):
         for name, (old, _) in entry["changes"].items():
-            *path, last = name.split(".")
-            place = original
-            for key in path:
-                place = place[key]
+            place, last = _place(original, name)
             place[last] = old
+        for name in entry.get(ADDED, ()):
+            place, last = _place(original, name)
+            del place[last]
     return original
 
 
+def _place(content: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """The object that holds a setting, and the setting's name in it."""
+    *path, last = name.split(".")
+    for key in path:
+        content = content[key]
+    return content, last
+
+
 def changes_of(folder: Path, config: RunConfig) -> Changes:
-    """Return the settings of a config that differ from those in a run folder."""
+    """Return the settings of a config that differ from those in a run folder, which may lack some (None)."""
     content = _content(folder)
     content.pop(HISTORY, None)
     wanted = json.loads(json.dumps(to_json(config)))
     return {name: (old, new) for name, old, new in _differences(content, wanted) if name != "runs"}
+
+
+def changed_since(folder: Path, config: RunConfig, step: int) -> set[str]:
+    """Return the dotted names of the settings that are not what they were when a checkpoint was written.
+
+    Args:
+        folder: The run folder.
+        config: Config of the steps to come.
+        step: Training steps done when the checkpoint was written.
+    """
+    later = (entry for entry in _content(folder).get(HISTORY, []) if entry["from_step"] >= step)
+    return {*changes_of(folder, config), *(name for entry in later for name in entry["changes"])}
 
 
 def with_history(folder: Path, config: RunConfig, step: int) -> dict[str, Any]:
@@ -106,11 +129,23 @@ def with_history(folder: Path, config: RunConfig, step: int) -> dict[str, Any]:
         config: Config of the steps to come.
         step: Training steps done so far.
     """
-    history = list(_content(folder).get(HISTORY, []))
+    content = _content(folder)
+    history = list(content.pop(HISTORY, []))
     changes = changes_of(folder, config)
-    if changes:
-        history.append({"from_step": step, "changes": {name: list(pair) for name, pair in changes.items()}})
+    added = list(_added(content, json.loads(json.dumps(to_json(config)))))
+    changed = {name: list(pair) for name, pair in changes.items() if name not in added}
+    if changed or added:
+        history.append({"from_step": step, "changes": changed} | ({ADDED: added} if added else {}))
     return to_json(config) | ({HISTORY: history} if history else {})
+
+
+def _added(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the settings that a newer version has added."""
+    for name, new in after.items():
+        if name not in before:
+            yield prefix + name
+        elif isinstance(before[name], Mapping) and isinstance(new, Mapping):
+            yield from _added(before[name], new, f"{prefix}{name}.")
 
 
 def check_changes(saved: RunConfig, wanted: RunConfig, *, from_here: bool = False) -> None:
@@ -126,8 +161,12 @@ def check_changes(saved: RunConfig, wanted: RunConfig, *, from_here: bool = Fals
             schedule was made for fewer.
     """
     for name, old, new in _differences(to_json(saved), to_json(wanted)):
-        if not is_free(name, wanted.task) and not (from_here and name in _FROM_HERE):
+        if is_free(name, wanted.task):
+            continue
+        if not (from_here and name in _FROM_HERE):
             raise must_stay(name, old, new)
+        constraint = "None or a number as before: parameter groups are made by it"
+        require((old is None) == (new is None), name, constraint, new)
     schedule = getattr(wanted.optimizer, "schedule", None)
     if schedule is not None and schedule not in _ENDLESS:
         name, steps = wanted.optimizer.name, saved.steps
@@ -169,23 +208,31 @@ def newest_unfinished(config: RunConfig) -> Path | None:
     Returns:
         Its folder, or None where there is none.
     """
-    wanted = _experiment(to_json(config))
+    wanted = _experiment(to_json(config), config)
     # Folders are named by the time they began, but those of one second are only told apart by their files.
     found = (config.runs / config.recipe).glob("*/config.json")
     for file in sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         summary = file.with_name("summary.json")
         ended = summary.exists() and _read(summary).get("status", "finished") == "finished"
-        if _experiment(_read(file)) == wanted and not ended:
+        if _experiment(_read(file), config) == wanted and not ended:
             return file.parent
     return None
 
 
-def _experiment(content: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings but the place, as JSON has them: tuples are lists there."""
-    settings: dict[str, Any] = json.loads(json.dumps(content))
-    for name in ("runs", HISTORY):
-        settings.pop(name, None)
-    return settings
+def _experiment(content: Mapping[str, Any], like: RunConfig) -> dict[str, Any]:
+    """All settings but the place, as JSON has them, where tuples are lists; empty if it is of another kind.
+
+    Settings that the version which wrote it did not have are the recipe's.
+    """
+    try:
+        default = recipes.find(like.recipe)(like.optimizer.name)
+        known = {name: value for name, value in content.items() if name != HISTORY}
+        if known["optimizer"]["name"] != like.optimizer.name or known["task"]["name"] != like.task.name:
+            return {}
+        settings: dict[str, Any] = json.loads(json.dumps(to_json(from_json(default, known))))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {name: value for name, value in settings.items() if name != "runs"}
 
 
 def _read(file: Path) -> dict[str, Any]:

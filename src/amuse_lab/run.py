@@ -18,7 +18,7 @@ from amuse_lab.interrupts import Interrupt
 from amuse_lab.parallel import Processes
 from amuse_lab.progress import Progress, Status
 from amuse_lab.records import METRICS, RunFolder
-from amuse_lab.resume import changes_of, with_history
+from amuse_lab.resume import changed_since, with_history
 from amuse_lab.sinks import Sink
 from amuse_lab.trainer import Metrics, Trainer
 
@@ -69,7 +69,6 @@ class Run:
             ConfigError: If more steps are done than there should be in all.
         """
         root = self.folder.path / checkpoint.FOLDER
-        changed = changes_of(self.folder.path, self.config)
         candidates = checkpoint.intact(root, self.progress.note) if self.processes.is_main else iter(())
         metrics_size = 0
         while (path := self.processes.broadcast(next(candidates, None))) is not None:
@@ -78,6 +77,7 @@ class Run:
             failure = None
             try:
                 state = checkpoint.load(path, self.processes, device=self.trainer.device)
+                changed = changed_since(self.folder.path, self.config, done)
                 self.trainer.load_state_dict(state["trainer"], changed=changed)
                 self.evaluation_seconds = float(state["evaluation_seconds"])
                 metrics_size = int(state.get("metrics_size", 0))
@@ -93,6 +93,8 @@ class Run:
         self._saved = self.trainer.step if path is not None else self._saved
         self._line = (self.trainer.step, self.trainer.clock.read())
         if self.processes.is_main:
+            for moved in checkpoint.set_aside(root, self.trainer.step):
+                self.progress.note(f"what could not be used is kept as {moved}")
             self._reopen(described, metrics_size)
         self.progress.note(f"going on with {self.folder.path} after step {self.trainer.step}")
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from amuse_lab import checkpoint
 from amuse_lab.cli import main
-from amuse_lab.config import RunConfig
+from amuse_lab.config import RunConfig, hash_of
 from amuse_lab.errors import ConfigError, DataError, RecordError
 from amuse_lab.optimizers import Sophia
 from amuse_lab.progress import Silence, Status
 from amuse_lab.records import RunFolder
-from amuse_lab.resume import check_changes, newest_unfinished, saved_config
+from amuse_lab.resume import check_changes, newest_unfinished, saved_config, with_history
 from amuse_lab.schedules import SCHEDULES, ScheduleName
 from amuse_lab.train import Outcome, train
 
@@ -46,6 +46,15 @@ class Notes(Silence):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+class StoppingNotes(Stopping):
+    def __init__(self, step: int, notes: Notes) -> None:
+        super().__init__(step)
+        self._notes = notes
+
+    def note(self, text: str) -> None:
+        self._notes.note(text)
 
 
 def remains(folder: Path) -> dict[str, Any]:
@@ -296,6 +305,58 @@ def test_the_learning_rate_changes_from_here_on(tiny: Make, optimizer: str) -> N
     assert saved_config(folder).optimizer == lower.optimizer
 
 
+def test_a_changed_learning_rate_needs_no_checkpoint_to_be_known(tiny: Make) -> None:
+    """The process died after it had begun with another rate, and before its next checkpoint."""
+    folder = train(tiny(steps=6), Stopping(3)).folder
+    saved = saved_config(folder)
+    lower = replace(saved, optimizer=replace(saved.optimizer, lr=saved.optimizer.lr / 4))
+    (folder / "config.json").write_text(json.dumps(with_history(folder, lower, 3)))
+    assert saved_config(folder).optimizer == lower.optimizer
+    assert train(saved_config(folder), Silence(), resume=folder).summary["steps"] == 6
+    (entry,) = json.loads((folder / "config.json").read_text())["history"]
+    assert entry["from_step"] == 3
+
+
+def test_a_rate_that_groups_are_made_by_neither_comes_nor_goes(tiny: Make) -> None:
+    saved = tiny("adamw")
+    assert saved.optimizer.lr_rest is None
+    other = replace(saved, optimizer=replace(saved.optimizer, lr_rest=0.01))
+    for one, two in ((saved, other), (other, saved)):
+        with pytest.raises(ConfigError, match=r"^optimizer\.lr_rest must be None or a number as before"):
+            check_changes(one, two, from_here=True)
+
+
+def test_a_run_of_a_version_with_fewer_settings_goes_on_as_often_as_any(tiny: Make) -> None:
+    config = tiny(steps=4)
+    folder = train(config, Stopping(2)).folder
+    content = json.loads((folder / "config.json").read_text())
+    del content["task"]["eval_left_out"], content["keep_every"]
+    (folder / "config.json").write_text(json.dumps(content))
+    older = folder.rename(folder.with_name(f"{folder.name.partition('Z-')[0]}Z-{hash_of(content)}"))
+    assert newest_unfinished(config) == older
+    assert newest_unfinished(replace(config, task=replace(config.task, eval_left_out=1))) is None
+    for steps in (5, 6, 7):
+        train(replace(saved_config(older), steps=steps), Silence(), resume=older)
+    history = json.loads((older / "config.json").read_text())["history"]
+    assert sorted(history[0]["added"]) == ["keep_every", "task.eval_left_out"]
+    assert [entry["changes"] for entry in history] == [{"steps": [n, n + 1]} for n in (4, 5, 6)]
+
+
+def test_a_damaged_checkpoint_does_not_push_good_ones_out(tiny: Make) -> None:
+    config = tiny(steps=8, checkpoint_every=2)
+    folder = train(config, Stopping(6)).folder
+    root = folder / "checkpoints"
+    (root / "step-00000006" / "outline.pt").write_bytes(b"")
+    again = replace(config, checkpoint_every=1, keep_last=1)
+    progress = Notes()
+    train(again, StoppingNotes(5, progress), resume=folder)
+    assert [path.name for path in checkpoint.finished(root)] == ["step-00000005"]
+    assert any(f"kept as {root / 'unused-step-00000006'}" in note for note in progress.notes)
+    assert_same(
+        remains(train(again, Silence(), resume=folder).folder), remains(train(again, Silence()).folder)
+    )
+
+
 def test_the_learning_rate_changes_on_the_command_line(
     tiny: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,7 +463,8 @@ def test_a_checkpoint_that_cannot_be_loaded_is_one_line_and_the_one_before_is_us
     resealed(newest)
     progress = Notes()
     train(replace(config, runs=tmp_path / "others"), progress, resume=folder)
-    first, last = progress.notes
+    first, moved, last = progress.notes
+    assert moved == f"what could not be used is kept as {newest.with_name(f'unused-{newest.name}')}"
     assert first.startswith(f"checkpoint {newest} cannot be loaded and is not used: ")
     assert "\n" not in first
     assert "weights_only" not in first

@@ -115,7 +115,8 @@ def of_folder(
         trainer = _alone(config)
         try:
             state = checkpoint.load(path, ALONE, device=trainer.device)
-            trainer.load_state_dict(state["trainer"])
+            changed = resume.changed_since(folder, config, checkpoint.step_of(path))
+            trainer.load_state_dict(state["trainer"], changed=changed)
         except Exception as error:  # whatever a file brings about that somebody else has made
             raise RecordError(
                 f"checkpoint {path} cannot be loaded: {checkpoint.why_not_loaded(error)}"
