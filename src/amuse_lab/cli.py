@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Never
@@ -206,6 +207,12 @@ def _configured(name: str, *arguments: str) -> "tuple[RunConfig, bool]":
 
     recipe = recipes.find(name)
     optimizer, rest = take_option(arguments, "--optimizer")
+    for word, following in pairwise([*rest, "-"]):
+        if word.startswith("--resume=") or (word == "--resume" and not following.startswith("-")):
+            raise ConfigError(
+                "--resume takes no folder behind a recipe, where it goes on with the newest unfinished run "
+                "of these settings; `train --resume FOLDER` goes on with the run of a folder"
+            )
     newest, rest = take_flag(rest, "--resume")
     smoke, rest = take_flag(rest, "--smoke")
     original = recipe() if optimizer is None else recipe(optimizer)

@@ -134,6 +134,10 @@ class Run:
             with suppress(OSError):
                 self._summarize("interrupted")
             raise
+        except BrokenPipeError:  # nobody reads what is printed any more
+            with suppress(OSError):
+                self._summarize("interrupted")
+            raise
         except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
             reason = getattr(error, "strerror", None) or error
             failure = f"cannot write {self.folder.path}: {reason}; make room and go on with --resume"

@@ -9,7 +9,7 @@ import torch
 
 from amuse_lab import environment, sinks
 from amuse_lab.config import RunConfig
-from amuse_lab.errors import ConfigError, DataError, MissingError
+from amuse_lab.errors import ConfigError, DataError, MissingError, RecordError
 from amuse_lab.files import locked
 from amuse_lab.interrupts import Interrupt
 from amuse_lab.parallel import SHARDED_OPTIMIZERS, check_threads, init_distributed
@@ -78,9 +78,7 @@ def train(
         with Interrupt(patient=processes.world_size > 1) as interrupt:
             folder = None
             if processes.is_main:
-                with locked(config.runs / config.recipe) if newest else nullcontext():
-                    resume = newest_unfinished(config) if newest else resume
-                    folder = RunFolder.create(config, described) if resume is None else RunFolder.open(resume)
+                resume, folder = _opened(config, described, resume, newest=newest)
             try:
                 resume, path = processes.broadcast((resume, folder.path if folder else None))
                 assert path is not None, "the leading process has a folder"
@@ -102,3 +100,16 @@ def train(
                 if folder:
                     folder.close()
     return Outcome(path, run.summary, trainer.task.summarized_as, trainer.task.unit, run.signal)
+
+
+def _opened(
+    config: RunConfig, described: dict[str, Any], resume: Path | None, *, newest: bool
+) -> tuple[Path | None, RunFolder]:
+    """The folder of the run to go on with, if it is one, and the run folder, open."""
+    place = config.runs / config.recipe
+    try:
+        with locked(place) if newest else nullcontext():
+            resume = newest_unfinished(config) if newest else resume
+            return resume, RunFolder.create(config, described) if resume is None else RunFolder.open(resume)
+    except OSError as error:
+        raise RecordError(f"cannot write {place}: {error.strerror}; --runs takes another place") from error

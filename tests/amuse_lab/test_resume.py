@@ -305,6 +305,24 @@ def test_the_learning_rate_changes_from_here_on(tiny: Make, optimizer: str) -> N
     assert saved_config(folder).optimizer == lower.optimizer
 
 
+class Unread(Silence):
+    """Whoever reads what is printed has seen enough, as `| head` has."""
+
+    def show(self, status: Status) -> None:
+        if status.step == 3:
+            raise BrokenPipeError
+
+
+def test_a_run_whose_output_nobody_reads_is_interrupted(tiny: Make) -> None:
+    config = tiny(steps=6, checkpoint_every=2)
+    with pytest.raises(BrokenPipeError):
+        train(config, Unread())
+    folder = newest_unfinished(config)
+    assert folder is not None
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert train(config, Silence(), resume=folder).summary["status"] == "finished"
+
+
 def test_a_changed_learning_rate_needs_no_checkpoint_to_be_known(tiny: Make) -> None:
     """The process died after it had begun with another rate, and before its next checkpoint."""
     folder = train(tiny(steps=6), Stopping(3)).folder

@@ -47,8 +47,8 @@ def export_run(run: Path, out: Path, config: ImageConfig) -> str:
             save_file(state, partial / MODEL, metadata={"format": "pt"})
             shutil.copymode(partial / "config.json", partial / MODEL)  # safetensors lets only the owner read
             _save_program(model, config.dataset().shape, partial / PROGRAM)
-    except OSError as error:
-        raise RecordError(f"cannot write {out}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise RecordError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     return f"{MODEL}, {PROGRAM}, config.json"
 
 

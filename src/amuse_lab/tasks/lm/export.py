@@ -106,8 +106,8 @@ def export(weights: Path, config: ModelConfig, out: Path, tokenizer: BytePairTok
                 for name, content in tokenizer.files.items():
                     (partial / name).write_bytes(content)
                 _write_json(partial / "tokenizer_config.json", _tokenizer_config(config))
-    except OSError as error:
-        raise RecordError(f"cannot write {out}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise RecordError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _read(path: Path, config: ModelConfig) -> dict[str, Tensor]:

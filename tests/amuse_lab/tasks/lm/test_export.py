@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from amuse_lab.config import RunConfig
@@ -136,16 +137,19 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_failure_leaves_nothing(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path)
     before = set(tmp_path.iterdir())
 
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", full)
-        with pytest.raises(RecordError, match=r"cannot write .*out: No space left on device"):
+        with pytest.raises(RecordError, match=r"cannot write .*out: .*No space left on device"):
             export(tmp_path / "model.safetensors", CONFIG, tmp_path / "out")
     assert set(tmp_path.iterdir()) == before
     (tmp_path / ".out.partial").mkdir()  # as a killed process leaves it
