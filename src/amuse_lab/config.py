@@ -124,7 +124,8 @@ class RunConfig:
         log_every: Steps between lines of training loss.
         clip: Largest global norm of the gradient; None does not clip.
         micro_batch: Sequences or images of one forward pass on one device at most; None takes a device's
-            whole share of the batch at once. Changes no result beyond rounding.
+            whole share of the batch at once. Changes no result beyond rounding, but where BatchNorm takes the
+            statistics of these.
         precision: fp32; amp-bf16, float32 weights under bfloat16 autocast (with fsdp, gathered in bfloat16);
             bf16, bfloat16 weights.
         compile: Whether torch.compile translates the model.
