@@ -185,6 +185,13 @@ _CONSTANT = "Muon + SGD at a constant learning rate, an average of kappa 7"
         ("shakespeare-anytime", "to Muon with warm-up, stable and decay phases", "anytime", "muon-wsd", 3),
         ("shakespeare-anytime", "to AdamW with a cosine", "anytime", "adamw-cosine", 3),
         ("shakespeare-anytime", f"to NorMuon with a cosine, {_PARTS}", "anytime", "normuon-cosine", 3),
+        (
+            "shakespeare-fresh",
+            "... with 20 new seeds (16 at 3,200) and other text",
+            "anytime",
+            "normuon-cosine",
+            3,
+        ),
         ("shakespeare-anytime", "AMUSE with T0 tuned, to Muon with a cosine", "amuse", "muon-cosine", 3),
         ("mnist-anytime", f"to {_COSINE}", "anytime", "muon-sgd-cosine", 4),
         ("mnist-anytime", "to AdamW with a cosine", "anytime", "adamw-cosine", 4),
