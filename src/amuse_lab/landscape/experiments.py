@@ -9,7 +9,7 @@ from typing import Any
 from amuse_lab.config import RunConfig
 from amuse_lab.config import from_json as config_from_json
 from amuse_lab.config import to_json as config_to_json
-from amuse_lab.errors import RecordError
+from amuse_lab.errors import ConfigError, RecordError
 from amuse_lab.files import replacing
 from amuse_lab.landscape import claims
 from amuse_lab.landscape.recorded import Recorded, from_json, to_json
@@ -79,7 +79,10 @@ def missing(records: list[Recorded]) -> list[tuple[str, str, RunConfig]]:
     known = set()
     for each in records:
         if (each.setting, each.name) in runs:
-            config = config_from_json(runs[each.setting, each.name], each.config)
+            try:
+                config = config_from_json(runs[each.setting, each.name], each.config)
+            except ConfigError:  # of a version that had other settings
+                continue
             decides = _deciding(config_to_json(config))
             known.add(json.dumps([each.setting, each.name, each.seed, decides, each.settings]))
     wanted = []

@@ -159,7 +159,8 @@ def test_pictures_stand_first_and_the_paper_apart(study: Study, records: Found) 
     assert block.startswith("![invented")
     assert "](docs/invented.svg)" in block.splitlines()[0]
     assert all("**ahead**" in cell for cell in row(block, "Differences in loss", "amuse"))
-    assert block.index("| amuse |") < block.index("none of it was measured here")
+    assert block.index("| amuse |") < block.index("**What the paper reports.**")
+    assert "none of it was measured here" in unwrapped(block)
     assert "](no)" not in block
     page = results_page([(study, records)], {"invented": {"anytime": "a.png", "readouts": "r.png"}})
     assert page.index("](a.png)") < page.index("### Figures") < page.index("](r.png)")
