@@ -55,9 +55,8 @@ def saved_config(folder: Path) -> RunConfig:
     """
     try:
         content = _content(folder)
-        default = recipes.find(content["recipe"])(content["optimizer"]["name"])
         history = content.pop(HISTORY, [])
-        config = replace(from_json(default, content), runs=folder.parent.parent)
+        config = replace(_config_in(content), runs=folder.parent.parent)
         began = hash_of(_undone(content, history))
     except OSError as error:
         raise RecordError(
@@ -72,6 +71,12 @@ def saved_config(folder: Path) -> RunConfig:
             "for; undo that, and change settings on the command line or in a new run"
         )
     return config
+
+
+def _config_in(content: Mapping[str, Any]) -> RunConfig:
+    """The config that a config.json holds."""
+    default = recipes.find(content["recipe"])(content["optimizer"]["name"])
+    return from_json(default, {name: value for name, value in content.items() if name != HISTORY})
 
 
 def _content(folder: Path) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def changed_since(folder: Path, config: RunConfig, step: int) -> set[str]:
     """Return the dotted names of the settings that are not what they were when a checkpoint was written.
 
     Args:
-        folder: The run folder.
+        folder: The run folder, whose config.json tells which settings were changed, and after which step.
         config: Config of the steps to come.
         step: Training steps done when the checkpoint was written.
     """
@@ -208,31 +213,33 @@ def newest_unfinished(config: RunConfig) -> Path | None:
     Returns:
         Its folder, or None where there is none.
     """
-    wanted = _experiment(to_json(config), config)
+    wanted = _settings(config)
     # Folders are named by the time they began, but those of one second are only told apart by their files.
     found = (config.runs / config.recipe).glob("*/config.json")
     for file in sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         summary = file.with_name("summary.json")
         ended = summary.exists() and _read(summary).get("status", "finished") == "finished"
-        if _experiment(_read(file), config) == wanted and not ended:
+        if _experiment(_read(file)) == wanted and not ended:
             return file.parent
     return None
 
 
-def _experiment(content: Mapping[str, Any], like: RunConfig) -> dict[str, Any]:
-    """All settings but the place, as JSON has them, where tuples are lists; empty if it is of another kind.
+def _experiment(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config.json, as `_settings` has them; empty if it is damaged.
 
     Settings that the version which wrote it did not have are the recipe's.
     """
     try:
-        default = recipes.find(like.recipe)(like.optimizer.name)
-        known = {name: value for name, value in content.items() if name != HISTORY}
-        if known["optimizer"]["name"] != like.optimizer.name or known["task"]["name"] != like.task.name:
-            return {}
-        settings: dict[str, Any] = json.loads(json.dumps(to_json(from_json(default, known))))
+        return _settings(_config_in(content))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    return {name: value for name, value in settings.items() if name != "runs"}
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """All settings but the place, as JSON has them, where tuples are lists."""
+    settings: dict[str, Any] = json.loads(json.dumps(to_json(config)))
+    del settings["runs"]
+    return settings
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _examined(
     for group in groups:
         if any(p in gradients for p in group["params"]):
             check_ready(group, states, gradients)
-    looked_at: list[list[tuple[int, Tensor]]] = []
+    examined: list[list[tuple[int, Tensor]]] = []
     for group in groups:
         present = [(i, local(gradients[p])) for i, p in enumerate(group["params"]) if p in gradients]
         for i, gradient in present:
@@ -133,13 +133,13 @@ def _examined(
                     "build the embedding with sparse=False"
                 )
         ignored = group["nonfinite"] == "ignore"
-        looked_at.append([] if ignored else [(i, grad) for i, grad in present if grad.numel() > 0])
-    if _all_finite([[gradient for _, gradient in present] for present in looked_at if present]):
+        examined.append([] if ignored else [(i, grad) for i, grad in present if grad.numel() > 0])
+    if _all_finite([[gradient for _, gradient in present] for present in examined if present]):
         return [[] for _ in groups]
     # A norm overflows where no entry does: only now is it worth looking at every entry.
     return [
         [describe(group, i) for i, gradient in present if not gradient.isfinite().all()]
-        for group, present in zip(groups, looked_at, strict=True)
+        for group, present in zip(groups, examined, strict=True)
     ]
 
 

@@ -622,3 +622,11 @@ def test_kills_at_any_moment_leave_no_trace(tmp_path: Path, kills: int) -> None:
     assert report["kills"] == kills
     assert report["inside checkpoint writes"] >= 1
     assert report["different"] == []
+
+
+def test_a_recipe_that_is_not_known_finds_no_damaged_run(tiny: Make) -> None:
+    config = tiny(recipe="of my own")
+    folder = RunFolder.create(config, {})
+    folder.close()
+    (folder.path / "config.json").write_text("{")
+    assert newest_unfinished(config) is None
